@@ -1,0 +1,70 @@
+// The kernels of one instruction set. Compiled once for each, with
+// MLX_RECURRENT_ISA its name, MLX_RECURRENT_VECTOR_BYTES the width of its
+// vectors and MLX_RECURRENT_REGISTERS their number.
+
+#include "linear_scan.h"
+#include "matmul.h"
+#include "recurrence.h"
+
+namespace {
+
+template <class T>
+static void run_forward_any(
+    const ForwardArgs& args,
+    const Partition& p,
+    const Member& member,
+    char* scratch) {
+  switch (args.layer.activation) {
+    case Activation::tanh:
+      return run_forward<T, Activation::tanh>(args, p, member, scratch);
+    case Activation::relu:
+      return run_forward<T, Activation::relu>(args, p, member, scratch);
+    case Activation::sigmoid:
+      return run_forward<T, Activation::sigmoid>(args, p, member, scratch);
+    case Activation::identity:
+      return run_forward<T, Activation::identity>(args, p, member, scratch);
+  }
+}
+
+template <class T>
+static void run_backward_any(
+    const BackwardArgs& args,
+    const Partition& p,
+    const Member& member,
+    char* scratch) {
+  switch (args.layer.activation) {
+    case Activation::tanh:
+      return run_backward<T, Activation::tanh>(args, p, member, scratch);
+    case Activation::relu:
+      return run_backward<T, Activation::relu>(args, p, member, scratch);
+    case Activation::sigmoid:
+      return run_backward<T, Activation::sigmoid>(args, p, member, scratch);
+    case Activation::identity:
+      return run_backward<T, Activation::identity>(args, p, member, scratch);
+  }
+}
+
+template <class T>
+constexpr TypedKernels kernels_of() {
+  return TypedKernels{
+      {matmul_scratch<T>, run_matmul<T>},
+      {outer_sum_scratch<T>, run_outer_sum<T>},
+      {forward_scratch<T>, run_forward_any<T>},
+      {backward_scratch<T>, run_backward_any<T>},
+      {linear_scan_scratch<T>, run_linear_scan<T>}};
+}
+
+} // namespace
+
+#define TEXT(name) #name
+#define NAME(name) TEXT(name)
+#define JOIN_(a, b) a##b
+#define JOIN(a, b) JOIN_(a, b)
+
+extern const KernelTable JOIN(mlx_recurrent_kernels_, MLX_RECURRENT_ISA);
+const KernelTable JOIN(mlx_recurrent_kernels_, MLX_RECURRENT_ISA) = {
+    NAME(MLX_RECURRENT_ISA),
+    {kernels_of<Float32>(),
+     kernels_of<Float64>(),
+     kernels_of<Float16>(),
+     kernels_of<BFloat16>()}};

@@ -1,0 +1,156 @@
+// The boundary between the graph and the arithmetic: plain structs of pointers
+// and sizes, and one table of functions for each instruction set. Nothing here
+// knows MLX, allocates memory or throws.
+//
+// Letters: N rows of the batch, L steps, D input features, H hidden features.
+// Offsets and strides count elements.
+
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace mlx_recurrent::kernels {
+
+enum class Type : int { float32, float64, float16, bfloat16 };
+
+enum class Activation : int { tanh, relu, sigmoid, identity };
+
+// An (N, L, features) operand, read where it lies. Element (n, t, i) is at
+// data[row_offsets[n] + t * step_stride + i * feature_stride].
+struct Sequence {
+  const void* data;
+  const int64_t* row_offsets;
+  int64_t step_stride;
+  int64_t feature_stride;
+};
+
+// A matrix, read where it lies. Element (i, j) is at
+// data[i * row_stride + j * column_stride].
+struct Matrix {
+  const void* data;
+  int64_t row_stride;
+  int64_t column_stride;
+};
+
+// A vector, read where it lies; data is null where the term is absent.
+struct Vector {
+  const void* data;
+  int64_t stride;
+};
+
+// How one call is shared out. `batch` gives each slice its own rows; `units`
+// gives each thread its own output columns of every step.
+enum class Split : int { none, batch, units };
+
+struct Partition {
+  Split split;
+  int threads; // at most this many threads take part
+  int slices; // the batch's slices; their number fixes the order of summation
+};
+
+// One thread's place in the team that runs a call. A barrier is passed by all
+// members together.
+struct Member {
+  int index;
+  int count;
+  void (*wait)(void* barrier, int index);
+  void* barrier;
+};
+
+// out (N, L, M) = x (N, L, K) w^T + bias, w (M, K).
+struct MatmulArgs {
+  int64_t N, L, K, M;
+  Sequence x;
+  Matrix w;
+  Vector bias;
+  void* out;
+};
+
+// out (M, K) = sum over n and t of a[n, t, :] (outer) b[n, t, :].
+struct OuterSumArgs {
+  int64_t N, L, M, K;
+  Sequence a; // (N, L, M)
+  Sequence b; // (N, L, K)
+  void* out;
+};
+
+// h_t = f(z_t + Whh h_{t-1}), z_t = Wxh x_t + bias or, where `projected` is
+// set, x_t itself (then D == H).
+struct RecurrenceArgs {
+  int64_t N, L, D, H;
+  Activation activation;
+  bool projected;
+  Sequence x;
+  Matrix Wxh;
+  Vector bias;
+  Matrix Whh;
+  Sequence hidden; // (N, 1, H); data is null where there is none
+  // 0: every state is kept. k >= 1: every k-th state and the last.
+  int64_t keep_every;
+};
+
+struct ForwardArgs {
+  RecurrenceArgs layer;
+  void* states; // (N, kept states, H)
+};
+
+// The vector-Jacobian product of the recurrence. Outputs that are null are not
+// wanted. `states` is what the forward pass left, `dstates` its cotangent.
+struct BackwardArgs {
+  RecurrenceArgs layer;
+  Sequence states;
+  Sequence dstates;
+  void* dx; // (N, L, D)
+  void* dWxh; // (H, D)
+  void* dbias; // (H,)
+  void* dWhh; // (H, H)
+  void* dhidden; // (N, H)
+};
+
+// y_t = s_t + beta_t * V (gamma_p * y_p), where p is the step before t in the
+// direction of the run; the first step takes `hidden` for gamma_p * y_p.
+struct LinearScanArgs {
+  int64_t N, L, H;
+  bool reverse;
+  Sequence s;
+  Matrix V;
+  Sequence beta; // null data: all ones
+  Sequence gamma; // null data: all ones
+  Sequence hidden; // (N, 1, H); null data: zero
+  void* out; // (N, L, H)
+};
+
+template <class Args>
+struct Kernel {
+  // Bytes of scratch memory that `run` needs.
+  size_t (*scratch)(const Args&, const Partition&);
+  // Called once by every member of the team, with the same scratch memory.
+  void (*run)(const Args&, const Partition&, const Member&, char* scratch);
+};
+
+struct TypedKernels {
+  Kernel<MatmulArgs> matmul;
+  Kernel<OuterSumArgs> outer_sum;
+  Kernel<ForwardArgs> forward;
+  Kernel<BackwardArgs> backward;
+  Kernel<LinearScanArgs> linear_scan;
+};
+
+struct KernelTable {
+  const char* isa;
+  TypedKernels types[4]; // by Type
+};
+
+// States that the forward pass leaves.
+inline int64_t kept_states(int64_t L, int64_t keep_every) {
+  return keep_every == 0 ? L : (L + keep_every - 1) / keep_every;
+}
+
+// The table for this processor, or for the instruction set that the environment
+// variable MLX_RECURRENT_ISA names; null where that name is not one of
+// `available_isas()` (a comma-separated list).
+const KernelTable* table();
+const char* available_isas();
+
+} // namespace mlx_recurrent::kernels

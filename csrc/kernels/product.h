@@ -1,0 +1,348 @@
+// Matrix products on packed panels: the one micro-kernel that the projection,
+// the recurrence's step and the weight gradients share.
+//
+// A matrix B (K, M) is packed into panels of kPanel columns, each laid out
+// [K][kPanel] and padded with zeros. A tile is up to kRows rows by one panel.
+
+#pragma once
+
+#include "elementary.h"
+#include "kernels.h"
+
+namespace {
+
+using mlx_recurrent::kernels::Sequence;
+
+#if MLX_RECURRENT_REGISTERS >= 32
+constexpr int kPanelVectors = 4;
+#else
+constexpr int kPanelVectors = 2;
+#endif
+constexpr int kRows = 6;
+
+template <class C>
+constexpr int kPanel = kPanelVectors * Simd<C>::lanes;
+
+INLINE int64_t minimum(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+
+INLINE int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
+template <class C>
+INLINE int64_t panel_count(int64_t columns) {
+  return ceil_div(columns, kPanel<C>);
+}
+
+template <class C>
+INLINE int64_t packed_size(int64_t K, int64_t columns) {
+  return K * panel_count<C>(columns) * kPanel<C>;
+}
+
+// The distance between rows of scratch matrices: whole cache lines, an odd
+// number of them, so that rows do not fall on the same cache sets.
+template <class C>
+INLINE int64_t leading_dimension(int64_t columns) {
+  constexpr int64_t line = 64 / sizeof(C);
+  int64_t padded = panel_count<C>(columns) * kPanel<C>;
+  int64_t lines = ceil_div(padded, line);
+  return (lines | 1) * line;
+}
+
+// Packs panels [first, last) of B (K, M), B(k, j) = data[k * k_stride + j *
+// j_stride].
+template <class T>
+static void pack(
+    Compute<T>* panels,
+    const Element<T>* data,
+    int64_t k_stride,
+    int64_t j_stride,
+    int64_t K,
+    int64_t M,
+    int64_t first,
+    int64_t last) {
+  typedef Compute<T> C;
+  constexpr int width = kPanel<C>;
+  constexpr int lanes = Simd<C>::lanes;
+  for (int64_t p = first; p < last; ++p) {
+    C* panel = panels + p * K * width;
+    int64_t j0 = p * width;
+    int64_t columns = minimum(width, M - j0);
+    const Element<T>* source = data + j0 * j_stride;
+    if (j_stride == 1) {
+      for (int64_t k = 0; k < K; ++k) {
+        for (int64_t j = 0; j < width; j += lanes) {
+          Vec<C> v = {};
+          if (j < columns) {
+            v = load_some<T>(source + k * k_stride + j, columns - j);
+          }
+          store_as(panel + k * width + j, v);
+        }
+      }
+      continue;
+    }
+    // Blocks of k, so that the lines read for one column serve the next ks.
+    constexpr int64_t block = 16;
+    for (int64_t k0 = 0; k0 < K; k0 += block) {
+      int64_t k1 = minimum(k0 + block, K);
+      for (int64_t j = 0; j < columns; ++j) {
+        const Element<T>* column = source + j * j_stride;
+        for (int64_t k = k0; k < k1; ++k) {
+          panel[k * width + j] = load_one<T>(column + k * k_stride);
+        }
+      }
+      for (int64_t k = k0; k < k1; ++k) {
+        for (int64_t j = columns; j < width; ++j) {
+          panel[k * width + j] = C(0);
+        }
+      }
+    }
+  }
+}
+
+// tile[m][:] = sum over k of a(m, k) * panel[k][:]. With `unit_k` a(m, k) is
+// a[m * stride + k] (rows of a matrix), else a[k * stride + m] (its columns).
+// `Chains` sums are kept side by side, to hide the latency of the additions
+// where there are few rows.
+template <class C, int Rows, int Vectors, int Chains, bool unit_k>
+static void micro_kernel(
+    int64_t K,
+    const C* a,
+    int64_t stride,
+    const C* panel,
+    C* tile) {
+  constexpr int lanes = Simd<C>::lanes;
+  constexpr int width = kPanel<C>;
+  Vec<C> sum[Chains][Rows][Vectors] = {};
+  int64_t k = 0;
+  for (; k + Chains <= K; k += Chains) {
+#pragma GCC unroll 8
+    for (int c = 0; c < Chains; ++c) {
+      Vec<C> w[Vectors];
+#pragma GCC unroll 8
+      for (int j = 0; j < Vectors; ++j) {
+        w[j] = load_as<Vec<C>>(panel + (k + c) * width + j * lanes);
+      }
+#pragma GCC unroll 8
+      for (int m = 0; m < Rows; ++m) {
+        C value = unit_k ? a[m * stride + k + c] : a[(k + c) * stride + m];
+#pragma GCC unroll 8
+        for (int j = 0; j < Vectors; ++j) {
+          sum[c][m][j] += w[j] * value;
+        }
+      }
+    }
+  }
+  if constexpr (Chains > 1) {
+    for (; k < K; ++k) {
+#pragma GCC unroll 8
+      for (int m = 0; m < Rows; ++m) {
+        C value = unit_k ? a[m * stride + k] : a[k * stride + m];
+#pragma GCC unroll 8
+        for (int j = 0; j < Vectors; ++j) {
+          sum[0][m][j] +=
+              load_as<Vec<C>>(panel + k * width + j * lanes) * value;
+        }
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < Rows; ++m) {
+#pragma GCC unroll 8
+    for (int j = 0; j < Vectors; ++j) {
+      Vec<C> total = sum[0][m][j];
+#pragma GCC unroll 8
+      for (int c = 1; c < Chains; ++c) {
+        total += sum[c][m][j];
+      }
+      store_as(tile + m * width + j * lanes, total);
+    }
+  }
+}
+
+template <class C>
+using MicroKernel = void (*)(int64_t, const C*, int64_t, const C*, C*);
+
+// The kernels for 1 to Rows rows and 1 to kPanelVectors vectors.
+template <class C, int Chains, bool unit_k, int Rows, int Vectors = kPanelVectors>
+static MicroKernel<C> micro_kernel_for(int rows, int vectors) {
+  if constexpr (Vectors > 1) {
+    if (vectors < Vectors) {
+      return micro_kernel_for<C, Chains, unit_k, Rows, Vectors - 1>(rows, vectors);
+    }
+  }
+  if constexpr (Rows > 1) {
+    if (rows < Rows) {
+      return micro_kernel_for<C, Chains, unit_k, Rows - 1, Vectors>(rows, vectors);
+    }
+  }
+  return micro_kernel<C, Rows, Vectors, Chains, unit_k>;
+}
+
+// How many sums stand side by side: a function of the whole call's rows, never
+// of one thread's, because it decides the order of summation.
+INLINE int chains_for(int64_t rows) {
+  return rows == 1 ? 4 : rows == 2 ? 2 : 1;
+}
+
+template <class C>
+static MicroKernel<C> row_kernel(int chains, int rows, int vectors) {
+  if (chains == 4) {
+    return micro_kernel_for<C, 4, true, 1>(1, vectors);
+  }
+  if (chains == 2) {
+    return micro_kernel_for<C, 2, true, 2>(rows, vectors);
+  }
+  return micro_kernel_for<C, 1, true, kRows>(rows, vectors);
+}
+
+INLINE int most_rows(int chains) {
+  return chains == 4 ? 1 : chains == 2 ? 2 : kRows;
+}
+
+// A tile of a product, as its consumer sees it: `rows` rows from `row`, and
+// `columns` columns from `column`; value(m, j) is at tile[m * kPanel + j].
+template <class C>
+struct Tile {
+  const C* values;
+  int64_t row;
+  int rows;
+  int64_t column;
+  int64_t columns;
+
+  // Calls consume(row, column, vector, lanes in use) for each vector.
+  template <class Consume>
+  INLINE_MEMBER void each(Consume consume) const {
+    constexpr int lanes = Simd<C>::lanes;
+    for (int m = 0; m < rows; ++m) {
+      for (int64_t j = 0; j < columns; j += lanes) {
+        consume(
+            row + m,
+            column + j,
+            load_as<Vec<C>>(values + m * kPanel<C> + j),
+            columns - j);
+      }
+    }
+  }
+};
+
+// Rows a (rows, K) times panels [first, last) of a packed (K, M) matrix; each
+// finished tile goes to `consume`.
+template <class C, class Consume>
+INLINE void multiply(
+    int64_t rows,
+    int64_t K,
+    const C* a,
+    int64_t lda,
+    const C* panels,
+    int64_t M,
+    int64_t first,
+    int64_t last,
+    int chains,
+    Consume consume) {
+  alignas(64) C values[kRows * kPanel<C>];
+  if (rows == 0) {
+    return;
+  }
+  // Blocks of nearly equal height: 7 rows are 4 and 3, not 6 and 1.
+  int64_t blocks = ceil_div(rows, most_rows(chains));
+  int64_t height = rows / blocks;
+  int64_t taller = rows % blocks;
+  for (int64_t p = first; p < last; ++p) {
+    int64_t column = p * kPanel<C>;
+    int64_t columns = minimum(kPanel<C>, M - column);
+    int vectors = static_cast<int>(ceil_div(columns, Simd<C>::lanes));
+    const C* panel = panels + p * K * kPanel<C>;
+    int64_t row = 0;
+    for (int64_t b = 0; b < blocks; ++b) {
+      int count = static_cast<int>(height + (b < taller));
+      row_kernel<C>(chains, count, vectors)(K, a + row * lda, lda, panel, values);
+      consume(Tile<C>{values, row, count, column, columns});
+      row += count;
+    }
+  }
+}
+
+// sums (M, columns of the panel) += a^T panel for a (K, M) and one panel of
+// width kPanel, K rows; rows [first, last) of the result.
+template <class C>
+static void accumulate_outer(
+    int64_t K,
+    const C* a,
+    int64_t lda,
+    const C* panel,
+    int64_t columns,
+    int64_t first,
+    int64_t last,
+    C* sums,
+    int64_t ld) {
+  constexpr int lanes = Simd<C>::lanes;
+  alignas(64) C values[kRows * kPanel<C>];
+  int vectors = static_cast<int>(ceil_div(columns, lanes));
+  for (int64_t row = first; row < last; row += kRows) {
+    int count = static_cast<int>(minimum(kRows, last - row));
+    micro_kernel_for<C, 1, false, kRows>(count, vectors)(
+        K, a + row, lda, panel, values);
+    for (int m = 0; m < count; ++m) {
+      C* target = sums + (row + m) * ld;
+      for (int j = 0; j < vectors * lanes; j += lanes) {
+        store_as(
+            target + j,
+            load_as<Vec<C>>(target + j) +
+                load_as<Vec<C>>(values + m * kPanel<C> + j));
+      }
+    }
+  }
+}
+
+// Copies columns [first, last) of one feature row into compute form.
+template <class T>
+INLINE void stage_row(
+    Compute<T>* to,
+    const Element<T>* from,
+    int64_t feature_stride,
+    int64_t first,
+    int64_t last) {
+  typedef Compute<T> C;
+  constexpr int lanes = Simd<C>::lanes;
+  if (feature_stride == 1) {
+    int64_t i = first;
+    for (; i + lanes <= last; i += lanes) {
+      store_as(to + i, T::load(from + i));
+    }
+    for (; i < last; ++i) {
+      to[i] = load_one<T>(from + i);
+    }
+  } else {
+    for (int64_t i = first; i < last; ++i) {
+      to[i] = load_one<T>(from + i * feature_stride);
+    }
+  }
+}
+
+template <class T>
+INLINE const Element<T>* row_of(const Sequence& s, int64_t n, int64_t t) {
+  return static_cast<const Element<T>*>(s.data) + s.row_offsets[n] +
+      t * s.step_stride;
+}
+
+template <class T>
+INLINE void write_row(
+    Element<T>* to,
+    const Compute<T>* from,
+    int64_t first,
+    int64_t last) {
+  constexpr int lanes = Simd<Compute<T>>::lanes;
+  for (int64_t i = first; i < last; i += lanes) {
+    store_some<T>(to + i, load_as<Vec<Compute<T>>>(from + i), last - i);
+  }
+}
+
+template <class C>
+INLINE void clear(C* p, int64_t count) {
+  __builtin_memset(p, 0, count * sizeof(C));
+}
+
+} // namespace

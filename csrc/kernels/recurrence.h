@@ -1,0 +1,822 @@
+// The nonlinear scan, forward and backward, in chunks of time that stay in
+// cache.
+
+#pragma once
+
+#include "elman.h"
+#include "team_work.h"
+
+namespace {
+
+template <class C>
+struct VectorOps {
+  static INLINE_MEMBER Vec<C> tanh(Vec<C> a) {
+    return hyperbolic_tangent<C>(a);
+  }
+  static INLINE_MEMBER Vec<C> logistic(Vec<C> a) {
+    return ::logistic<C>(a);
+  }
+  // NaN passes; -0 becomes +0, as in mlx.core.maximum(a, 0).
+  static INLINE_MEMBER Vec<C> positive_part(Vec<C> a) {
+    return a <= C(0) ? Vec<C>{} : a;
+  }
+  static INLINE_MEMBER Vec<C> where_positive(Vec<C> h, Vec<C> one) {
+    return h > C(0) ? one : Vec<C>{};
+  }
+};
+
+// Bytes of one chunk's states, at which they still leave room in a level-2
+// cache, and rows that keep the micro-kernel busy.
+constexpr int64_t kForwardChunkBytes = 256 * 1024;
+constexpr int64_t kForwardChunkRows = 4 * kRows;
+constexpr int64_t kBackwardChunkRows = 256;
+
+INLINE int64_t forward_chunk_steps(
+    int64_t L,
+    int64_t rows,
+    int64_t row_bytes) {
+  int64_t per_step = rows > 0 ? rows : 1;
+  int64_t steps = kForwardChunkBytes / (per_step * row_bytes);
+  int64_t least = ceil_div(kForwardChunkRows, per_step);
+  steps = steps > least ? steps : least;
+  return minimum(steps, L);
+}
+
+// The part of the scratch memory that running steps forward needs; with no
+// steps there is room for the initial state only.
+template <class T>
+struct ForwardMemory {
+  typedef Compute<T> C;
+  C* Whh; // packed, Whh^T
+  C* Wxh; // packed, Wxh^T
+  C* bias;
+  C* hidden; // (rows, ldh), by group
+  C* x; // (steps * rows, ldd), by member
+
+  ForwardMemory(
+      Arena& arena,
+      const RecurrenceArgs& g,
+      const Partition& p,
+      int64_t rows,
+      int64_t steps,
+      int group,
+      int member) {
+    int64_t ldh = leading_dimension<C>(g.H);
+    int64_t ldd = leading_dimension<C>(g.D);
+    bool projects = steps > 0 && !g.projected;
+    Whh = arena.take<C>(steps > 0 ? packed_size<C>(g.H, g.H) : 0);
+    Wxh = arena.take<C>(projects ? packed_size<C>(g.D, g.H) : 0);
+    bias = arena.take<C>(ldh);
+    hidden = arena.take<C>(Shares::groups(p) * rows * ldh) + group * rows * ldh;
+    int64_t staged = projects ? steps * rows * ldd : 0;
+    x = arena.take<C>(p.threads * staged) + member * staged;
+  }
+};
+
+// Steps forward over the rows of one slice.
+template <class T, Activation f>
+struct ForwardSteps {
+  typedef Compute<T> C;
+  const RecurrenceArgs& g;
+  const Shares& shares;
+  const ForwardMemory<T>& memory;
+  Range panels; // of H, this member's
+  Range columns;
+  Range rows; // of the batch
+  int64_t ldh, ldd;
+  int chains;
+
+  ForwardSteps(
+      const RecurrenceArgs& g,
+      const Shares& shares,
+      const ForwardMemory<T>& memory)
+      : g(g), shares(shares), memory(memory), rows{0, 0} {
+    panels = shares.panels(panel_count<C>(g.H));
+    columns = columns_of<C>(panels, g.H);
+    ldh = leading_dimension<C>(g.H);
+    ldd = leading_dimension<C>(g.D);
+    chains = chains_for(g.N);
+  }
+
+  // Packs the weights, once for all members; the caller waits for them.
+  void prepare() const {
+    Range own = shares.once(panel_count<C>(g.H));
+    pack<T>(
+        memory.Whh,
+        static_cast<const Element<T>*>(g.Whh.data),
+        g.Whh.column_stride,
+        g.Whh.row_stride,
+        g.H,
+        g.H,
+        own.first,
+        own.last);
+    if (!g.projected) {
+      pack<T>(
+          memory.Wxh,
+          static_cast<const Element<T>*>(g.Wxh.data),
+          g.Wxh.column_stride,
+          g.Wxh.row_stride,
+          g.D,
+          g.H,
+          own.first,
+          own.last);
+    }
+    if (shares.member.index == 0) {
+      clear(memory.bias, ldh);
+      if (g.bias.data) {
+        stage_row<T>(
+            memory.bias,
+            static_cast<const Element<T>*>(g.bias.data),
+            g.bias.stride,
+            0,
+            g.H);
+      }
+    }
+  }
+
+  // The state before step 0 of this slice, this member's columns; null where
+  // there is none.
+  C* initial_state() const {
+    if (!g.hidden.data) {
+      return nullptr;
+    }
+    for (int64_t n = rows.first; n < rows.last; ++n) {
+      stage_row<T>(
+          memory.hidden + (n - rows.first) * ldh,
+          row_of<T>(g.hidden, n, 0),
+          g.hidden.feature_stride,
+          columns.first,
+          columns.last);
+    }
+    return memory.hidden;
+  }
+
+  // z of steps [t0, t1) into `states` (steps * rows, ldh), this member's
+  // columns.
+  void project(int64_t t0, int64_t t1, C* states) const {
+    int64_t count = rows.last - rows.first;
+    if (g.projected) {
+      C* to = states;
+      for (int64_t t = t0; t < t1; ++t) {
+        for (int64_t n = rows.first; n < rows.last; ++n, to += ldh) {
+          stage_row<T>(
+              to,
+              row_of<T>(g.x, n, t),
+              g.x.feature_stride,
+              columns.first,
+              columns.last);
+        }
+      }
+      return;
+    }
+    C* to = memory.x;
+    for (int64_t t = t0; t < t1; ++t) {
+      for (int64_t n = rows.first; n < rows.last; ++n, to += ldd) {
+        stage_row<T>(to, row_of<T>(g.x, n, t), g.x.feature_stride, 0, g.D);
+      }
+    }
+    multiply<C>(
+        (t1 - t0) * count,
+        g.D,
+        memory.x,
+        ldd,
+        memory.Wxh,
+        g.H,
+        panels.first,
+        panels.last,
+        1,
+        [&](const Tile<C>& tile) __attribute__((always_inline)) {
+          tile.each([&](int64_t row, int64_t column, Vec<C> sum, int64_t) {
+            store_as(
+                states + row * ldh + column,
+                sum + load_as<Vec<C>>(memory.bias + column));
+          });
+        });
+  }
+
+  // The step that turns z into the state in `state` (rows, ldh).
+  void step(const C* previous, C* state) const {
+    int64_t count = rows.last - rows.first;
+    if (!previous) {
+      for (int64_t n = 0; n < count; ++n) {
+        C* row = state + n * ldh;
+        for (int64_t j = columns.first; j < columns.last; j += Simd<C>::lanes) {
+          Vec<C> a = load_as<Vec<C>>(row + j);
+          store_as(
+              row + j,
+              T::round(mlx_recurrent::elman::activate<f, VectorOps<C>>(a)));
+        }
+      }
+    } else {
+      multiply<C>(
+          count,
+          g.H,
+          previous,
+          ldh,
+          memory.Whh,
+          g.H,
+          panels.first,
+          panels.last,
+          chains,
+          [&](const Tile<C>& tile) __attribute__((always_inline)) {
+            tile.each([&](int64_t row, int64_t column, Vec<C> sum, int64_t) {
+              C* at = state + row * ldh + column;
+              Vec<C> a = sum + load_as<Vec<C>>(at);
+              store_as(
+                  at,
+                  T::round(mlx_recurrent::elman::activate<f, VectorOps<C>>(a)));
+            });
+          });
+    }
+    shares.after_step();
+  }
+};
+
+template <class T>
+struct ForwardLayout {
+  typedef Compute<T> C;
+  int64_t steps;
+  ForwardMemory<T> memory;
+  C* states[2]; // (steps * rows, ldh) each, by group
+
+  static int64_t chunk(const RecurrenceArgs& g, const Shares& shares) {
+    return forward_chunk_steps(
+        g.L,
+        shares.most_rows(),
+        leading_dimension<C>(g.H) * static_cast<int64_t>(sizeof(C)));
+  }
+
+  ForwardLayout(Arena& arena, const RecurrenceArgs& g, const Shares& shares)
+      : steps(chunk(g, shares)),
+        memory(
+            arena,
+            g,
+            shares.partition,
+            shares.most_rows(),
+            steps,
+            shares.group(),
+            shares.member.index) {
+    int64_t size = steps * shares.most_rows() * leading_dimension<C>(g.H);
+    int groups = Shares::groups(shares.partition);
+    C* all = arena.take<C>(2 * groups * size);
+    states[0] = all + 2 * shares.group() * size;
+    states[1] = states[0] + size;
+  }
+};
+
+template <class T>
+static size_t forward_scratch(const ForwardArgs& args, const Partition& p) {
+  Arena arena{0};
+  Shares shares{p, kNobody, args.layer.N};
+  ForwardLayout<T> layout(arena, args.layer, shares);
+  return arena.used + 64;
+}
+
+template <class T, Activation f>
+static void run_forward(
+    const ForwardArgs& args,
+    const Partition& p,
+    const Member& member,
+    char* scratch) {
+  typedef Compute<T> C;
+  const RecurrenceArgs& g = args.layer;
+  Shares shares{p, member, g.N};
+  Arena arena = arena_at(scratch);
+  ForwardLayout<T> layout(arena, g, shares);
+  ForwardSteps<T, f> steps(g, shares, layout.memory);
+  Element<T>* out = static_cast<Element<T>*>(args.states);
+  int64_t kept = kept_states(g.L, g.keep_every);
+  int64_t every = g.keep_every == 0 ? 1 : g.keep_every;
+
+  steps.prepare();
+  if (shares.by_units()) {
+    steps.rows = Range{0, g.N};
+    steps.initial_state();
+  }
+  wait(member);
+  for (int s = shares.first_slice(); s < p.slices; s += shares.slice_step()) {
+    steps.rows = shares.rows(s);
+    int64_t count = steps.rows.last - steps.rows.first;
+    C* previous = shares.by_units() && g.hidden.data ? layout.memory.hidden
+                                                     : nullptr;
+    if (!shares.by_units()) {
+      previous = steps.initial_state();
+    }
+    int which = 0;
+    for (int64_t t0 = 0; t0 < g.L; t0 += layout.steps, which ^= 1) {
+      int64_t t1 = minimum(t0 + layout.steps, g.L);
+      C* states = layout.states[which];
+      steps.project(t0, t1, states);
+      for (int64_t t = t0; t < t1; ++t) {
+        C* state = states + (t - t0) * count * steps.ldh;
+        steps.step(previous, state);
+        previous = state;
+        if ((t + 1) % every == 0 || t + 1 == g.L) {
+          for (int64_t n = 0; n < count; ++n) {
+            write_row<T>(
+                out + ((steps.rows.first + n) * kept + t / every) * g.H,
+                state + n * steps.ldh,
+                steps.columns.first,
+                steps.columns.last);
+          }
+        }
+      }
+    }
+  }
+}
+
+template <class T>
+struct BackwardLayout {
+  typedef Compute<T> C;
+  int64_t steps;
+  int64_t rows;
+  ForwardMemory<T> forward;
+  C* transposed; // packed Whh
+  C* Wxh; // packed Wxh, for dx
+  C* states; // ((steps + 1) * rows, ldh): the state before the chunk, then its
+             // states; by group
+  C* delta[2]; // (steps * rows, ldh) each, by group
+  C* panel; // (steps * rows, kPanel), by member
+  // Sums, by slice.
+  C* dWhh; // (H, ldh)
+  C* dWxh; // (H, ldd)
+  C* dbias; // (ldh)
+  int64_t dWhh_size, dWxh_size, dbias_size;
+
+  static int64_t chunk(const RecurrenceArgs& g, const Shares& shares) {
+    if (g.keep_every > 0) {
+      return minimum(g.keep_every, g.L);
+    }
+    int64_t rows = shares.most_rows() > 0 ? shares.most_rows() : 1;
+    return minimum(ceil_div(kBackwardChunkRows, rows), g.L);
+  }
+
+  BackwardLayout(Arena& arena, const BackwardArgs& args, const Shares& shares)
+      : steps(chunk(args.layer, shares)),
+        rows(shares.most_rows()),
+        forward(
+            arena,
+            args.layer,
+            shares.partition,
+            shares.most_rows(),
+            args.layer.keep_every > 0 ? steps : 0,
+            shares.group(),
+            shares.member.index) {
+    const RecurrenceArgs& g = args.layer;
+    int64_t ldh = leading_dimension<C>(g.H);
+    int64_t ldd = leading_dimension<C>(g.D);
+    int groups = Shares::groups(shares.partition);
+    int slices = shares.partition.slices;
+    transposed = arena.take<C>(packed_size<C>(g.H, g.H));
+    bool input = args.dx && !g.projected;
+    Wxh = arena.take<C>(input ? packed_size<C>(g.H, g.D) : 0);
+    int64_t size = (steps + 1) * rows * ldh;
+    states = arena.take<C>(groups * size) + shares.group() * size;
+    size = steps * rows * ldh;
+    C* deltas = arena.take<C>(2 * groups * size);
+    delta[0] = deltas + 2 * shares.group() * size;
+    delta[1] = delta[0] + size;
+    size = steps * rows * kPanel<C>;
+    panel = arena.take<C>(shares.partition.threads * size) +
+        shares.member.index * size;
+    dWhh_size = args.dWhh ? g.H * ldh : 0;
+    dWxh_size = args.dWxh ? g.H * ldd : 0;
+    dbias_size = args.dbias ? ldh : 0;
+    dWhh = arena.take<C>(slices * dWhh_size);
+    dWxh = arena.take<C>(slices * dWxh_size);
+    dbias = arena.take<C>(slices * dbias_size);
+  }
+};
+
+template <class T>
+static size_t backward_scratch(const BackwardArgs& args, const Partition& p) {
+  Arena arena{0};
+  Shares shares{p, kNobody, args.layer.N};
+  BackwardLayout<T> layout(arena, args, shares);
+  return arena.used + 64;
+}
+
+// out (M, K) = the slices' sums added up in order; this member's rows.
+template <class T>
+static void write_sums(
+    void* out,
+    const Compute<T>* sums,
+    int64_t size,
+    int slices,
+    int64_t M,
+    int64_t K,
+    int64_t ld,
+    const Shares& shares) {
+  typedef Compute<T> C;
+  constexpr int lanes = Simd<C>::lanes;
+  Range own = shares.once(M);
+  for (int64_t i = own.first; i < own.last; ++i) {
+    Element<T>* row = static_cast<Element<T>*>(out) + i * K;
+    for (int64_t j = 0; j < K; j += lanes) {
+      Vec<C> total = load_as<Vec<C>>(sums + i * ld + j);
+      for (int s = 1; s < slices; ++s) {
+        total += load_as<Vec<C>>(sums + s * size + i * ld + j);
+      }
+      store_some<T>(row + j, total, K - j);
+    }
+  }
+}
+
+template <class T, Activation f>
+struct BackwardRun {
+  typedef Compute<T> C;
+  static constexpr int lanes = Simd<C>::lanes;
+  const BackwardArgs& args;
+  const RecurrenceArgs& g;
+  const Shares& shares;
+  const BackwardLayout<T>& layout;
+  ForwardSteps<T, f>& steps;
+  Range inputs; // panels of D, this member's
+
+  int64_t count() const {
+    return steps.rows.last - steps.rows.first;
+  }
+
+  void pack_weights() const {
+    Range own = shares.once(panel_count<C>(g.H));
+    pack<T>(
+        layout.transposed,
+        static_cast<const Element<T>*>(g.Whh.data),
+        g.Whh.row_stride,
+        g.Whh.column_stride,
+        g.H,
+        g.H,
+        own.first,
+        own.last);
+    if (args.dx && !g.projected) {
+      own = shares.once(panel_count<C>(g.D));
+      pack<T>(
+          layout.Wxh,
+          static_cast<const Element<T>*>(g.Wxh.data),
+          g.Wxh.row_stride,
+          g.Wxh.column_stride,
+          g.H,
+          g.D,
+          own.first,
+          own.last);
+    }
+    if (g.keep_every > 0) {
+      steps.prepare();
+    }
+  }
+
+  void stage_state(C* to, int64_t index) const {
+    for (int64_t n = steps.rows.first; n < steps.rows.last; ++n, to += steps.ldh) {
+      stage_row<T>(
+          to,
+          row_of<T>(args.states, n, index),
+          args.states.feature_stride,
+          steps.columns.first,
+          steps.columns.last);
+    }
+  }
+
+  // Fills layout.states with the state before t0 and the states of [t0, t1).
+  // Returns whether there is a state before t0.
+  bool load_states(int64_t t0, int64_t t1) const {
+    int64_t block = count() * steps.ldh;
+    bool before = true;
+    if (t0 > 0) {
+      stage_state(
+          layout.states, g.keep_every > 0 ? t0 / g.keep_every - 1 : t0 - 1);
+    } else if (const C* hidden = steps.initial_state()) {
+      for (int64_t n = 0; n < count(); ++n) {
+        for (int64_t j = steps.columns.first; j < steps.columns.last; ++j) {
+          layout.states[n * steps.ldh + j] = hidden[n * steps.ldh + j];
+        }
+      }
+    } else {
+      before = false;
+    }
+    if (g.keep_every == 0) {
+      for (int64_t t = t0; t < t1; ++t) {
+        stage_state(layout.states + (t - t0 + 1) * block, t);
+      }
+      return before;
+    }
+    shares.after_step();
+    C* states = layout.states + block;
+    steps.project(t0, t1, states);
+    for (int64_t t = t0; t < t1; ++t) {
+      C* state = states + (t - t0) * block;
+      steps.step(t > t0 || before ? state - block : nullptr, state);
+    }
+    return before;
+  }
+
+  void load_cotangents(int64_t t0, int64_t t1, C* delta) const {
+    const Sequence& d = args.dstates;
+    C* to = delta;
+    for (int64_t t = t0; t < t1; ++t) {
+      bool kept = g.keep_every == 0 || (t + 1) % g.keep_every == 0 ||
+          t + 1 == g.L;
+      int64_t index = g.keep_every == 0 ? t : t / g.keep_every;
+      for (int64_t n = steps.rows.first; n < steps.rows.last; ++n, to += steps.ldh) {
+        if (kept) {
+          stage_row<T>(
+              to,
+              row_of<T>(d, n, index),
+              d.feature_stride,
+              steps.columns.first,
+              steps.columns.last);
+        } else {
+          clear(
+              to + steps.columns.first,
+              steps.columns.last - steps.columns.first);
+        }
+      }
+    }
+  }
+
+  // delta, which holds the cotangent of the states of one step, becomes that of
+  // its pre-activations; `later` is delta of the step after it.
+  void step(const C* later, const C* state, C* delta) const {
+    Vec<C> one = splat<C>(C(1));
+    if (later) {
+      multiply<C>(
+          count(),
+          g.H,
+          later,
+          steps.ldh,
+          layout.transposed,
+          g.H,
+          steps.panels.first,
+          steps.panels.last,
+          steps.chains,
+          [&](const Tile<C>& tile) __attribute__((always_inline)) {
+            tile.each([&](int64_t row, int64_t column, Vec<C> sum, int64_t) {
+              int64_t at = row * steps.ldh + column;
+              Vec<C> slope = mlx_recurrent::elman::slope<f, VectorOps<C>>(
+                  load_as<Vec<C>>(state + at), one);
+              store_as(delta + at, (load_as<Vec<C>>(delta + at) + sum) * slope);
+            });
+          });
+    } else {
+      for (int64_t n = 0; n < count(); ++n) {
+        for (int64_t j = steps.columns.first; j < steps.columns.last;
+             j += lanes) {
+          int64_t at = n * steps.ldh + j;
+          Vec<C> slope = mlx_recurrent::elman::slope<f, VectorOps<C>>(
+              load_as<Vec<C>>(state + at), one);
+          store_as(delta + at, load_as<Vec<C>>(delta + at) * slope);
+        }
+      }
+    }
+    shares.after_step();
+  }
+
+  void add_dWhh(int64_t K, const C* delta, const C* previous, C* sums) const {
+    for (int64_t p = steps.panels.first; p < steps.panels.last; ++p) {
+      int64_t j0 = p * kPanel<C>;
+      for (int64_t k = 0; k < K; ++k) {
+        for (int64_t j = 0; j < kPanel<C>; j += lanes) {
+          store_as(
+              layout.panel + k * kPanel<C> + j,
+              load_as<Vec<C>>(previous + k * steps.ldh + j0 + j));
+        }
+      }
+      accumulate_outer<C>(
+          K,
+          delta,
+          steps.ldh,
+          layout.panel,
+          minimum(kPanel<C>, g.H - j0),
+          0,
+          g.H,
+          sums + j0,
+          steps.ldh);
+    }
+  }
+
+  void add_dWxh(int64_t t0, int64_t t1, const C* delta, C* sums) const {
+    for (int64_t p = inputs.first; p < inputs.last; ++p) {
+      int64_t j0 = p * kPanel<C>;
+      int64_t width = minimum(kPanel<C>, g.D - j0);
+      C* to = layout.panel;
+      for (int64_t t = t0; t < t1; ++t) {
+        for (int64_t n = steps.rows.first; n < steps.rows.last;
+             ++n, to += kPanel<C>) {
+          clear(to, kPanel<C>);
+          stage_row<T>(
+              to,
+              row_of<T>(g.x, n, t) + j0 * g.x.feature_stride,
+              g.x.feature_stride,
+              0,
+              width);
+        }
+      }
+      accumulate_outer<C>(
+          (t1 - t0) * count(),
+          delta,
+          steps.ldh,
+          layout.panel,
+          width,
+          0,
+          g.H,
+          sums + j0,
+          steps.ldd);
+    }
+  }
+
+  void add_dbias(int64_t K, const C* delta, C* sums) const {
+    for (int64_t j = steps.columns.first; j < steps.columns.last; j += lanes) {
+      Vec<C> total = load_as<Vec<C>>(sums + j);
+      for (int64_t k = 0; k < K; ++k) {
+        total += load_as<Vec<C>>(delta + k * steps.ldh + j);
+      }
+      store_as(sums + j, total);
+    }
+  }
+
+  void write_dx(int64_t t0, int64_t t1, const C* delta) const {
+    Element<T>* out = static_cast<Element<T>*>(args.dx);
+    auto row_at = [&](int64_t k) {
+      int64_t n = steps.rows.first + k % count();
+      int64_t t = t0 + k / count();
+      return out + (n * g.L + t) * g.D;
+    };
+    if (g.projected) {
+      for (int64_t k = 0; k < (t1 - t0) * count(); ++k) {
+        write_row<T>(
+            row_at(k),
+            delta + k * steps.ldh,
+            steps.columns.first,
+            steps.columns.last);
+      }
+      return;
+    }
+    multiply<C>(
+        (t1 - t0) * count(),
+        g.H,
+        delta,
+        steps.ldh,
+        layout.Wxh,
+        g.D,
+        inputs.first,
+        inputs.last,
+        1,
+        [&](const Tile<C>& tile) {
+          tile.each([&](int64_t row, int64_t column, Vec<C> sum, int64_t left) {
+            store_some<T>(row_at(row) + column, sum, left);
+          });
+        });
+  }
+
+  void write_dhidden(const C* delta) const {
+    Element<T>* out = static_cast<Element<T>*>(args.dhidden);
+    multiply<C>(
+        count(),
+        g.H,
+        delta,
+        steps.ldh,
+        layout.transposed,
+        g.H,
+        steps.panels.first,
+        steps.panels.last,
+        steps.chains,
+        [&](const Tile<C>& tile) {
+          tile.each([&](int64_t row, int64_t column, Vec<C> sum, int64_t left) {
+            store_some<T>(
+                out + (steps.rows.first + row) * g.H + column, sum, left);
+          });
+        });
+  }
+
+  // This member's columns of the slice's sums become zero.
+  void clear_sums(int slice) const {
+    int64_t first = steps.panels.first * kPanel<C>;
+    int64_t width = (steps.panels.last - steps.panels.first) * kPanel<C>;
+    int64_t first_input = inputs.first * kPanel<C>;
+    int64_t input_width = (inputs.last - inputs.first) * kPanel<C>;
+    for (int64_t i = 0; i < g.H; ++i) {
+      if (args.dWhh) {
+        clear(
+            layout.dWhh + slice * layout.dWhh_size + i * steps.ldh + first,
+            width);
+      }
+      if (args.dWxh) {
+        clear(
+            layout.dWxh + slice * layout.dWxh_size + i * steps.ldd + first_input,
+            input_width);
+      }
+    }
+    if (args.dbias) {
+      clear(layout.dbias + slice * layout.dbias_size + first, width);
+    }
+  }
+
+  void run_slice(int slice) const {
+    clear_sums(slice);
+    int64_t block = count() * steps.ldh;
+    const C* later = nullptr;
+    int which = 0;
+    for (int64_t c = ceil_div(g.L, layout.steps) - 1; c >= 0; --c, which ^= 1) {
+      int64_t t0 = c * layout.steps;
+      int64_t t1 = minimum(t0 + layout.steps, g.L);
+      C* delta = layout.delta[which];
+      bool before = load_states(t0, t1);
+      load_cotangents(t0, t1, delta);
+      for (int64_t t = t1 - 1; t >= t0; --t) {
+        C* now = delta + (t - t0) * block;
+        step(later, layout.states + (t - t0 + 1) * block, now);
+        later = now;
+      }
+      int64_t K = (t1 - t0) * count();
+      if (args.dWhh) {
+        int64_t skipped = before ? 0 : 1;
+        add_dWhh(
+            K - skipped * count(),
+            delta + skipped * block,
+            layout.states + skipped * block,
+            layout.dWhh + slice * layout.dWhh_size);
+      }
+      if (args.dWxh) {
+        add_dWxh(t0, t1, delta, layout.dWxh + slice * layout.dWxh_size);
+      }
+      if (args.dbias) {
+        add_dbias(K, delta, layout.dbias + slice * layout.dbias_size);
+      }
+      if (args.dx) {
+        write_dx(t0, t1, delta);
+      }
+    }
+    if (args.dhidden && later) {
+      write_dhidden(later);
+    }
+  }
+};
+
+template <class T, Activation f>
+static void run_backward(
+    const BackwardArgs& args,
+    const Partition& p,
+    const Member& member,
+    char* scratch) {
+  typedef Compute<T> C;
+  const RecurrenceArgs& g = args.layer;
+  Shares shares{p, member, g.N};
+  Arena arena = arena_at(scratch);
+  BackwardLayout<T> layout(arena, args, shares);
+  ForwardSteps<T, f> steps(g, shares, layout.forward);
+  BackwardRun<T, f> run{
+      args, g, shares, layout, steps, shares.panels(panel_count<C>(g.D))};
+  run.pack_weights();
+  wait(member);
+  if (g.L > 0) {
+    for (int s = shares.first_slice(); s < p.slices; s += shares.slice_step()) {
+      steps.rows = shares.rows(s);
+      run.run_slice(s);
+    }
+  } else {
+    for (int s = shares.first_slice(); s < p.slices; s += shares.slice_step()) {
+      run.clear_sums(s);
+    }
+    if (args.dhidden && member.index == 0) {
+      clear(static_cast<Element<T>*>(args.dhidden), g.N * g.H);
+    }
+  }
+  wait(member);
+  if (args.dWhh) {
+    write_sums<T>(
+        args.dWhh,
+        layout.dWhh,
+        layout.dWhh_size,
+        p.slices,
+        g.H,
+        g.H,
+        steps.ldh,
+        shares);
+  }
+  if (args.dWxh) {
+    write_sums<T>(
+        args.dWxh,
+        layout.dWxh,
+        layout.dWxh_size,
+        p.slices,
+        g.H,
+        g.D,
+        steps.ldd,
+        shares);
+  }
+  if (args.dbias) {
+    if (member.index == 0) {
+      const Shares alone{p, kNobody, g.N};
+      write_sums<T>(
+          args.dbias,
+          layout.dbias,
+          layout.dbias_size,
+          p.slices,
+          1,
+          g.H,
+          steps.ldh,
+          alone);
+    }
+  }
+}
+
+} // namespace

@@ -1,0 +1,80 @@
+// Chooses the instruction set once, when the library is first used.
+
+#include <cstdlib>
+#include <cstring>
+
+#include "kernels.h"
+
+extern const mlx_recurrent::kernels::KernelTable mlx_recurrent_kernels_baseline;
+#if defined(__x86_64__)
+extern const mlx_recurrent::kernels::KernelTable mlx_recurrent_kernels_avx2;
+extern const mlx_recurrent::kernels::KernelTable mlx_recurrent_kernels_avx512;
+#endif
+
+namespace mlx_recurrent::kernels {
+
+namespace {
+
+// From the most capable to the least.
+struct Candidates {
+  const KernelTable* list[3];
+  int count = 0;
+  char names[64] = "";
+
+  Candidates() {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+        __builtin_cpu_supports("f16c");
+    bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+        __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    add(&mlx_recurrent_kernels_avx512, avx512);
+    add(&mlx_recurrent_kernels_avx2, avx2);
+#endif
+    add(&mlx_recurrent_kernels_baseline, true);
+  }
+
+  void add(const KernelTable* table, bool supported) {
+    if (!supported) {
+      return;
+    }
+    list[count++] = table;
+    if (names[0]) {
+      std::strcat(names, ", ");
+    }
+    std::strcat(names, table->isa);
+  }
+};
+
+const Candidates& candidates() {
+  static const Candidates all;
+  return all;
+}
+
+const KernelTable* choose() {
+  const Candidates& all = candidates();
+  const char* forced = std::getenv("MLX_RECURRENT_ISA");
+  if (!forced || !*forced) {
+    return all.list[0];
+  }
+  for (int i = 0; i < all.count; ++i) {
+    if (std::strcmp(forced, all.list[i]->isa) == 0) {
+      return all.list[i];
+    }
+  }
+  return nullptr;
+}
+
+} // namespace
+
+const KernelTable* table() {
+  static const KernelTable* chosen = choose();
+  return chosen;
+}
+
+const char* available_isas() {
+  return candidates().names;
+}
+
+} // namespace mlx_recurrent::kernels

@@ -1,0 +1,260 @@
+#include "team.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <mutex>
+#include <new>
+#include <system_error>
+#include <thread>
+
+namespace mlx_recurrent::kernels {
+
+namespace {
+
+inline void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Spins shortly, then lets others run: a member whose core is taken away must
+// not be waited for at the price of the core it needs.
+class Patience {
+ public:
+  void spend() {
+    if (++spent_ < 4000) {
+      relax();
+    } else {
+      sched_yield();
+    }
+  }
+
+ private:
+  int spent_ = 0;
+};
+
+// Each member writes its own line and reads those of the others, so that one
+// exchange of lines is all that a barrier costs.
+struct alignas(128) Place {
+  std::atomic<uint32_t> arrived{0};
+};
+
+struct Team {
+  Place places[kMostThreads];
+  int count = 0;
+};
+
+void wait_for_team(void* barrier, int index) {
+  Team* team = static_cast<Team*>(barrier);
+  uint32_t epoch =
+      team->places[index].arrived.load(std::memory_order_relaxed) + 1;
+  team->places[index].arrived.store(epoch, std::memory_order_release);
+  for (int i = 0; i < team->count; ++i) {
+    Patience patience;
+    while (static_cast<int32_t>(
+               team->places[i].arrived.load(std::memory_order_acquire) -
+               epoch) < 0) {
+      patience.spend();
+    }
+  }
+}
+
+class Pool {
+ public:
+  // False where the threads are busy with another call.
+  bool try_run(
+      int threads,
+      void (*work)(const Member&, void*),
+      void* context) {
+    if (busy_.test_and_set(std::memory_order_acquire)) {
+      return false;
+    }
+    int count = 1 + provide(threads - 1);
+    work_ = work;
+    context_ = context;
+    team_.count = count;
+    for (int i = 0; i < count; ++i) {
+      team_.places[i].arrived.store(0, std::memory_order_relaxed);
+    }
+    running_.store(count - 1, std::memory_order_relaxed);
+    avoid_this_core(count - 1);
+    for (int i = 0; i < count - 1; ++i) {
+      workers_[i].calls.fetch_add(1, std::memory_order_release);
+      workers_[i].calls.notify_one();
+    }
+    work(Member{0, count, wait_for_team, &team_}, context);
+    Patience patience;
+    while (running_.load(std::memory_order_acquire) != 0) {
+      patience.spend();
+    }
+    busy_.clear(std::memory_order_release);
+    return true;
+  }
+
+ private:
+  struct alignas(128) Worker {
+    std::atomic<uint32_t> calls{0};
+    std::atomic<pid_t> id{0};
+    int avoids = -1;
+  };
+
+  // Starts workers up to `wanted`; returns how many there are, at most that.
+  int provide(int wanted) {
+    while (started_ < wanted) {
+      // Signals belong to the program's own threads.
+      sigset_t all, before;
+      sigfillset(&all);
+      pthread_sigmask(SIG_SETMASK, &all, &before);
+      bool failed = false;
+      try {
+        std::thread(&Pool::serve, this, started_).detach();
+      } catch (const std::system_error&) {
+        failed = true;
+      }
+      pthread_sigmask(SIG_SETMASK, &before, nullptr);
+      if (failed) {
+        return started_;
+      }
+      ++started_;
+    }
+    return wanted;
+  }
+
+  void serve(int index) {
+    Worker& me = workers_[index];
+#if defined(__linux__)
+    me.id.store(gettid(), std::memory_order_release);
+#endif
+    uint32_t seen = 0;
+    for (;;) {
+      // Layers often follow each other: look out for a while before parking.
+      for (int i = 0; i < 2000 && me.calls.load(std::memory_order_acquire) == seen;
+           ++i) {
+        relax();
+      }
+      me.calls.wait(seen, std::memory_order_acquire);
+      seen = me.calls.load(std::memory_order_acquire);
+      work_(Member{index + 1, team_.count, wait_for_team, &team_}, context_);
+      running_.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  // A worker that wakes up on the caller's core waits there for milliseconds
+  // while the caller waits for it; so for this call it may run anywhere else.
+  void avoid_this_core(int count) {
+#if defined(__linux__)
+    int core = sched_getcpu();
+    for (int i = 0; i < count; ++i) {
+      Worker& worker = workers_[i];
+      pid_t id = worker.id.load(std::memory_order_acquire);
+      if (core < 0 || worker.avoids == core || id == 0) {
+        continue;
+      }
+      cpu_set_t set;
+      if (sched_getaffinity(0, sizeof(set), &set) != 0) {
+        continue;
+      }
+      CPU_CLR(core, &set);
+      if (CPU_COUNT(&set) > 0 && sched_setaffinity(id, sizeof(set), &set) == 0) {
+        worker.avoids = core;
+      }
+    }
+#else
+    (void)count;
+#endif
+  }
+
+  std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
+  int started_ = 0;
+  void (*work_)(const Member&, void*) = nullptr;
+  void* context_ = nullptr;
+  Team team_;
+  std::atomic<int> running_{0};
+  Worker workers_[kMostThreads];
+};
+
+// Never destroyed: its threads may outlive the static objects. A forked child
+// has none of the threads, so it starts with a new pool.
+std::atomic<Pool*> the_pool{nullptr};
+
+Pool* pool() {
+  Pool* found = the_pool.load(std::memory_order_acquire);
+  if (found) {
+    return found;
+  }
+  static std::once_flag once;
+  std::call_once(once, [] {
+    pthread_atfork(
+        nullptr, nullptr, [] { the_pool.store(nullptr); });
+  });
+  Pool* fresh = new (std::nothrow) Pool;
+  if (!fresh) {
+    return nullptr;
+  }
+  if (the_pool.compare_exchange_strong(found, fresh)) {
+    return fresh;
+  }
+  delete fresh;
+  return found;
+}
+
+std::atomic<int> chosen_threads{0};
+
+} // namespace
+
+void run_team(
+    int threads,
+    void (*work)(const Member& member, void* context),
+    void* context) {
+  if (threads > 1) {
+    Pool* shared = pool();
+    if (shared &&
+        shared->try_run(
+            threads < kMostThreads ? threads : kMostThreads, work, context)) {
+      return;
+    }
+  }
+  work(Member{0, 1, nullptr, nullptr}, context);
+}
+
+int usable_cores() {
+  int cores = static_cast<int>(std::thread::hardware_concurrency());
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) {
+    cores = CPU_COUNT(&set);
+  }
+  if (std::FILE* file = std::fopen("/sys/fs/cgroup/cpu.max", "r")) {
+    long quota = 0, period = 0;
+    if (std::fscanf(file, "%ld %ld", &quota, &period) == 2 && period > 0) {
+      int allowed = static_cast<int>((quota + period - 1) / period);
+      cores = allowed < cores ? allowed : cores;
+    }
+    std::fclose(file);
+  }
+#endif
+  return cores < 1 ? 1 : cores > kMostThreads ? kMostThreads : cores;
+}
+
+int num_threads() {
+  int chosen = chosen_threads.load(std::memory_order_relaxed);
+  if (chosen == 0) {
+    chosen = usable_cores();
+    chosen_threads.store(chosen, std::memory_order_relaxed);
+  }
+  return chosen;
+}
+
+void set_num_threads(int n) {
+  chosen_threads.store(n, std::memory_order_relaxed);
+}
+
+} // namespace mlx_recurrent::kernels

@@ -1,0 +1,102 @@
+// How the members of a team share out one call, and its scratch memory.
+
+#pragma once
+
+#include "product.h"
+
+namespace {
+
+using namespace mlx_recurrent::kernels;
+
+// Hands out parts of the scratch memory. Run with a null base it only counts,
+// so that one function describes a layout for both purposes.
+struct Arena {
+  uintptr_t base;
+  size_t used = 0;
+
+  template <class C>
+  INLINE_MEMBER C* take(int64_t count) {
+    used = (used + 63) & ~static_cast<size_t>(63);
+    C* p = reinterpret_cast<C*>(base + used);
+    used += static_cast<size_t>(count) * sizeof(C);
+    return p;
+  }
+};
+
+INLINE Arena arena_at(char* scratch) {
+  // MLX's buffers are aligned to 16 bytes only.
+  return Arena{(reinterpret_cast<uintptr_t>(scratch) + 63) & ~uintptr_t{63}};
+}
+
+struct Range {
+  int64_t first, last;
+};
+
+INLINE Range part_of(int64_t count, int64_t part, int64_t parts) {
+  return Range{count * part / parts, count * (part + 1) / parts};
+}
+
+INLINE void wait(const Member& member) {
+  if (member.count > 1) {
+    member.wait(member.barrier, member.index);
+  }
+}
+
+// A team of one; also stands in where only sizes are asked for.
+constexpr Member kNobody = {0, 1, nullptr, nullptr};
+
+// Work on each step is divided by panels of output columns (`units`) or not at
+// all; the batch by slices, which the members take in turn.
+struct Shares {
+  const Partition& partition;
+  const Member& member;
+  int64_t N;
+
+  INLINE_MEMBER bool by_units() const {
+    return partition.split == Split::units;
+  }
+  // The panels of a step that are this member's.
+  INLINE_MEMBER Range panels(int64_t count) const {
+    return by_units() ? part_of(count, member.index, member.count)
+                      : Range{0, count};
+  }
+  // Work that is done once for all members.
+  INLINE_MEMBER Range once(int64_t count) const {
+    return part_of(count, member.index, member.count);
+  }
+  INLINE_MEMBER Range rows(int slice) const {
+    return part_of(N, slice, partition.slices);
+  }
+  INLINE_MEMBER int64_t most_rows() const {
+    return ceil_div(N, partition.slices);
+  }
+  // Which of the per-member buffers is used: shared by all where they work on
+  // one step together.
+  INLINE_MEMBER int group() const {
+    return by_units() ? 0 : member.index;
+  }
+  static INLINE_MEMBER int groups(const Partition& p) {
+    return p.split == Split::units ? 1 : p.threads;
+  }
+  INLINE_MEMBER int first_slice() const {
+    return by_units() ? 0 : member.index;
+  }
+  INLINE_MEMBER int slice_step() const {
+    return by_units() ? 1 : member.count;
+  }
+  // Members that work on one step together meet after it.
+  INLINE_MEMBER void after_step() const {
+    if (by_units()) {
+      wait(member);
+    }
+  }
+};
+
+template <class C>
+INLINE Range columns_of(Range panels, int64_t columns) {
+  return Range{
+      minimum(panels.first * kPanel<C>, columns),
+      minimum(panels.last * kPanel<C>, columns)};
+}
+
+} // namespace

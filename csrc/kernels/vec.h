@@ -1,0 +1,213 @@
+// Vectors of one instruction set, in the GCC and Clang vector extensions.
+// MLX_RECURRENT_VECTOR_BYTES is their width. Included by one translation unit
+// for each instruction set; all of it has internal linkage, so that the linker
+// never shares code between them.
+
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace {
+
+#define INLINE static inline __attribute__((always_inline))
+#define INLINE_MEMBER inline __attribute__((always_inline))
+
+template <class C>
+struct Simd;
+
+template <>
+struct Simd<float> {
+  static constexpr int lanes = MLX_RECURRENT_VECTOR_BYTES / 4;
+  typedef float vec __attribute__((vector_size(MLX_RECURRENT_VECTOR_BYTES)));
+  typedef int32_t ints __attribute__((vector_size(MLX_RECURRENT_VECTOR_BYTES)));
+  typedef uint32_t bits __attribute__((vector_size(MLX_RECURRENT_VECTOR_BYTES)));
+  typedef uint16_t half __attribute__((vector_size(MLX_RECURRENT_VECTOR_BYTES / 2)));
+};
+
+template <>
+struct Simd<double> {
+  static constexpr int lanes = MLX_RECURRENT_VECTOR_BYTES / 8;
+  typedef double vec __attribute__((vector_size(MLX_RECURRENT_VECTOR_BYTES)));
+  typedef int64_t ints __attribute__((vector_size(MLX_RECURRENT_VECTOR_BYTES)));
+  typedef uint64_t bits __attribute__((vector_size(MLX_RECURRENT_VECTOR_BYTES)));
+};
+
+template <class C>
+using Vec = typename Simd<C>::vec;
+
+template <class C>
+INLINE Vec<C> splat(C value) {
+  return Vec<C>{} + value;
+}
+
+template <class V, class P>
+INLINE V load_as(const P* p) {
+  V v;
+  __builtin_memcpy(&v, p, sizeof(V));
+  return v;
+}
+
+template <class V, class P>
+INLINE void store_as(P* p, V v) {
+  __builtin_memcpy(p, &v, sizeof(V));
+}
+
+// A storage type: what lies in memory (`element`), what is computed with
+// (`compute`), and how a vector of one becomes the other.
+struct Float32 {
+  typedef float element;
+  typedef float compute;
+  INLINE_MEMBER static Vec<float> load(const element* p) {
+    return load_as<Vec<float>>(p);
+  }
+  INLINE_MEMBER static void store(element* p, Vec<float> v) {
+    store_as(p, v);
+  }
+  INLINE_MEMBER static Vec<float> round(Vec<float> v) {
+    return v;
+  }
+};
+
+struct Float64 {
+  typedef double element;
+  typedef double compute;
+  INLINE_MEMBER static Vec<double> load(const element* p) {
+    return load_as<Vec<double>>(p);
+  }
+  INLINE_MEMBER static void store(element* p, Vec<double> v) {
+    store_as(p, v);
+  }
+  INLINE_MEMBER static Vec<double> round(Vec<double> v) {
+    return v;
+  }
+};
+
+typedef Simd<float>::bits Bits;
+typedef Simd<float>::ints Ints;
+typedef Simd<float>::half Half;
+
+// Half types are kept as their bits. Both conversions are exact integer
+// arithmetic with rounding to the nearest even, so that every instruction set
+// gives the same bits, subnormals included.
+struct Float16 {
+  typedef uint16_t element;
+  typedef float compute;
+
+  INLINE_MEMBER static Vec<float> widen(Half h) {
+    Bits x = __builtin_convertvector(h, Bits);
+    Bits sign = (x & 0x8000u) << 16;
+    Bits magnitude = x & 0x7fffu;
+    Bits normal = (magnitude << 13) + (112u << 23);
+    Bits special = (magnitude << 13) | 0x7f800000u;
+    // Subnormals: the mantissa times 2^-24, exact.
+    Vec<float> tiny = __builtin_convertvector((Ints)magnitude, Vec<float>) *
+        0x1p-24f;
+    Bits out = (Ints)magnitude >= 0x7c00 ? special : normal;
+    out = (Ints)magnitude < 0x400 ? (Bits)tiny : out;
+    return (Vec<float>)(out | sign);
+  }
+
+  INLINE_MEMBER static Half narrow(Vec<float> v) {
+    Bits x = (Bits)v;
+    Bits sign = (x >> 16) & 0x8000u;
+    Bits magnitude = x & 0x7fffffffu;
+    Bits normal =
+        (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+    // Adding one half lines the mantissa up with that of a subnormal.
+    Bits tiny = (Bits)((Vec<float>)magnitude + 0.5f) - 0x3f000000u;
+    Bits out = (Ints)magnitude < 0x38800000 ? tiny : normal;
+    out = (Ints)magnitude >= 0x477ff000 ? (Bits{} + 0x7c00u) : out;
+    out = (Ints)magnitude > 0x7f800000 ? (Bits{} + 0x7e00u) : out;
+    return __builtin_convertvector(out | sign, Half);
+  }
+
+  INLINE_MEMBER static Vec<float> load(const element* p) {
+    return widen(load_as<Half>(p));
+  }
+  INLINE_MEMBER static void store(element* p, Vec<float> v) {
+    store_as(p, narrow(v));
+  }
+  INLINE_MEMBER static Vec<float> round(Vec<float> v) {
+    return widen(narrow(v));
+  }
+};
+
+struct BFloat16 {
+  typedef uint16_t element;
+  typedef float compute;
+
+  INLINE_MEMBER static Vec<float> widen(Half h) {
+    return (Vec<float>)(__builtin_convertvector(h, Bits) << 16);
+  }
+
+  INLINE_MEMBER static Half narrow(Vec<float> v) {
+    Bits x = (Bits)v;
+    Bits out = (x + 0x7fffu + ((x >> 16) & 1u)) >> 16;
+    Bits nan = (x >> 16) | 0x40u;
+    out = (Ints)(x & 0x7fffffffu) > 0x7f800000 ? nan : out;
+    return __builtin_convertvector(out, Half);
+  }
+
+  INLINE_MEMBER static Vec<float> load(const element* p) {
+    return widen(load_as<Half>(p));
+  }
+  INLINE_MEMBER static void store(element* p, Vec<float> v) {
+    store_as(p, narrow(v));
+  }
+  INLINE_MEMBER static Vec<float> round(Vec<float> v) {
+    return widen(narrow(v));
+  }
+};
+
+template <class T>
+using Compute = typename T::compute;
+
+template <class T>
+using Element = typename T::element;
+
+// The first `count` lanes only; the others are zero, or left alone.
+template <class T>
+INLINE Vec<Compute<T>> load_some(const Element<T>* p, int64_t count) {
+  constexpr int lanes = Simd<Compute<T>>::lanes;
+  if (count >= lanes) {
+    return T::load(p);
+  }
+  Element<T> buffer[lanes] = {};
+  for (int64_t i = 0; i < count; ++i) {
+    buffer[i] = p[i];
+  }
+  return T::load(buffer);
+}
+
+template <class T>
+INLINE void store_some(Element<T>* p, Vec<Compute<T>> v, int64_t count) {
+  constexpr int lanes = Simd<Compute<T>>::lanes;
+  if (count >= lanes) {
+    T::store(p, v);
+    return;
+  }
+  Element<T> buffer[lanes];
+  T::store(buffer, v);
+  for (int64_t i = 0; i < count; ++i) {
+    p[i] = buffer[i];
+  }
+}
+
+// One element, through the same conversion.
+template <class T>
+INLINE Compute<T> load_one(const Element<T>* p) {
+  return load_some<T>(p, 1)[0];
+}
+
+template <>
+INLINE_MEMBER float load_one<Float32>(const float* p) {
+  return *p;
+}
+
+template <>
+INLINE_MEMBER double load_one<Float64>(const double* p) {
+  return *p;
+}
+
+} // namespace

@@ -1,0 +1,64 @@
+// Puts a kernel on a stream. Everything is allocated here, at evaluation; the
+// task that the stream runs only computes.
+
+#pragma once
+
+#include <memory>
+#include <utility>
+
+#include "kernels/partition.h"
+#include "kernels/team.h"
+#include "mlx/allocator.h"
+#include "mlx/backend/cpu/encoder.h"
+#include "primitives/operand.h"
+
+namespace mlx_recurrent {
+
+template <class Args>
+void launch(
+    const mx::Stream& stream,
+    const kernels::Kernel<Args>& kernel,
+    const Args& args,
+    const kernels::Partition& partition,
+    std::shared_ptr<Operands> operands) {
+  struct Task {
+    kernels::Kernel<Args> kernel;
+    Args args;
+    kernels::Partition partition;
+    std::shared_ptr<Operands> operands;
+    mx::allocator::Data scratch;
+  };
+  auto task = std::make_shared<Task>(Task{
+      kernel,
+      args,
+      partition,
+      std::move(operands),
+      mx::allocator::malloc(kernel.scratch(args, partition))});
+  mx::cpu::get_command_encoder(stream).dispatch([task] {
+    kernels::run_team(
+        task->partition.threads,
+        [](const kernels::Member& member, void* context) {
+          Task& t = *static_cast<Task*>(context);
+          t.kernel.run(
+              t.args,
+              t.partition,
+              member,
+              static_cast<char*>(t.scratch.buffer().raw_ptr()));
+        },
+        task.get());
+  });
+}
+
+inline const kernels::TypedKernels& kernels_for(const mx::array& a) {
+  return kernels::table()->types[static_cast<int>(kernel_type(a.dtype()))];
+}
+
+inline kernels::Machine machine_now() {
+  return kernels::this_machine(kernels::num_threads());
+}
+
+inline void allocate(mx::array& out) {
+  out.set_data(mx::allocator::malloc(out.nbytes()));
+}
+
+} // namespace mlx_recurrent

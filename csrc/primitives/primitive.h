@@ -1,0 +1,54 @@
+// What every primitive of this package has in common.
+
+#pragma once
+
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "mlx/ops.h"
+#include "mlx/primitives.h"
+#include "mlx/utils.h"
+
+namespace mlx_recurrent {
+
+namespace mx = mlx::core;
+// For the macros of mlx/primitives.h.
+using mx::array;
+using mx::Shape;
+
+using Arrays = std::vector<mx::array>;
+using Ints = std::vector<int>;
+
+class CpuPrimitive : public mx::Primitive {
+ public:
+  using mx::Primitive::Primitive;
+
+  void eval_gpu(const Arrays&, Arrays&) override {
+    throw std::runtime_error(
+        std::string(name()) + " runs on CPU streams only.");
+  }
+};
+
+// The shape of `a` with its last `replaced` axes replaced by `tail`.
+inline mx::Shape
+with_tail(const mx::array& a, int replaced, std::initializer_list<int> tail) {
+  mx::Shape shape(a.shape().begin(), a.shape().end() - replaced);
+  for (int size : tail) {
+    shape.push_back(size);
+  }
+  return shape;
+}
+
+// The sum over all axes but the last.
+inline mx::array sum_leading(const mx::array& a, const mx::Stream& s) {
+  Ints axes;
+  for (int i = 0; i + 1 < static_cast<int>(a.ndim()); ++i) {
+    axes.push_back(i);
+  }
+  return axes.empty() ? a : mx::sum(a, axes, false, s);
+}
+
+} // namespace mlx_recurrent

@@ -1,0 +1,36 @@
+"""A fast drop-in replacement for :class:`mlx.nn.RNN`."""
+
+# ruff: noqa: E402
+
+from importlib.metadata import version
+
+from mlx_recurrent._compatibility import require_mlx
+
+# Before anything below loads the native module.
+require_mlx()
+
+from mlx_recurrent.accelerate import accelerate
+from mlx_recurrent.functional import (
+    get_num_threads,
+    matmul,
+    rnn,
+    scan,
+    set_num_threads,
+)
+from mlx_recurrent.layers import RNN, Linear
+from mlx_recurrent.plan import Plan
+
+__version__ = version("mlx-recurrent")
+
+__all__ = [
+    "RNN",
+    "Linear",
+    "Plan",
+    "__version__",
+    "accelerate",
+    "get_num_threads",
+    "matmul",
+    "rnn",
+    "scan",
+    "set_num_threads",
+]

@@ -1,0 +1,48 @@
+from typing import Literal, TypedDict
+
+import mlx.core as mx
+
+class _Partition(TypedDict):
+    isa: str
+    threads: int
+    split: Literal["none", "batch", "hidden"]
+
+def matmul(
+    x: mx.array,
+    w: mx.array,
+    bias: mx.array | None,
+    stream: mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType | None,
+) -> mx.array:
+    """Return ``x w^T + bias`` for ``x (..., K)``, ``w (M, K)`` and ``bias (M,)``.
+
+    All operands have one floating dtype; any strides; a CPU stream.
+    """
+
+def recurrence(
+    x: mx.array,
+    Wxh: mx.array | None,
+    bias: mx.array | None,
+    Whh: mx.array,
+    hidden: mx.array | None,
+    activation: str,
+    keep_every: int,
+    stream: mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType | None,
+) -> mx.array:
+    """Return the states of ``h_t = f(Wxh x_t + bias + Whh h_{t-1})``.
+
+    ``x`` is ``(..., L, D)``, or ``(..., L, H)`` and already projected where ``Wxh``
+    is ``None``. With ``keep_every`` 0 the result is ``(..., L, H)``; with k it is
+    every k-th state and the last, ``(..., ceil(L / k), H)``, for L of at least 1.
+
+    All operands have one floating dtype; ``hidden`` has the leading axes of ``x``;
+    a CPU stream.
+    """
+
+def partition(N: int, L: int, D: int, H: int, dtype: mx.Dtype) -> _Partition:
+    """Return how the kernels divide a call of these shapes."""
+
+def set_num_threads(n: int) -> None:
+    """Set how many threads the kernels use."""
+
+def get_num_threads() -> int:
+    """Return how many threads the kernels use."""

@@ -1,0 +1,97 @@
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from mlx.nn.layers import linear, recurrent
+from mlx.nn.layers.base import Module
+
+from mlx_recurrent.layers import RNN, Linear
+
+T = TypeVar("T")
+
+_REPLACEMENTS: dict[type, type[Module]] = {
+    recurrent.RNN: RNN,
+    linear.Linear: Linear,
+}
+
+
+def accelerate(model: T) -> T:
+    """Replace every MLX layer in a model that this package has a faster one for.
+
+    Every object whose type is exactly :class:`mlx.nn.RNN` or :class:`mlx.nn.Linear`
+    becomes a :class:`RNN` or :class:`Linear`: once for each object, wherever modules,
+    lists, dictionaries and tuples hold it, also under private names and inside a
+    nonlinearity. The new layer has the same arrays, frozen parameters, mode and
+    nonlinearity. Modules, lists and dictionaries are changed in place.
+
+    Args:
+        model (Module): The model; or a list, dictionary or tuple of models.
+
+    Returns:
+        Module: The model. It is another object where the model itself is replaced, so
+        use this value.
+
+    Raises:
+        TypeError: If ``model`` is none of these.
+    """
+    if not isinstance(model, (dict, list, tuple)):
+        raise TypeError(
+            "model must be a module, or a list, dictionary or tuple of modules, but is "
+            f"{type(model).__name__}"
+        )
+    swapper = _Swapper()
+    result: T = swapper.swap(model)
+    swapper.run()
+    return result
+
+
+class _Swapper:
+    def __init__(self) -> None:
+        # By identity, together with the original, so that no identity is used again.
+        self.swapped: dict[int, tuple[Any, Any]] = {}
+        self.pending: list[Any] = []
+
+    def swap(self, value: Any) -> Any:
+        """Return what stands for a value, and note what it holds for :meth:`run`."""
+        if not isinstance(value, (dict, list, tuple)):
+            return value
+        if id(value) in self.swapped:
+            return self.swapped[id(value)][1]
+        if isinstance(value, tuple):
+            new: Any = self._swap_tuple(value)
+        else:
+            new = _replace(value)
+            self.pending.append(new)
+        self.swapped[id(value)] = (value, new)
+        return new
+
+    def run(self) -> None:
+        """Swap what the noted objects hold, in place, until nothing is left."""
+        while self.pending:
+            held = self.pending.pop()
+            items = enumerate(held) if isinstance(held, list) else held.items()
+            for key, value in list(items):
+                if (new := self.swap(value)) is not value:
+                    held[key] = new
+            if isinstance(held, Module):
+                attributes = vars(held)
+                for name, value in list(attributes.items()):
+                    if (new := self.swap(value)) is not value:
+                        attributes[name] = new
+
+    def _swap_tuple(self, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        items = [self.swap(item) for item in value]
+        if all(new is old for new, old in zip(items, value, strict=True)):
+            return value
+        make: Callable[[list[Any]], tuple[Any, ...]] = type(value)
+        return getattr(value, "_make", make)(items)  # a named tuple has its own
+
+
+def _replace(layer: Any) -> Any:
+    kind = _REPLACEMENTS.get(type(layer))
+    if kind is None:
+        return layer
+    # Not constructed: that would draw new weights from the random state.
+    new = kind.__new__(kind)
+    dict.update(new, layer)
+    vars(new).update(vars(layer), _no_grad=set(layer._no_grad))
+    return new

@@ -1,0 +1,159 @@
+"""Which path a call takes, decided here and nowhere else."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import mlx.core as mx
+from mlx.nn.layers import activations
+from mlx.nn.layers.base import Module
+from mlx.nn.layers.linear import Identity
+from mlx.utils import tree_flatten
+
+from mlx_recurrent import _native
+
+Nonlinearity: TypeAlias = Callable[[mx.array], mx.array]
+StreamOrDevice: TypeAlias = (
+    mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType | None
+)
+
+# MLX's Linux wheel multiplies with reference BLAS; elsewhere its own product is fast.
+_SLOW_MLX_PRODUCT = sys.platform.startswith("linux")
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The path of a call.
+
+    Args:
+        activation (str, optional): The kernel's name for the nonlinearity. ``None``
+            means the composed path.
+        nonlinearity (callable): What the composed path calls.
+        obstacle (str): Why the native path is not taken, where that does not follow
+            from the nonlinearity. Default: ``""``.
+    """
+
+    activation: str | None
+    nonlinearity: Nonlinearity
+    obstacle: str = ""
+
+    @property
+    def path(self) -> Literal["native", "composed"]:
+        """The name of the path."""
+        return "composed" if self.activation is None else "native"
+
+    @property
+    def reason(self) -> str:
+        """Why this path was chosen."""
+        if self.activation is not None:
+            return f"{self.activation} is built into the native kernel"
+        unknown = _why_unknown(self.nonlinearity)
+        return " and ".join(why for why in (self.obstacle, unknown) if why)
+
+    def composed(self, obstacle: str) -> "Choice":
+        """Return the composed path for the same nonlinearity."""
+        return Choice(None, self.nonlinearity, obstacle)
+
+
+_TANH = Choice("tanh", mx.tanh)
+
+# MLX's functions may be compiled objects without a useful name or hash: what they are
+# is known by identity alone, and these references keep the identities from reuse.
+_FUNCTIONS = {
+    id(choice.nonlinearity): choice
+    for choice in (
+        _TANH,
+        Choice("tanh", activations.tanh),
+        Choice("sigmoid", mx.sigmoid),
+        Choice("sigmoid", activations.sigmoid),
+        Choice("relu", activations.relu),
+    )
+}
+# A subclass may do anything: only the exact types count.
+_MODULES: dict[type, Choice] = {
+    activations.Tanh: Choice("tanh", activations.tanh),
+    activations.Sigmoid: Choice("sigmoid", activations.sigmoid),
+    activations.ReLU: Choice("relu", activations.relu),
+    Identity: Choice("identity", Identity()),
+}
+
+
+def choose(nonlinearity: Nonlinearity | None, stream: StreamOrDevice) -> Choice:
+    """Return the path for a nonlinearity on a stream.
+
+    Args:
+        nonlinearity (callable, optional): The nonlinearity. ``None`` is tanh.
+        stream (Stream or Device, optional): The stream. ``None`` is the default one.
+    """
+    if nonlinearity is None:
+        choice = _TANH
+    else:
+        choice = _recognise(nonlinearity) or Choice(None, nonlinearity)
+    if not _on_cpu(stream):
+        return choice.composed(
+            "the call is on the GPU, where the native kernels, written for the CPU, "
+            "cannot run (mx.set_default_device(mx.cpu) selects the CPU)"
+        )
+    return choice
+
+
+def product(
+    x: mx.array, w: mx.array, c: mx.array | None, stream: StreamOrDevice
+) -> mx.array:
+    """Return ``x w^T + c`` from the faster of this package's product and MLX's.
+
+    Args:
+        x (array): ``(..., K)``.
+        w (array): ``(M, K)``, of the dtype of ``x``.
+        c (array, optional): Of the dtype of ``x``, broadcast to ``(..., M)``.
+        stream (Stream or Device, optional): The stream. ``None`` is the default one.
+    """
+    if has_own_product(stream):
+        if c is None or c.shape == w.shape[:1]:
+            return _native.matmul(x, w, c, stream)
+        return mx.add(_native.matmul(x, w, None, stream), c, stream=stream)
+    transposed = mx.transpose(w, stream=stream)
+    if c is None:
+        return mx.matmul(x, transposed, stream=stream)
+    if w.size == 0:  # mx.addmm refuses an empty sum
+        return mx.add(mx.matmul(x, transposed, stream=stream), c, stream=stream)
+    return mx.addmm(c, x, transposed, stream=stream)
+
+
+def has_own_product(stream: StreamOrDevice) -> bool:
+    """Return whether this package's matrix product is the one to use on a stream."""
+    return _SLOW_MLX_PRODUCT and _on_cpu(stream)
+
+
+def _on_cpu(stream: StreamOrDevice) -> bool:
+    if stream is None:
+        return mx.default_device() == mx.cpu
+    device = getattr(stream, "device", stream)
+    return bool(getattr(device, "type", device) == mx.cpu)
+
+
+def _recognise(nonlinearity: Nonlinearity) -> Choice | None:
+    choice = _FUNCTIONS.get(id(nonlinearity))
+    return _MODULES.get(type(nonlinearity)) if choice is None else choice
+
+
+def _why_unknown(nonlinearity: Any) -> str:
+    if _recognise(nonlinearity) is not None:
+        return ""
+    if isinstance(nonlinearity, Module):
+        name = type(nonlinearity).__name__
+        tree = nonlinearity.parameters()  # type: ignore[no-untyped-call]
+        parameters = list(dict(tree_flatten(tree)))
+        if parameters:
+            listed = ", ".join(parameters[:4]) + (", ..." if parameters[4:] else "")
+            return f"the nonlinearity {name} is a module with parameters ({listed})"
+        return (
+            f"the nonlinearity {name} is not one of the recognised modules (nn.Tanh, "
+            "nn.ReLU, nn.Sigmoid, nn.Identity)"
+        )
+    name = getattr(nonlinearity, "__name__", None) or repr(nonlinearity)
+    return (
+        f"the nonlinearity {name} is not one of the recognised functions (mx.tanh, "
+        "nn.tanh, mx.sigmoid, nn.sigmoid, nn.relu)"
+    )

@@ -1,0 +1,534 @@
+"""The functions: they judge their arguments, settle dtypes and shapes, and dispatch."""
+
+import math
+import operator
+from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias, overload
+
+import mlx.core as mx
+
+from mlx_recurrent import _native, composed, dispatch
+from mlx_recurrent.dispatch import Choice, Nonlinearity, StreamOrDevice
+from mlx_recurrent.plan import Plan
+
+ReturnState: TypeAlias = bool | Literal["only"]
+
+_FLOATING = frozenset({mx.float32, mx.float16, mx.bfloat16, mx.float64})
+
+
+@overload
+def rnn(
+    x: mx.array,
+    Wxh: mx.array,
+    Whh: mx.array,
+    bias: mx.array | None = None,
+    hidden: mx.array | None = None,
+    *,
+    nonlinearity: Nonlinearity | None = None,
+    return_state: Literal[False, "only"] = False,
+    stream: StreamOrDevice = None,
+) -> mx.array: ...
+@overload
+def rnn(
+    x: mx.array,
+    Wxh: mx.array,
+    Whh: mx.array,
+    bias: mx.array | None = None,
+    hidden: mx.array | None = None,
+    *,
+    nonlinearity: Nonlinearity | None = None,
+    return_state: Literal[True],
+    stream: StreamOrDevice = None,
+) -> tuple[mx.array, mx.array]: ...
+def rnn(
+    x: mx.array,
+    Wxh: mx.array,
+    Whh: mx.array,
+    bias: mx.array | None = None,
+    hidden: mx.array | None = None,
+    *,
+    nonlinearity: Nonlinearity | None = None,
+    return_state: ReturnState = False,
+    stream: StreamOrDevice = None,
+) -> mx.array | tuple[mx.array, mx.array]:
+    r"""Run an Elman recurrent layer over a sequence.
+
+    With letters ``N`` for any number of leading axes, ``L`` for steps, ``D`` for input
+    and ``H`` for hidden features, and zero for :math:`W_{hh} h_{-1}` where there is no
+    ``hidden``:
+
+    .. math::
+
+        h_t = f(W_{xh} x_t + b + W_{hh} h_{t-1})
+
+    Args:
+        x (array): The sequence, ``NLD`` or ``LD``. Integers promote as in MLX.
+        Wxh (array): The input weight, ``(H, D)``.
+        Whh (array): The recurrent weight, ``(H, H)``.
+        bias (array, optional): The bias, ``(H,)``. Default: ``None``.
+        hidden (array, optional): The state before the first step, ``NH`` or ``H``. The
+            leading axes of ``x`` broadcast to its own. Default: ``None``.
+        nonlinearity (callable, optional): A function of an array ``(..., H)``.
+            ``None`` is tanh. Default: ``None``.
+        return_state (bool or str, optional): ``True`` returns the outputs and the state
+            after the last step, ``"only"`` that state alone; the outputs are then never
+            stored. Default: ``False``.
+        stream (Stream or Device, optional): Where to run. ``None`` is the default
+            stream. Default: ``None``.
+
+    Returns:
+        array or tuple(array, array): The outputs, ``NLH`` or ``LH``; the state, ``NH``
+        or ``H``; or both.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If a shape, a dtype or a value does not fit.
+    """
+    return _run(
+        _judge("x", x, Wxh, Whh, bias, hidden, nonlinearity, return_state, stream),
+        return_state,
+        stream,
+    )
+
+
+@overload
+def scan(
+    z: mx.array,
+    Whh: mx.array,
+    hidden: mx.array | None = None,
+    *,
+    nonlinearity: Nonlinearity | None = None,
+    return_state: Literal[False, "only"] = False,
+    stream: StreamOrDevice = None,
+) -> mx.array: ...
+@overload
+def scan(
+    z: mx.array,
+    Whh: mx.array,
+    hidden: mx.array | None = None,
+    *,
+    nonlinearity: Nonlinearity | None = None,
+    return_state: Literal[True],
+    stream: StreamOrDevice = None,
+) -> tuple[mx.array, mx.array]: ...
+def scan(
+    z: mx.array,
+    Whh: mx.array,
+    hidden: mx.array | None = None,
+    *,
+    nonlinearity: Nonlinearity | None = None,
+    return_state: ReturnState = False,
+    stream: StreamOrDevice = None,
+) -> mx.array | tuple[mx.array, mx.array]:
+    r"""Run the recurrence alone, on inputs that are already projected.
+
+    .. math::
+
+        h_t = f(z_t + W_{hh} h_{t-1})
+
+    Args:
+        z (array): The projected inputs, ``NLH`` or ``LH``.
+        Whh (array): The recurrent weight, ``(H, H)``.
+        hidden (array, optional): The state before the first step, ``NH`` or ``H``. The
+            leading axes of ``z`` broadcast to its own. Default: ``None``.
+        nonlinearity (callable, optional): A function of an array ``(..., H)``.
+            ``None`` is tanh. Default: ``None``.
+        return_state (bool or str, optional): ``True`` returns the outputs and the state
+            after the last step, ``"only"`` that state alone; the outputs are then never
+            stored. Default: ``False``.
+        stream (Stream or Device, optional): Where to run. ``None`` is the default
+            stream. Default: ``None``.
+
+    Returns:
+        array or tuple(array, array): The outputs, ``NLH`` or ``LH``; the state, ``NH``
+        or ``H``; or both.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If a shape, a dtype or a value does not fit.
+    """
+    return _run(
+        _judge("z", z, None, Whh, None, hidden, nonlinearity, return_state, stream),
+        return_state,
+        stream,
+    )
+
+
+def matmul(
+    x: mx.array,
+    w: mx.array,
+    bias: mx.array | None = None,
+    *,
+    stream: StreamOrDevice = None,
+) -> mx.array:
+    r"""Return :math:`x w^\top + b`.
+
+    It is this package's product where MLX's own is slow (the CPU on Linux) and MLX's
+    elsewhere.
+
+    Args:
+        x (array): ``(..., K)`` or ``(K,)``.
+        w (array): ``(M, K)``.
+        bias (array, optional): ``(M,)``, or anything that broadcasts to the result.
+            Default: ``None``.
+        stream (Stream or Device, optional): Where to run. ``None`` is the default
+            stream. Default: ``None``.
+
+    Returns:
+        array: ``(..., M)`` or ``(M,)``, in the dtype that the operands promote to.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If the shapes do not fit or the dtypes do not promote to a real
+            floating one.
+    """
+    if stream is not None:
+        _judge_stream(stream)
+    _judge_array("x", x)
+    _judge_array("w", w)
+    if bias is not None:
+        _judge_array("bias", bias)
+    if w.ndim != 2:
+        raise ValueError(f"w must have shape (M, K), but has shape {w.shape}")
+    M, K = w.shape
+    shape = x.shape
+    if not shape or shape[-1] != K:
+        raise ValueError(
+            f"x must have shape (..., {K}) to fit w {w.shape}, but has shape {shape}"
+        )
+    operands = {"x": x, "w": w}
+    if bias is not None:
+        _judge_bias(bias, (*shape[:-1], M))
+        operands["bias"] = bias
+    if mx.result_type(*operands.values()) not in _FLOATING:
+        _refuse_dtypes(operands)
+    return _project(x, w, bias, stream)
+
+
+def plan(
+    x: mx.array,
+    Wxh: mx.array,
+    Whh: mx.array,
+    bias: mx.array | None = None,
+    hidden: mx.array | None = None,
+    *,
+    nonlinearity: Nonlinearity | None = None,
+    return_state: ReturnState = False,
+    stream: StreamOrDevice = None,
+) -> Plan:
+    """Return what :func:`rnn` would run for the same arguments, and why.
+
+    The arguments and what they raise are those of :func:`rnn`.
+    """
+    call = _judge("x", x, Wxh, Whh, bias, hidden, nonlinearity, return_state, stream)
+    choice = call.choice
+    if choice.activation is None:
+        return Plan("composed", choice.reason)
+    lead, L, D = (x if hidden is None else hidden).shape, *x.shape[-2:]
+    N = math.prod(lead[: -2 if hidden is None else -1])
+    parts = _native.partition(N, L, D, Whh.shape[0], call.dtype)
+    return Plan("native", choice.reason, parts["isa"], parts["threads"], parts["split"])
+
+
+def set_num_threads(n: int) -> None:
+    """Set how many threads the kernels may use.
+
+    Args:
+        n (int): At least 1. At first it is the number of cores this process may use.
+
+    Raises:
+        TypeError: If ``n`` is not an integer.
+        ValueError: If ``n`` is less than 1.
+    """
+    try:
+        count = operator.index(n)
+    except TypeError:
+        raise TypeError(f"n must be an integer, but is {_type_name(n)}") from None
+    if count < 1:
+        raise ValueError(f"n must be at least 1, but is {count}")
+    _native.set_num_threads(count)
+
+
+def get_num_threads() -> int:
+    """Return how many threads the kernels may use."""
+    return _native.get_num_threads()
+
+
+def judge_nonlinearity(nonlinearity: Any) -> None:
+    """Raise a ``ValueError``, in MLX's words, for what cannot be called."""
+    if not callable(nonlinearity):
+        raise ValueError(
+            f"Nonlinearity must be callable. Current value: {nonlinearity}."
+        )
+
+
+class _Call(NamedTuple):
+    choice: Choice
+    dtype: mx.Dtype
+    x: mx.array
+    Wxh: mx.array | None
+    Whh: mx.array
+    bias: mx.array | None
+    hidden: mx.array | None
+
+
+def _judge(
+    name: str,
+    x: mx.array,
+    Wxh: mx.array | None,
+    Whh: mx.array,
+    bias: mx.array | None,
+    hidden: mx.array | None,
+    nonlinearity: Nonlinearity | None,
+    return_state: ReturnState,
+    stream: StreamOrDevice,
+) -> _Call:
+    if stream is not None:
+        _judge_stream(stream)
+    if nonlinearity is not None:
+        judge_nonlinearity(nonlinearity)
+    if return_state is not False and return_state is not True:
+        _judge_return_state(return_state)
+    choice = dispatch.choose(nonlinearity, stream)
+
+    _judge_array(name, x)
+    _judge_array("Whh", Whh)
+    operands = [Whh, x]
+    shape = x.shape
+    if Wxh is None:
+        if len(shape) < 2:
+            raise ValueError(f"z must have shape (..., L, H), but has shape {shape}")
+        H = shape[-1]
+    else:
+        _judge_array("Wxh", Wxh)
+        operands.append(Wxh)
+        if Wxh.ndim != 2:
+            raise ValueError(f"Wxh must have shape (H, D), but has shape {Wxh.shape}")
+        H, D = Wxh.shape
+        if len(shape) < 2 or shape[-1] != D:
+            raise ValueError(
+                f"x must have shape (..., L, {D}) to fit Wxh {Wxh.shape}, but has "
+                f"shape {shape}"
+            )
+        if bias is not None:
+            _judge_array("bias", bias)
+            operands.append(bias)
+            _judge_bias(bias, (*shape[:-1], H))
+    if Whh.shape != (H, H):
+        choice = _judge_uneven(choice, Whh, shape[-2], H, hidden)
+    if hidden is not None:
+        _judge_array("hidden", hidden)
+        operands.insert(0, hidden)
+        step = (*shape[:-2], H)
+        if hidden.shape != step or choice.activation is None:
+            _judge_hidden(name, hidden, Whh, step)
+
+    dtype = mx.result_type(*operands)
+    if x.dtype != dtype or dtype not in _FLOATING:
+        dtype = _judge_dtypes(dtype, name, x, Wxh, Whh, bias, hidden)
+    return _Call(choice, dtype, x, Wxh, Whh, bias, hidden)
+
+
+def _judge_array(name: str, value: Any) -> None:
+    if not isinstance(value, mx.array):
+        raise TypeError(f"{name} must be an mlx.core.array, but is {_type_name(value)}")
+
+
+def _judge_stream(stream: Any) -> None:
+    if not isinstance(
+        stream, (mx.Stream, mx.Device, mx.DeviceType, mx.ThreadLocalStream)
+    ):
+        raise TypeError(
+            f"stream must be an MLX stream or device, but is {_type_name(stream)}"
+        )
+
+
+def _judge_return_state(return_state: Any) -> None:
+    if not (isinstance(return_state, str) and return_state == "only"):
+        raise ValueError(
+            f'return_state must be False, True or "only", but is {return_state!r}'
+        )
+
+
+def _judge_bias(bias: mx.array, shape: tuple[int, ...]) -> None:
+    if bias.shape != shape[-1:] and not composed.broadcasts(bias.shape, shape):
+        raise ValueError(
+            f"bias must have shape {shape[-1:]}, or broadcast to {shape}, but has "
+            f"shape {bias.shape}"
+        )
+
+
+def _judge_uneven(
+    choice: Choice, Whh: mx.array, L: int, H: int, hidden: mx.array | None
+) -> Choice:
+    # A nonlinearity may change the number of features, as nn.glu does; Whh is then not
+    # square. One that does not can use such a Whh for a single step, or where a single
+    # projected feature drives all units.
+    even = choice.activation is not None and L != 1 and (H != 1 or hidden is None)
+    if Whh.ndim != 2 or even:
+        raise ValueError(
+            f"Whh must have shape ({H}, {H}), H being {H}, but has shape {Whh.shape}"
+        )
+    return choice.composed(f"Whh {Whh.shape} is not ({H}, {H})")
+
+
+def _judge_hidden(
+    name: str, hidden: mx.array, Whh: mx.array, step: tuple[int, ...]
+) -> None:
+    M, K = Whh.shape
+    shape = hidden.shape
+    if not shape or shape[-1] != K:
+        raise ValueError(
+            f"hidden must have shape (..., {K}) to fit Whh {Whh.shape}, but has shape "
+            f"{shape}"
+        )
+    if not composed.broadcasts(step, (*shape[:-1], M)):
+        raise ValueError(
+            f"hidden must have leading axes that those of {name}, {step[:-1]}, "
+            f"broadcast to, but has shape {shape}"
+        )
+
+
+def _judge_dtypes(
+    dtype: mx.Dtype,
+    name: str,
+    x: mx.array,
+    Wxh: mx.array | None,
+    Whh: mx.array,
+    bias: mx.array | None,
+    hidden: mx.array | None,
+) -> mx.Dtype:
+    projection = {name: x}
+    if Wxh is not None:
+        projection["Wxh"] = Wxh
+    if bias is not None:
+        projection["bias"] = bias
+    recurrence = {"Whh": Whh} if hidden is None else {"hidden": hidden, "Whh": Whh}
+    if dtype not in _FLOATING:
+        _refuse_dtypes(projection | recurrence)
+    projected = mx.result_type(*projection.values())
+    if projected not in _FLOATING:
+        if Wxh is None:
+            return dtype
+        _refuse_dtypes(projection)
+    # Without a previous state the first step makes no product with Whh.
+    if hidden is None and x.shape[-2] == 1:
+        return projected
+    return mx.result_type(*recurrence.values(), projected)
+
+
+def _refuse_dtypes(operands: dict[str, mx.array]) -> NoReturn:
+    listed = ", ".join(f"{name} {_dtype_name(a)}" for name, a in operands.items())
+    raise ValueError(
+        f"the operands must promote to a real floating dtype, but are: {listed}"
+    )
+
+
+def _run(
+    call: _Call, return_state: ReturnState, stream: StreamOrDevice
+) -> mx.array | tuple[mx.array, mx.array]:
+    if call.choice.activation is None:
+        return _run_composed(call, return_state, stream)
+    return _run_native(call, call.choice.activation, return_state, stream)
+
+
+def _run_native(
+    call: _Call, activation: str, return_state: ReturnState, stream: StreamOrDevice
+) -> mx.array | tuple[mx.array, mx.array]:
+    _, dtype, x, Wxh, Whh, bias, hidden = call
+    if Wxh is not None and bias is not None and bias.shape != Whh.shape[:1]:
+        x, Wxh, bias = _project(x, Wxh, bias, stream), None, None
+    if x.dtype != dtype:
+        x = x.astype(dtype, stream=stream)
+    if Wxh is not None and Wxh.dtype != dtype:
+        Wxh = Wxh.astype(dtype, stream=stream)
+    if bias is not None and bias.dtype != dtype:
+        bias = bias.astype(dtype, stream=stream)
+    if Whh.dtype != dtype:
+        Whh = Whh.astype(dtype, stream=stream)
+    if hidden is not None:
+        if hidden.dtype != dtype:
+            hidden = hidden.astype(dtype, stream=stream)
+        x = _widen(x, hidden, stream)
+
+    L = x.shape[-2]
+    if return_state == "only" and L > 0:
+        every = math.isqrt(L - 1) + 1  # the square root of L, rounded up
+        kept = _native.recurrence(x, Wxh, bias, Whh, hidden, activation, every, stream)
+        return _last(kept, stream)
+    outputs = _native.recurrence(x, Wxh, bias, Whh, hidden, activation, 0, stream)
+    if return_state is False:
+        return outputs
+    state = _last(outputs, stream) if L > 0 else _initial(outputs, hidden, stream)
+    return (outputs, state) if return_state is True else state
+
+
+def _run_composed(
+    call: _Call, return_state: ReturnState, stream: StreamOrDevice
+) -> mx.array | tuple[mx.array, mx.array]:
+    choice, dtype, x, Wxh, Whh, bias, hidden = call
+    # As in MLX's layer, each step has the dtype that its own operands promote to.
+    if Wxh is not None:
+        z = _project(x, Wxh, bias, stream)
+    else:
+        z = x if x.dtype in _FLOATING else x.astype(dtype, stream=stream)
+    if z.shape[-2] > 0:
+        states = composed.recurrence(
+            z, Whh, hidden, choice.nonlinearity, return_state == "only", stream
+        )
+        if return_state == "only":
+            return states[-1]
+        outputs, state = composed.stack(states, stream), states[-1]
+    else:
+        outputs = z.astype(dtype, stream=stream)
+        if hidden is not None:
+            hidden = hidden.astype(dtype, stream=stream)
+            outputs = _widen(outputs, hidden, stream)
+        state = _initial(outputs, hidden, stream)
+    if return_state is False:
+        return outputs
+    return (outputs, state) if return_state is True else state
+
+
+def _widen(x: mx.array, hidden: mx.array, stream: StreamOrDevice) -> mx.array:
+    lead, shape = hidden.shape[:-1], x.shape
+    if lead == shape[:-2]:
+        return x
+    return mx.broadcast_to(x, (*lead, *shape[-2:]), stream=stream)
+
+
+def _initial(
+    outputs: mx.array, hidden: mx.array | None, stream: StreamOrDevice
+) -> mx.array:
+    # The sum over no steps is zero, of the right shape, also under a transform.
+    return mx.sum(outputs, axis=-2, stream=stream) if hidden is None else hidden
+
+
+def _project(
+    x: mx.array, w: mx.array, bias: mx.array | None, stream: StreamOrDevice
+) -> mx.array:
+    dtype = mx.result_type(x, w) if bias is None else mx.result_type(x, w, bias)
+    if x.dtype != dtype:
+        x = x.astype(dtype, stream=stream)
+    if w.dtype != dtype:
+        w = w.astype(dtype, stream=stream)
+    if bias is not None and bias.dtype != dtype:
+        bias = bias.astype(dtype, stream=stream)
+    return dispatch.product(x, w, bias, stream)
+
+
+def _last(states: mx.array, stream: StreamOrDevice) -> mx.array:
+    # Not a slice: MLX cannot compile a slice shapeless.
+    index = mx.full((1,) * states.ndim, -1, stream=stream)
+    last = mx.take_along_axis(states, index, axis=-2, stream=stream)
+    return mx.squeeze(last, -2, stream=stream)
+
+
+def _dtype_name(a: mx.array) -> str:
+    return str(a.dtype).removeprefix("mlx.core.")
+
+
+def _type_name(value: Any) -> str:
+    kind = type(value)
+    if kind.__module__ == "builtins":
+        return kind.__qualname__
+    return f"{kind.__module__}.{kind.__qualname__}"

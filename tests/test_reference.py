@@ -1,0 +1,185 @@
+"""The reference itself, against plain loops and differences."""
+
+import numpy as np
+import pytest
+import reference
+from conftest import ACTIVATIONS
+from tolerances import reference_close
+
+SHAPES = {"row": (), "batch": (3,), "two_axes": (2, 3)}
+FUNCTIONS = {
+    "tanh": np.tanh,
+    "relu": lambda a: np.maximum(a, 0),
+    "sigmoid": lambda a: 1 / (1 + np.exp(-a)),
+    "identity": lambda a: a,
+}
+
+
+def inputs(rng, lead, bias=True, hidden=True, L=5, D=3, H=4):
+    return [
+        rng.standard_normal((*lead, L, D)),
+        rng.standard_normal((H, D)),
+        rng.standard_normal((H, H)),
+        rng.standard_normal(H) if bias else None,
+        rng.standard_normal((*lead, H)) if hidden else None,
+    ]
+
+
+def like(rng, primals):
+    return [None if p is None else rng.standard_normal(p.shape) for p in primals]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("hidden", [False, True])
+def test_forward_is_the_loop_over_scalars(rng, activation, hidden):
+    x, Wxh, Whh, bias, h0 = inputs(rng, (2,), hidden=hidden)
+    f = FUNCTIONS[activation]
+    expected = np.zeros((2, 5, 4))
+    for n in range(2):
+        h = [0.0] * 4 if h0 is None else list(h0[n])
+        for t in range(5):
+            h = [
+                f(
+                    sum(Wxh[j, d] * x[n, t, d] for d in range(3))
+                    + bias[j]
+                    + sum(Whh[j, k] * h[k] for k in range(4))
+                )
+                for j in range(4)
+            ]
+            expected[n, t] = h
+    got = reference.rnn(x, Wxh, Whh, bias, h0, activation)
+    reference_close(got, expected)
+
+
+def test_forward_without_hidden_has_no_first_product(rng):
+    x, Wxh, Whh, bias, _ = inputs(rng, (2,), L=1)
+    got = reference.rnn(x, Wxh, np.full_like(Whh, np.nan), bias)
+    reference_close(got, np.tanh(x @ Wxh.T + bias))
+
+
+def test_hidden_broadcasts_the_input(rng):
+    x, Wxh, Whh, bias, _ = inputs(rng, ())
+    hidden = rng.standard_normal((6, 2, 4))
+    got = reference.rnn(x, Wxh, Whh, bias, hidden)
+    assert got.shape == (6, 2, 5, 4)
+    reference_close(got[4, 1], reference.rnn(x, Wxh, Whh, bias, hidden[4, 1]))
+
+
+def test_keeps_longdouble(rng):
+    x, Wxh, Whh, bias, hidden = inputs(rng, (2,))
+    got = reference.rnn(np.longdouble(x), Wxh, Whh, bias, hidden)
+    assert got.dtype == np.longdouble
+
+
+def test_sigmoid_does_not_overflow():
+    a = np.array([-1e4, -30.0, 0.0, 30.0, 1e4])
+    with np.errstate(over="raise", invalid="raise"):
+        got = reference.activate("sigmoid", a)
+    np.testing.assert_array_equal(got[[0, 2, 4]], [0.0, 0.5, 1.0])
+    reference_close(got[1:2], np.exp(a[1:2]))
+
+
+def test_relu_keeps_nan():
+    got = reference.activate("relu", np.array([np.nan, -np.inf, np.inf, -1.0]))
+    np.testing.assert_array_equal(got, [np.nan, 0.0, np.inf, 0.0])
+
+
+@pytest.mark.parametrize("lead", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("bias, hidden", [(True, True), (True, False), (False, True)])
+def test_gradients(rng, activation, lead, bias, hidden):
+    primals = inputs(rng, lead, bias, hidden)
+    d_states = rng.standard_normal((*lead, 5, 4))
+    d_last = rng.standard_normal((*lead, 4))
+
+    def loss(*values):
+        states = reference.rnn(*values, activation)
+        return (states * d_states).sum() + (states[..., -1, :] * d_last).sum()
+
+    grads = reference.rnn_grad(*primals, activation, d_states, d_last)
+    for i, (primal, grad) in enumerate(zip(primals, grads)):
+        if primal is None:
+            assert grad is None
+            continue
+        expected = np.zeros(primal.shape)
+        for place in np.ndindex(primal.shape):
+            direction = [None] * 5
+            direction[i] = np.zeros(primal.shape)
+            direction[i][place] = 1
+            expected[place] = reference.finite_difference(
+                loss, primals, direction, step=1e-4
+            )
+        reference_close(grad, expected, f"gradient {i}")
+
+
+def test_gradients_sum_over_broadcast_axes(rng):
+    x, Wxh, Whh, bias, _ = inputs(rng, (1,))
+    hidden = rng.standard_normal((6, 2, 4))
+    d_states = rng.standard_normal((6, 2, 5, 4))
+    whole = np.broadcast_to(x, (6, 2, 5, 3))
+    got = reference.rnn_grad(x, Wxh, Whh, bias, hidden, "tanh", d_states)
+    full = reference.rnn_grad(whole, Wxh, Whh, bias, hidden, "tanh", d_states)
+    reference_close(got[0], full[0].sum((0, 1))[None])
+    for a, b in zip(got[1:], full[1:]):
+        reference_close(a, b)
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_tangents(rng, activation, hidden):
+    primals = inputs(rng, (2,), hidden=hidden)
+    tangents = like(rng, primals)
+    got = reference.rnn_tangent(primals, tangents, activation)
+
+    def forward(*values):
+        return reference.rnn(*values, activation)
+
+    differences = reference.finite_difference(forward, primals, tangents, step=1e-4)
+    reference_close(got, differences)
+    reference_close(got, reference.complex_step(forward, primals, tangents))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_tangents_of_single_arguments_add_up(rng, activation):
+    primals = inputs(rng, (2,))
+    tangents = like(rng, primals)
+    alone = [
+        reference.rnn_tangent(
+            primals, [v if i == j else None for j, v in enumerate(tangents)], activation
+        )
+        for i in range(5)
+    ]
+    reference_close(sum(alone), reference.rnn_tangent(primals, tangents, activation))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_hessian_vector(rng, activation):
+    primals = inputs(rng, (2,))
+    tangents = like(rng, primals)
+    d_states = rng.standard_normal((2, 5, 4))
+
+    def gradient(*values):
+        return reference.rnn_grad(*values, activation, d_states)
+
+    got = reference.rnn_hessian_vector(primals, tangents, activation, d_states)
+    expected = reference.finite_difference(gradient, primals, tangents, step=1e-4)
+    for a, b in zip(got, expected):
+        reference_close(a, b)
+
+
+def test_matmul_gradients(rng):
+    x, w, bias = (rng.standard_normal(s) for s in ((2, 3, 5), (4, 5), (4,)))
+    cotangent = rng.standard_normal((2, 3, 4))
+    grads = reference.matmul_grad(x, w, bias, cotangent)
+    np.testing.assert_array_equal(
+        reference.matmul(x, w, bias), x @ w.T + bias
+    )
+    for i, grad in enumerate(grads):
+        direction = [None] * 3
+        direction[i] = rng.standard_normal(grad.shape)
+
+        def loss(*values):
+            return (reference.matmul(*values) * cotangent).sum()
+
+        expected = reference.finite_difference(loss, (x, w, bias), direction)
+        reference_close(np.asarray((grad * direction[i]).sum()), np.asarray(expected))

@@ -1,0 +1,127 @@
+"""Every number that decides whether a result is right, and the rule that uses them.
+
+The error of a result is measured against the reference, and so is the error of what
+``mlx.nn.RNN`` makes of the same inputs:
+
+    max|ours - truth|  <=  OF_UPSTREAM max|upstream - truth| + ULPS eps max|truth|
+"""
+
+import mlx.core as mx
+import numpy as np
+
+OF_UPSTREAM = 2.0
+ULPS = 4.0
+EPS = {
+    mx.float64: 2.0**-52,
+    mx.float32: 2.0**-23,
+    mx.bfloat16: 2.0**-7,
+    mx.float16: 2.0**-10,
+}
+# Explicit significand bits and the exponent of the smallest normal number.
+FORMAT = {
+    mx.float64: (52, -1022),
+    mx.float32: (23, -126),
+    mx.bfloat16: (7, -126),
+    mx.float16: (10, -14),
+}
+
+# tanh against its true value, in units in the last place of the true value.
+TANH_ULPS = 2.0
+
+# The reference's own derivatives against differences of its forward, relative to the
+# largest entry. The first is for longdouble with 64 bits of significand; where
+# longdouble is float64 the difference itself loses that much.
+REFERENCE = 1e-11 if np.finfo(np.longdouble).eps < 1e-18 else 1e-8
+
+# Memory: what a pass may hold beside the arrays that it must, as a part of its output.
+MEMORY_SLACK = 0.10
+# Peak memory or graph size of 4 L steps over that of L, where the cost is linear in L.
+LINEAR = 4.4
+
+
+def wide(a):
+    """An MLX array in NumPy, exactly: longdouble for float64, else float64."""
+    a = mx.contiguous(a)  # NumPy takes no view with a negative stride from MLX
+    if a.dtype == mx.float64:
+        return np.array(a).astype(np.longdouble)
+    if a.dtype == mx.bfloat16:
+        a = a.astype(mx.float32)
+    return np.array(a).astype(np.float64)
+
+
+def largest(a):
+    """max|a| over the finite entries, 0 if there is none."""
+    a = np.abs(a)
+    return np.max(a[np.isfinite(a)], initial=0)
+
+
+def _error(a, truth):
+    finite = np.isfinite(a) & np.isfinite(truth)
+    return largest(np.where(finite, a, 0) - np.where(finite, truth, 0))
+
+
+def same_places(ours, upstream, label="result"):
+    """The same shape, dtype and places of NaN and of either infinity."""
+    assert isinstance(ours, mx.array), f"{label}: {type(ours)} is no array"
+    assert ours.shape == upstream.shape, f"{label}: {ours.shape} != {upstream.shape}"
+    assert ours.dtype == upstream.dtype, f"{label}: {ours.dtype} != {upstream.dtype}"
+    a, b = wide(ours), wide(upstream)
+    for what, test in (
+        ("NaN", np.isnan),
+        ("inf", np.isposinf),
+        ("-inf", np.isneginf),
+    ):
+        wrong = np.argwhere(test(a) != test(b))
+        assert not len(wrong), (
+            f"{label}: {what} differs at {len(wrong)} places, first {wrong[0]}: "
+            f"{a[tuple(wrong[0])]} but upstream {b[tuple(wrong[0])]}"
+        )
+
+
+def close(ours, upstream, truth, label="result"):
+    """Ours agrees with the truth by the rule above."""
+    same_places(ours, upstream, label)
+    assert truth.shape == tuple(ours.shape), f"{label}: truth is {truth.shape}"
+    a, b = wide(ours), wide(upstream)
+    error, base = _error(a, truth), _error(b, truth)
+    bound = OF_UPSTREAM * base + ULPS * EPS[ours.dtype] * largest(truth)
+    if error > bound:
+        # A finite truth may lie beyond the dtype's range: both are then infinite.
+        worst = np.unravel_index(np.nanargmax(np.abs(a - truth)), a.shape)
+        raise AssertionError(
+            f"{label}: error {error:.3g} > {bound:.3g} (upstream's error {base:.3g}, "
+            f"largest value {largest(truth):.3g}) at {tuple(map(int, worst))}: "
+            f"{a[worst]:.9g} but the truth is {truth[worst]:.9g}"
+        )
+
+
+def all_close(ours, upstream, truth):
+    """``close`` for each entry of three dictionaries with equal keys."""
+    assert ours.keys() == upstream.keys() == truth.keys()
+    for name in ours:
+        close(ours[name], upstream[name], truth[name], name)
+
+
+def equal(ours, theirs, label="result"):
+    """The same shape, dtype and bits, where every NaN counts as one value."""
+    same_places(ours, theirs, label)
+    assert mx.array_equal(ours, theirs, equal_nan=True), f"{label}: values differ"
+
+
+def reference_close(a, b, label="reference"):
+    """Two values of the reference agree."""
+    assert a.shape == b.shape, f"{label}: {a.shape} != {b.shape}"
+    error = _error(a, b)
+    assert error <= REFERENCE * largest(b), (
+        f"{label}: error {error:.3g} of {largest(b):.3g}"
+    )
+
+
+def ulps(ours, truth):
+    """|ours - truth| in units in the last place of the truth, in the dtype of ours."""
+    bits, least = FORMAT[ours.dtype]
+    _, exponent = np.frexp(truth)
+    unit = np.ldexp(
+        np.ones_like(truth), np.maximum(exponent.astype(int) - 1, least) - bits
+    )
+    return np.abs(wide(ours) - truth) / unit
