@@ -103,13 +103,14 @@ NB_MODULE(_native, m) {
   m.def(
       "partition",
       [](int64_t N, int64_t L, int64_t D, int64_t H, mx::Dtype dtype) {
-        return described(kernels::partition_recurrence(
-            N,
-            L,
-            D,
-            H,
-            compute_bytes(dtype),
-            kernels::this_machine(kernels::num_threads())));
+        return described(
+            kernels::partition_recurrence(
+                N,
+                L,
+                D,
+                H,
+                compute_bytes(dtype),
+                kernels::this_machine(kernels::num_threads())));
       },
       "N"_a,
       "L"_a,

@@ -166,10 +166,17 @@ def case(
 ):
     """Inputs for shape (*lead, L, D, H): weights of spectral radius about ``gain``."""
     *lead, L, D, H = shape
+    x = std * rng.standard_normal((*lead, L, D))
+    Wxh = gain / np.sqrt(D) * rng.standard_normal((H, D))
+    if activation == "relu":
+        # relu' jumps at zero. One feature turns units on and off by a wide margin:
+        # else a rounding error decides a derivative, and no bound on it holds.
+        x[..., 0] = std * rng.choice([-1, 1], (*lead, L))
+        Wxh[:, 0] = 4 * rng.choice([-1, 1], H)
     return Case(
         activation,
-        draw(rng, (*lead, L, D), dtype, std),
-        draw(rng, (H, D), dtype, gain / np.sqrt(D)),
+        array(x, dtype),
+        array(Wxh, dtype),
         draw(rng, (H, H), dtype, gain / np.sqrt(H)),
         draw(rng, (H,), dtype, 0.5) if bias else None,
         draw(rng, (*lead, H), dtype, 0.5) if hidden else None,

@@ -118,16 +118,30 @@ def test_growing(rng, activation):
     assert 1e10 < mx.abs(got).max().item() < 1e35
 
 
+def overflowing(rng, dtype, activation):
+    growth = {mx.float16: 2.0**4, mx.float64: 2.0**80}.get(dtype, 2.0**20)
+    problem = case(rng, (4, 24, 8, 16), dtype, activation)
+    return problem.of(Whh=problem.Whh * growth)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", ["relu", "identity"])
 def test_overflow(rng, activation, dtype):
-    """Beyond the dtype's range: infinities and NaN where upstream has them."""
-    problem = case(rng, (4, 24, 8, 16), dtype, activation)
-    growth = {mx.float16: 2.0**4, mx.float64: 2.0**80}.get(dtype, 2.0**20)
-    problem = problem.of(Whh=problem.Whh * growth)
+    """Sums of one sign beyond the dtype's range are infinite, and stay so."""
+    problem = overflowing(rng, dtype, activation)
+    problem = problem.of(**{n: mx.abs(a) for n, a in problem.arrays.items()})
     expected = call(upstream, problem)
-    assert not mx.isfinite(expected).all()
+    assert mx.isinf(expected).any()
     same_places(call(ours, problem), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_overflow_of_both_signs(rng, dtype):
+    """Where products overflow either way it is NaN or, with fused products, inf."""
+    problem = overflowing(rng, dtype, "identity")
+    expected = mx.isfinite(call(upstream, problem))
+    assert not expected.all() and expected.any()
+    equal(mx.isfinite(call(ours, problem)), expected)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=str)

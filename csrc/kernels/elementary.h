@@ -1,5 +1,5 @@
-// exp and tanh on vectors, free of branches. Coefficients: Chebyshev fits of the
-// functions named beside them, computed with 50 digits (mpmath.chebyfit).
+// exp and tanh on vectors, free of branches. Coefficients: Chebyshev fits of
+// the functions named beside them, computed with 50 digits (mpmath.chebyfit).
 
 #pragma once
 

@@ -46,7 +46,7 @@ enum class Split : int { none, batch, units };
 struct Partition {
   Split split;
   int threads; // at most this many threads take part
-  int slices; // the batch's slices; their number fixes the order of summation
+  int slices;  // the batch's slices; their number fixes the order of summation
 };
 
 // One thread's place in the team that runs a call. A barrier is passed by all
@@ -101,10 +101,10 @@ struct BackwardArgs {
   RecurrenceArgs layer;
   Sequence states;
   Sequence dstates;
-  void* dx; // (N, L, D)
-  void* dWxh; // (H, D)
-  void* dbias; // (H,)
-  void* dWhh; // (H, H)
+  void* dx;      // (N, L, D)
+  void* dWxh;    // (H, D)
+  void* dbias;   // (H,)
+  void* dWhh;    // (H, H)
   void* dhidden; // (N, H)
 };
 
@@ -115,10 +115,10 @@ struct LinearScanArgs {
   bool reverse;
   Sequence s;
   Matrix V;
-  Sequence beta; // null data: all ones
-  Sequence gamma; // null data: all ones
+  Sequence beta;   // null data: all ones
+  Sequence gamma;  // null data: all ones
   Sequence hidden; // (N, 1, H); null data: zero
-  void* out; // (N, L, H)
+  void* out;       // (N, L, H)
 };
 
 template <class Args>

@@ -9,7 +9,7 @@ namespace {
 template <class T>
 struct LinearScanLayout {
   typedef Compute<T> C;
-  C* V; // packed, V^T
+  C* V;          // packed, V^T
   C* carried[2]; // gamma * y of the step before and of this one, (rows, ldh)
 
   LinearScanLayout(
@@ -102,14 +102,15 @@ static void run_linear_scan(
       int64_t t = g.reverse ? g.L - 1 - i : i;
       const C* before = layout.carried[i & 1];
       C* after = layout.carried[(i + 1) & 1];
-      auto finish = [&](int64_t n, int64_t column, Vec<C> y, int64_t left)
-          __attribute__((always_inline)) {
-        store_some<T>(
-            out + ((rows.first + n) * g.L + t) * g.H + column, y, left);
-        store_as(
-            after + n * ldh + column,
-            y * factor<T>(g.gamma, rows.first + n, t, column, left));
-      };
+      auto finish =
+          [&](int64_t n, int64_t column, Vec<C> y, int64_t left)
+              __attribute__((always_inline)) {
+                store_some<T>(
+                    out + ((rows.first + n) * g.L + t) * g.H + column, y, left);
+                store_as(
+                    after + n * ldh + column,
+                    y * factor<T>(g.gamma, rows.first + n, t, column, left));
+              };
       if (i == 0 && !g.hidden.data) {
         for (int64_t n = 0; n < count; ++n) {
           for (int64_t j = columns.first; j < columns.last;
@@ -132,8 +133,7 @@ static void run_linear_scan(
             [&](const Tile<C>& tile) __attribute__((always_inline)) {
               tile.each(
                   [&](int64_t n, int64_t column, Vec<C> sum, int64_t left) {
-                    Vec<C> s =
-                        factor<T>(g.s, rows.first + n, t, column, left);
+                    Vec<C> s = factor<T>(g.s, rows.first + n, t, column, left);
                     Vec<C> beta =
                         factor<T>(g.beta, rows.first + n, t, column, left);
                     finish(n, column, s + beta * sum, left);

@@ -17,7 +17,11 @@ struct MatmulLayout {
   C* bias;
   C* x; // (kMatmulRows, ldk), by member
 
-  MatmulLayout(Arena& arena, const MatmulArgs& g, const Partition& p, int member) {
+  MatmulLayout(
+      Arena& arena,
+      const MatmulArgs& g,
+      const Partition& p,
+      int member) {
     int64_t staged = kMatmulRows * leading_dimension<C>(g.K);
     w = arena.take<C>(packed_size<C>(g.K, g.M));
     bias = arena.take<C>(leading_dimension<C>(g.M));
@@ -104,8 +108,8 @@ static void run_matmul(
 template <class T>
 struct OuterSumLayout {
   typedef Compute<T> C;
-  C* sums; // (M, ldk)
-  C* a; // (kOuterRows, ldm), by member
+  C* sums;  // (M, ldk)
+  C* a;     // (kOuterRows, ldm), by member
   C* panel; // (kOuterRows, kPanel), by member
 
   OuterSumLayout(

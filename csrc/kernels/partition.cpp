@@ -77,8 +77,8 @@ Partition partition_recurrence(
   int threads = machine.threads;
   int slices = smaller(N, threads);
   int64_t rows = (N + slices - 1) / slices;
-  double by_batch = larger(
-      2.0 * rows * H * H / rate, weights / bandwidth(weights, machine));
+  double by_batch =
+      larger(2.0 * rows * H * H / rate, weights / bandwidth(weights, machine));
   double own = weights / threads;
   double by_units =
       larger(step_flops / threads / rate, own / bandwidth(own, machine)) +
@@ -94,8 +94,11 @@ Partition partition_recurrence(
   return kAlone;
 }
 
-Partition
-partition_matmul(int64_t rows, int64_t K, int64_t M, const Machine& machine) {
+Partition partition_matmul(
+    int64_t rows,
+    int64_t K,
+    int64_t M,
+    const Machine& machine) {
   if (!worth_sharing(2.0 * rows * K * M, machine)) {
     return kAlone;
   }

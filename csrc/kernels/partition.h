@@ -28,11 +28,17 @@ Partition partition_recurrence(
     const Machine& machine);
 
 // A product of `rows` rows of K with a matrix (M, K).
-Partition
-partition_matmul(int64_t rows, int64_t K, int64_t M, const Machine& machine);
+Partition partition_matmul(
+    int64_t rows,
+    int64_t K,
+    int64_t M,
+    const Machine& machine);
 
 // A sum of `terms` outer products (M, K).
-Partition
-partition_outer_sum(int64_t terms, int64_t M, int64_t K, const Machine& machine);
+Partition partition_outer_sum(
+    int64_t terms,
+    int64_t M,
+    int64_t K,
+    const Machine& machine);
 
 } // namespace mlx_recurrent::kernels

@@ -166,16 +166,23 @@ template <class C>
 using MicroKernel = void (*)(int64_t, const C*, int64_t, const C*, C*);
 
 // The kernels for 1 to Rows rows and 1 to kPanelVectors vectors.
-template <class C, int Chains, bool unit_k, int Rows, int Vectors = kPanelVectors>
+template <
+    class C,
+    int Chains,
+    bool unit_k,
+    int Rows,
+    int Vectors = kPanelVectors>
 static MicroKernel<C> micro_kernel_for(int rows, int vectors) {
   if constexpr (Vectors > 1) {
     if (vectors < Vectors) {
-      return micro_kernel_for<C, Chains, unit_k, Rows, Vectors - 1>(rows, vectors);
+      return micro_kernel_for<C, Chains, unit_k, Rows, Vectors - 1>(
+          rows, vectors);
     }
   }
   if constexpr (Rows > 1) {
     if (rows < Rows) {
-      return micro_kernel_for<C, Chains, unit_k, Rows - 1, Vectors>(rows, vectors);
+      return micro_kernel_for<C, Chains, unit_k, Rows - 1, Vectors>(
+          rows, vectors);
     }
   }
   return micro_kernel<C, Rows, Vectors, Chains, unit_k>;
@@ -258,7 +265,8 @@ INLINE void multiply(
     int64_t row = 0;
     for (int64_t b = 0; b < blocks; ++b) {
       int count = static_cast<int>(height + (b < taller));
-      row_kernel<C>(chains, count, vectors)(K, a + row * lda, lda, panel, values);
+      row_kernel<C>(chains, count, vectors)(
+          K, a + row * lda, lda, panel, values);
       consume(Tile<C>{values, row, count, column, columns});
       row += count;
     }

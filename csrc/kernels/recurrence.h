@@ -31,10 +31,7 @@ constexpr int64_t kForwardChunkBytes = 256 * 1024;
 constexpr int64_t kForwardChunkRows = 4 * kRows;
 constexpr int64_t kBackwardChunkRows = 256;
 
-INLINE int64_t forward_chunk_steps(
-    int64_t L,
-    int64_t rows,
-    int64_t row_bytes) {
+INLINE int64_t forward_chunk_steps(int64_t L, int64_t rows, int64_t row_bytes) {
   int64_t per_step = rows > 0 ? rows : 1;
   int64_t steps = kForwardChunkBytes / (per_step * row_bytes);
   int64_t least = ceil_div(kForwardChunkRows, per_step);
@@ -51,7 +48,7 @@ struct ForwardMemory {
   C* Wxh; // packed, Wxh^T
   C* bias;
   C* hidden; // (rows, ldh), by group
-  C* x; // (steps * rows, ldd), by member
+  C* x;      // (steps * rows, ldd), by member
 
   ForwardMemory(
       Arena& arena,
@@ -297,8 +294,8 @@ static void run_forward(
   for (int s = shares.first_slice(); s < p.slices; s += shares.slice_step()) {
     steps.rows = shares.rows(s);
     int64_t count = steps.rows.last - steps.rows.first;
-    C* previous = shares.by_units() && g.hidden.data ? layout.memory.hidden
-                                                     : nullptr;
+    C* previous =
+        shares.by_units() && g.hidden.data ? layout.memory.hidden : nullptr;
     if (!shares.by_units()) {
       previous = steps.initial_state();
     }
@@ -332,14 +329,14 @@ struct BackwardLayout {
   int64_t rows;
   ForwardMemory<T> forward;
   C* transposed; // packed Whh
-  C* Wxh; // packed Wxh, for dx
+  C* Wxh;        // packed Wxh, for dx
   C* states; // ((steps + 1) * rows, ldh): the state before the chunk, then its
              // states; by group
   C* delta[2]; // (steps * rows, ldh) each, by group
-  C* panel; // (steps * rows, kPanel), by member
+  C* panel;    // (steps * rows, kPanel), by member
   // Sums, by slice.
-  C* dWhh; // (H, ldh)
-  C* dWxh; // (H, ldd)
+  C* dWhh;  // (H, ldh)
+  C* dWxh;  // (H, ldd)
   C* dbias; // (ldh)
   int64_t dWhh_size, dWxh_size, dbias_size;
 
@@ -466,7 +463,8 @@ struct BackwardRun {
   }
 
   void stage_state(C* to, int64_t index) const {
-    for (int64_t n = steps.rows.first; n < steps.rows.last; ++n, to += steps.ldh) {
+    for (int64_t n = steps.rows.first; n < steps.rows.last;
+         ++n, to += steps.ldh) {
       stage_row<T>(
           to,
           row_of<T>(args.states, n, index),
@@ -513,10 +511,11 @@ struct BackwardRun {
     const Sequence& d = args.dstates;
     C* to = delta;
     for (int64_t t = t0; t < t1; ++t) {
-      bool kept = g.keep_every == 0 || (t + 1) % g.keep_every == 0 ||
-          t + 1 == g.L;
+      bool kept =
+          g.keep_every == 0 || (t + 1) % g.keep_every == 0 || t + 1 == g.L;
       int64_t index = g.keep_every == 0 ? t : t / g.keep_every;
-      for (int64_t n = steps.rows.first; n < steps.rows.last; ++n, to += steps.ldh) {
+      for (int64_t n = steps.rows.first; n < steps.rows.last;
+           ++n, to += steps.ldh) {
         if (kept) {
           stage_row<T>(
               to,
@@ -701,7 +700,8 @@ struct BackwardRun {
       }
       if (args.dWxh) {
         clear(
-            layout.dWxh + slice * layout.dWxh_size + i * steps.ldd + first_input,
+            layout.dWxh + slice * layout.dWxh_size + i * steps.ldd +
+                first_input,
             input_width);
       }
     }

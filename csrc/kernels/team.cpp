@@ -70,10 +70,7 @@ void wait_for_team(void* barrier, int index) {
 class Pool {
  public:
   // False where the threads are busy with another call.
-  bool try_run(
-      int threads,
-      void (*work)(const Member&, void*),
-      void* context) {
+  bool try_run(int threads, void (*work)(const Member&, void*), void* context) {
     if (busy_.test_and_set(std::memory_order_acquire)) {
       return false;
     }
@@ -136,7 +133,8 @@ class Pool {
     uint32_t seen = 0;
     for (;;) {
       // Layers often follow each other: look out for a while before parking.
-      for (int i = 0; i < 2000 && me.calls.load(std::memory_order_acquire) == seen;
+      for (int i = 0;
+           i < 2000 && me.calls.load(std::memory_order_acquire) == seen;
            ++i) {
         relax();
       }
@@ -163,7 +161,8 @@ class Pool {
         continue;
       }
       CPU_CLR(core, &set);
-      if (CPU_COUNT(&set) > 0 && sched_setaffinity(id, sizeof(set), &set) == 0) {
+      if (CPU_COUNT(&set) > 0 &&
+          sched_setaffinity(id, sizeof(set), &set) == 0) {
         worker.avoids = core;
       }
     }
@@ -192,8 +191,7 @@ Pool* pool() {
   }
   static std::once_flag once;
   std::call_once(once, [] {
-    pthread_atfork(
-        nullptr, nullptr, [] { the_pool.store(nullptr); });
+    pthread_atfork(nullptr, nullptr, [] { the_pool.store(nullptr); });
   });
   Pool* fresh = new (std::nothrow) Pool;
   if (!fresh) {

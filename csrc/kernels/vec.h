@@ -21,8 +21,10 @@ struct Simd<float> {
   static constexpr int lanes = MLX_RECURRENT_VECTOR_BYTES / 4;
   typedef float vec __attribute__((vector_size(MLX_RECURRENT_VECTOR_BYTES)));
   typedef int32_t ints __attribute__((vector_size(MLX_RECURRENT_VECTOR_BYTES)));
-  typedef uint32_t bits __attribute__((vector_size(MLX_RECURRENT_VECTOR_BYTES)));
-  typedef uint16_t half __attribute__((vector_size(MLX_RECURRENT_VECTOR_BYTES / 2)));
+  typedef uint32_t bits
+      __attribute__((vector_size(MLX_RECURRENT_VECTOR_BYTES)));
+  typedef uint16_t half
+      __attribute__((vector_size(MLX_RECURRENT_VECTOR_BYTES / 2)));
 };
 
 template <>
@@ -30,7 +32,8 @@ struct Simd<double> {
   static constexpr int lanes = MLX_RECURRENT_VECTOR_BYTES / 8;
   typedef double vec __attribute__((vector_size(MLX_RECURRENT_VECTOR_BYTES)));
   typedef int64_t ints __attribute__((vector_size(MLX_RECURRENT_VECTOR_BYTES)));
-  typedef uint64_t bits __attribute__((vector_size(MLX_RECURRENT_VECTOR_BYTES)));
+  typedef uint64_t bits
+      __attribute__((vector_size(MLX_RECURRENT_VECTOR_BYTES)));
 };
 
 template <class C>
@@ -101,8 +104,8 @@ struct Float16 {
     Bits normal = (magnitude << 13) + (112u << 23);
     Bits special = (magnitude << 13) | 0x7f800000u;
     // Subnormals: the mantissa times 2^-24, exact.
-    Vec<float> tiny = __builtin_convertvector((Ints)magnitude, Vec<float>) *
-        0x1p-24f;
+    Vec<float> tiny =
+        __builtin_convertvector((Ints)magnitude, Vec<float>) * 0x1p-24f;
     Bits out = (Ints)magnitude >= 0x7c00 ? special : normal;
     out = (Ints)magnitude < 0x400 ? (Bits)tiny : out;
     return (Vec<float>)(out | sign);

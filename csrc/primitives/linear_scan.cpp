@@ -8,8 +8,7 @@ namespace mlx_recurrent {
 
 namespace {
 
-mx::array
-steps(const mx::array& y, int first, int last, const mx::Stream& s) {
+mx::array steps(const mx::array& y, int first, int last, const mx::Stream& s) {
   mx::Shape start(y.ndim(), 0);
   mx::Shape stop = y.shape();
   start[y.ndim() - 2] = first;
@@ -98,12 +97,7 @@ void LinearScan::eval_cpu(const Arrays& inputs, Arrays& outputs) {
       kernels_for(out).linear_scan,
       args,
       kernels::partition_recurrence(
-          args.N,
-          args.L,
-          0,
-          args.H,
-          compute_bytes(out.dtype()),
-          machine_now()),
+          args.N, args.L, 0, args.H, compute_bytes(out.dtype()), machine_now()),
       operands);
 }
 
@@ -144,8 +138,7 @@ Arrays LinearScan::vjp(
     } else if (i == beta()) {
       mx::array carried =
           step_before(scaled(in.gamma, y, s), in.hidden, reverse_, s);
-      grads.push_back(
-          mx::multiply(lambda, matmul(carried, in.V, {}, s), s));
+      grads.push_back(mx::multiply(lambda, matmul(carried, in.V, {}, s), s));
     } else if (i == gamma()) {
       mx::array after = step_before(weighted, {}, !reverse_, s);
       grads.push_back(mx::multiply(y, matmul(after, transposed, {}, s), s));
@@ -167,7 +160,8 @@ Arrays LinearScan::jvp(
     return {mx::zeros_like(in.s, s)};
   }
   mx::array y = linear_scan(in, reverse_, s);
-  mx::array carried = step_before(scaled(in.gamma, y, s), in.hidden, reverse_, s);
+  mx::array carried =
+      step_before(scaled(in.gamma, y, s), in.hidden, reverse_, s);
   std::optional<mx::array> source;
   std::optional<mx::array> first;
   auto add = [&](const mx::array& term) {
@@ -195,7 +189,9 @@ Arrays LinearScan::jvp(
       s)};
 }
 
-std::pair<Arrays, Ints> LinearScan::vmap(const Arrays& inputs, const Ints& axes) {
+std::pair<Arrays, Ints> LinearScan::vmap(
+    const Arrays& inputs,
+    const Ints& axes) {
   std::vector<bool> joins(inputs.size(), true);
   joins[1] = false;
   return vectorize(

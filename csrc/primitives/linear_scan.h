@@ -6,9 +6,10 @@
 
 namespace mlx_recurrent {
 
-// The operands of y_t = s_t + beta_t * V (gamma_p * y_p), p being the step before
-// t in the direction of the run; the first step takes `hidden` for
-// gamma_p * y_p. s, beta and gamma are (..., L, H), V is (H, H), hidden (..., H).
+// The operands of y_t = s_t + beta_t * V (gamma_p * y_p), p being the step
+// before t in the direction of the run; the first step takes `hidden` for
+// gamma_p * y_p. s, beta and gamma are (..., L, H), V is (H, H), hidden (...,
+// H).
 struct LinearScanInputs {
   mx::array s;
   mx::array V;
@@ -34,7 +35,8 @@ class LinearScan : public CpuPrimitive {
         reverse_(reverse),
         has_beta_(has_beta),
         has_gamma_(has_gamma),
-        has_hidden_(has_hidden) {}
+        has_hidden_(has_hidden) {
+  }
 
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override;
   bool is_equivalent(const mx::Primitive& other) const override;

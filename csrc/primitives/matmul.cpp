@@ -30,8 +30,9 @@ mx::array matmul(
     const mx::Stream& stream) {
   bool fits = x.ndim() >= 1 && w.ndim() == 2 && x.shape(-1) == w.shape(1) &&
       w.dtype() == x.dtype() &&
-      (!bias || (bias->ndim() == 1 && bias->shape(0) == w.shape(0) &&
-                 bias->dtype() == x.dtype()));
+      (!bias ||
+       (bias->ndim() == 1 && bias->shape(0) == w.shape(0) &&
+        bias->dtype() == x.dtype()));
   if (!fits || !has_kernels(x.dtype())) {
     throw std::invalid_argument("[mlx_recurrent.Matmul] operands do not fit");
   }
@@ -46,8 +47,10 @@ mx::array matmul(
       std::move(inputs));
 }
 
-mx::array
-outer_sum(const mx::array& a, const mx::array& b, const mx::Stream& stream) {
+mx::array outer_sum(
+    const mx::array& a,
+    const mx::array& b,
+    const mx::Stream& stream) {
   return mx::array(
       mx::Shape{a.shape(-1), b.shape(-1)},
       a.dtype(),

@@ -15,8 +15,10 @@ mx::array matmul(
     const mx::Stream& stream);
 
 // The sum over all leading axes of a (..., M) outer b (..., K): (M, K).
-mx::array
-outer_sum(const mx::array& a, const mx::array& b, const mx::Stream& stream);
+mx::array outer_sum(
+    const mx::array& a,
+    const mx::array& b,
+    const mx::Stream& stream);
 
 class Matmul : public CpuPrimitive {
  public:

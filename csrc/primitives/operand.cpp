@@ -52,8 +52,8 @@ kernels::Vector Operands::vector(const mx::array& a) {
 }
 
 bool has_kernels(mx::Dtype dtype) {
-  return dtype == mx::float32 || dtype == mx::float64 ||
-      dtype == mx::float16 || dtype == mx::bfloat16;
+  return dtype == mx::float32 || dtype == mx::float64 || dtype == mx::float16 ||
+      dtype == mx::bfloat16;
 }
 
 kernels::Type kernel_type(mx::Dtype dtype) {

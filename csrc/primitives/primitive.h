@@ -33,8 +33,10 @@ class CpuPrimitive : public mx::Primitive {
 };
 
 // The shape of `a` with its last `replaced` axes replaced by `tail`.
-inline mx::Shape
-with_tail(const mx::array& a, int replaced, std::initializer_list<int> tail) {
+inline mx::Shape with_tail(
+    const mx::array& a,
+    int replaced,
+    std::initializer_list<int> tail) {
   mx::Shape shape(a.shape().begin(), a.shape().end() - replaced);
   for (int size : tail) {
     shape.push_back(size);

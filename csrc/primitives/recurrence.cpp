@@ -27,8 +27,7 @@ struct Graph {
 struct GraphOps {
   static Graph where_positive(const Graph& h, const Graph& one) {
     mx::array zero(0.0f, h.a.dtype());
-    return {
-        mx::where(mx::greater(h.a, zero, h.s), one.a, zero, h.s), h.s};
+    return {mx::where(mx::greater(h.a, zero, h.s), one.a, zero, h.s), h.s};
   }
 };
 
@@ -109,8 +108,11 @@ mx::array kept(const mx::array& y, int keep_every, const mx::Stream& s) {
 }
 
 // The transpose of `kept`: zeros at the steps that are not kept.
-mx::array
-spread(const mx::array& c, int L, int keep_every, const mx::Stream& s) {
+mx::array spread(
+    const mx::array& c,
+    int L,
+    int keep_every,
+    const mx::Stream& s) {
   if (keep_every == 0) {
     return c;
   }
@@ -119,16 +121,16 @@ spread(const mx::array& c, int L, int keep_every, const mx::Stream& s) {
   Arrays parts;
   if (whole > 0) {
     mx::array last = mx::expand_dims(steps(c, 0, whole, 1, s), -2, s);
-    mx::array zeros = mx::zeros(
-        with_tail(c, 2, {whole, keep_every - 1, H}), c.dtype(), s);
-    parts.push_back(mx::reshape(
-        mx::concatenate({zeros, last}, -2, s),
-        with_tail(c, 2, {whole * keep_every, H}),
-        s));
+    mx::array zeros =
+        mx::zeros(with_tail(c, 2, {whole, keep_every - 1, H}), c.dtype(), s);
+    parts.push_back(
+        mx::reshape(
+            mx::concatenate({zeros, last}, -2, s),
+            with_tail(c, 2, {whole * keep_every, H}),
+            s));
   }
   if (int rest = L % keep_every; rest > 0) {
-    parts.push_back(
-        mx::zeros(with_tail(c, 2, {rest - 1, H}), c.dtype(), s));
+    parts.push_back(mx::zeros(with_tail(c, 2, {rest - 1, H}), c.dtype(), s));
     parts.push_back(steps(c, whole, whole + 1, 1, s));
   }
   return mx::concatenate(parts, -2, s);
@@ -199,8 +201,7 @@ mx::array recurrence(
   }
   bool fits = x.ndim() >= 2 && Whh.ndim() == 2 &&
       Whh.shape(0) == Whh.shape(1) && has_kernels(x.dtype()) &&
-      keep_every >= 0 && (keep_every == 0 || x.shape(-2) > 0) &&
-      (!bias || Wxh);
+      keep_every >= 0 && (keep_every == 0 || x.shape(-2) > 0) && (!bias || Wxh);
   for (const mx::array& a : inputs) {
     fits = fits && a.dtype() == x.dtype();
   }
@@ -239,8 +240,8 @@ void Recurrence::eval_cpu(const Arrays& inputs, Arrays& outputs) {
 std::vector<mx::Shape> Recurrence::output_shapes(const Arrays& inputs) {
   const mx::array& x = inputs[form_.x];
   int64_t count = kernels::kept_states(x.shape(-2), form_.keep_every);
-  return {with_tail(
-      x, 2, {static_cast<int>(count), inputs[form_.Whh].shape(0)})};
+  return {
+      with_tail(x, 2, {static_cast<int>(count), inputs[form_.Whh].shape(0)})};
 }
 
 bool Recurrence::is_equivalent(const mx::Primitive& other) const {
@@ -294,14 +295,15 @@ Arrays Recurrence::jvp(
     }
   }
   auto g = slope(form_.activation, y, s);
-  mx::array driven =
-      source ? times(g, *source, s) : mx::zeros_like(y, s);
+  mx::array driven = source ? times(g, *source, s) : mx::zeros_like(y, s);
   mx::array dy =
       linear_scan({driven, primals[form_.Whh], g, {}, first}, false, s);
   return {kept(dy, form_.keep_every, s)};
 }
 
-std::pair<Arrays, Ints> Recurrence::vmap(const Arrays& inputs, const Ints& axes) {
+std::pair<Arrays, Ints> Recurrence::vmap(
+    const Arrays& inputs,
+    const Ints& axes) {
   std::vector<bool> joins(form_.inputs(), false);
   joins[form_.x] = true;
   if (form_.has_hidden) {
@@ -375,8 +377,7 @@ Arrays RecurrenceVJP::composed(const Arrays& inputs) const {
       spread(inputs[form_.inputs() + 1], L, form_.keep_every, s);
   mx::array transposed = mx::transpose(inputs[form_.Whh], s);
   auto g = slope(form_.activation, y, s);
-  mx::array lambda =
-      linear_scan({cotangent, transposed, {}, g, {}}, true, s);
+  mx::array lambda = linear_scan({cotangent, transposed, {}, g, {}}, true, s);
   mx::array delta = times(g, lambda, s);
   Arrays outputs;
   for (int i : wanted_) {
@@ -387,8 +388,7 @@ Arrays RecurrenceVJP::composed(const Arrays& inputs) const {
               : matmul(delta, mx::transpose(inputs[form_.Wxh()], s), {}, s));
     } else if (i == form_.Whh) {
       auto hidden = input_at(inputs, form_.hidden());
-      outputs.push_back(
-          outer_sum(delta, step_before(y, hidden, false, s), s));
+      outputs.push_back(outer_sum(delta, step_before(y, hidden, false, s), s));
     } else if (i == form_.Wxh()) {
       outputs.push_back(outer_sum(delta, x, s));
     } else if (i == form_.bias()) {

@@ -35,9 +35,9 @@ struct RecurrenceForm {
   }
 };
 
-// The states (..., L, H) of h_t = f(Wxh x_t + bias + Whh h_{t-1}), or those that
-// `keep_every` keeps, (..., ceil(L / keep_every), H). Without Wxh, x is the
-// projected input (..., L, H).
+// The states (..., L, H) of h_t = f(Wxh x_t + bias + Whh h_{t-1}), or those
+// that `keep_every` keeps, (..., ceil(L / keep_every), H). Without Wxh, x is
+// the projected input (..., L, H).
 mx::array recurrence(
     const mx::array& x,
     const std::optional<mx::array>& Wxh,
@@ -51,7 +51,8 @@ mx::array recurrence(
 class Recurrence : public CpuPrimitive {
  public:
   Recurrence(const mx::Stream& stream, RecurrenceForm form)
-      : CpuPrimitive(stream), form_(form) {}
+      : CpuPrimitive(stream), form_(form) {
+  }
 
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override;
   std::vector<mx::Shape> output_shapes(const Arrays& inputs) override;
@@ -69,7 +70,8 @@ class Recurrence : public CpuPrimitive {
 class RecurrenceVJP : public CpuPrimitive {
  public:
   RecurrenceVJP(const mx::Stream& stream, RecurrenceForm form, Ints wanted)
-      : CpuPrimitive(stream), form_(form), wanted_(std::move(wanted)) {}
+      : CpuPrimitive(stream), form_(form), wanted_(std::move(wanted)) {
+  }
 
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override;
   std::vector<mx::Shape> output_shapes(const Arrays& inputs) override;

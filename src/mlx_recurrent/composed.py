@@ -113,17 +113,15 @@ def _steps(z: mx.array, stream: StreamOrDevice) -> Iterator[mx.array]:
 
 def _check_result(shape: tuple[int, ...], z: mx.array, Whh: mx.array) -> None:
     if len(shape) == 0:
-        _refuse("shape ()", "at least one axis, the features")
+        _refuse("shape ()", "at least one axis")
     if z.shape[-2] == 1:
         return
     M, K = Whh.shape
     if shape[-1] != K:
-        _refuse(f"shape {shape}", f"({K},) last, as Whh {Whh.shape} takes it")
+        _refuse(f"shape {shape}", f"shape (..., {K}) to fit Whh {Whh.shape}")
     step = (*z.shape[:-2], z.shape[-1])
     if not broadcasts(step, (*shape[:-1], M)):
-        _refuse(
-            f"shape {shape}", f"leading axes that those of a step {step} broadcast to"
-        )
+        _refuse(f"shape {shape}", f"leading axes that a step's, {step}, broadcast to")
 
 
 def _refuse(returned: str, rule: str, error: type[Exception] = ValueError) -> NoReturn:

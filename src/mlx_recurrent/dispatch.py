@@ -48,12 +48,11 @@ class Choice:
         """Why this path was chosen."""
         if self.activation is not None:
             return f"{self.activation} is built into the native kernel"
-        unknown = _why_unknown(self.nonlinearity)
-        return " and ".join(why for why in (self.obstacle, unknown) if why)
+        return _both(self.obstacle, _why_unknown(self.nonlinearity))
 
     def composed(self, obstacle: str) -> "Choice":
         """Return the composed path for the same nonlinearity."""
-        return Choice(None, self.nonlinearity, obstacle)
+        return Choice(None, self.nonlinearity, _both(self.obstacle, obstacle))
 
 
 _TANH = Choice("tanh", mx.tanh)
@@ -136,6 +135,10 @@ def _on_cpu(stream: StreamOrDevice) -> bool:
 def _recognise(nonlinearity: Nonlinearity) -> Choice | None:
     choice = _FUNCTIONS.get(id(nonlinearity))
     return _MODULES.get(type(nonlinearity)) if choice is None else choice
+
+
+def _both(one: str, other: str) -> str:
+    return " and ".join(why for why in (one, other) if why)
 
 
 def _why_unknown(nonlinearity: Any) -> str:

@@ -366,7 +366,7 @@ def _judge_uneven(
     even = choice.activation is not None and L != 1 and (H != 1 or hidden is None)
     if Whh.ndim != 2 or even:
         raise ValueError(
-            f"Whh must have shape ({H}, {H}), H being {H}, but has shape {Whh.shape}"
+            f"Whh must have shape (H, H) = ({H}, {H}), but has shape {Whh.shape}"
         )
     return choice.composed(f"Whh {Whh.shape} is not ({H}, {H})")
 

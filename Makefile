@@ -1,0 +1,51 @@
+# `make demo` and `make test` each work as the only command on a fresh clone.
+#
+#   PYTHON=python3.12   the Python that the environment is made from
+#   PEERS="torch ..."   more packages for the tests that compare with them
+
+PYTHON ?= python3
+PEERS ?=
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+SOURCES := pyproject.toml CMakeLists.txt \
+  $(shell find csrc src -name '*.cpp' -o -name '*.h' -o -name '*.py*' -not -name '*.pyc')
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/demo
+	$(RUN) examples/char_lm.py train
+
+test: $(VENV)/test
+	$(if $(PEERS),$(RUN) -m pip install --quiet $(PEERS))
+	$(RUN) -m pytest
+
+lint: $(VENV)/test
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+# The package as it is now, with what the target needs.
+$(VENV)/demo: $(SOURCES) | $(RUN)
+	$(RUN) -m pip install --quiet ".[cpu,examples]"
+	@touch $@
+
+$(VENV)/test: $(SOURCES) | $(RUN)
+	$(RUN) -m pip install --quiet ".[cpu,examples,test]"
+	@touch $@
+
+define require
+	@$(1) || { echo "mlx-recurrent needs $(2)." >&2; exit 1; }
+endef
+
+$(RUN):
+	$(call require,$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null,Python 3.10 or newer as $(PYTHON) (or name one: make PYTHON=...))
+	$(call require,$(PYTHON) -c 'import ensurepip$(comma) venv' 2>/dev/null,Python's venv module (Debian and Ubuntu: apt install python3-venv))
+	$(call require,$(PYTHON) -c 'import os$(comma) sys$(comma) sysconfig as s; sys.exit(not os.path.exists(s.get_path("include") + "/Python.h"))',Python's headers (Debian and Ubuntu: apt install python3-dev))
+	$(call require,command -v "$${CXX:-c++}" >/dev/null || command -v g++ >/dev/null,a C++20 compiler (Debian and Ubuntu: apt install g++))
+	$(PYTHON) -m venv $(VENV)
+
+clean:
+	rm -rf $(VENV) build runs
+
+comma := ,

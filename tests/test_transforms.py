@@ -1,0 +1,769 @@
+"""MLX's transformations of the layer: compile, vmap, jvp, checkpoint, and their nests.
+
+``ours`` is the native path and ``composed`` the other one, on the same mathematics.
+"""
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+import pytest
+import reference
+from conftest import (
+    ACTIVATIONS,
+    ARGUMENTS,
+    COMPOSED,
+    NATIVE,
+    UPSTREAM,
+    Case,
+    call,
+    case,
+    composed,
+    draw,
+    gradients,
+    ours,
+    upstream,
+)
+from mlx.utils import tree_flatten
+from tolerances import all_close, close, equal, wide
+
+import mlx_recurrent
+from mlx_recurrent import RNN
+
+both_paths = pytest.mark.parametrize("run", [ours, composed], ids=["native", "composed"])
+both_nonlinearities = pytest.mark.parametrize(
+    "nonlinearity", [NATIVE["tanh"], COMPOSED["tanh"]], ids=["native", "composed"]
+)
+
+
+def setting(rng, shape=(3, 6, 4, 9), activation="tanh", dtype=mx.float32, **options):
+    """A case, the values of its five arguments and a cotangent."""
+    problem = case(rng, shape, dtype, activation, **options)
+    c = draw(rng, (*shape[:-2], shape[-1]), dtype)
+    return problem, list(problem.arrays.values()), c
+
+
+def directions(rng, values):
+    return [draw(rng, v.shape, v.dtype) for v in values]
+
+
+@both_paths
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_compile(rng, activation, run):
+    compiled = mx.compile(lambda *values: run(activation, *values))
+    for shape in ((3, 6, 4, 9), (5, 2, 4, 9), (3, 6, 4, 9)):
+        problem, values, _ = setting(rng, shape, activation)
+        close(compiled(*values), call(upstream, problem), problem.states())
+
+
+@both_paths
+def test_compile_of_the_gradient(rng, run):
+    compiled = mx.compile(
+        lambda c, *values: mx.vjp(lambda *v: run("tanh", *v), values, [c])[1]
+    )
+    for shape in ((3, 6, 4, 9), (5, 2, 4, 9)):
+        problem, values, c = setting(rng, shape)
+        got = dict(zip(ARGUMENTS, compiled(c, *values)))
+        all_close(got, gradients(upstream, problem, c), problem.gradients(c))
+
+
+@both_paths
+def test_gradient_of_compiled(rng, run):
+    problem, values, c = setting(rng)
+    compiled = mx.compile(lambda *v: run("tanh", *v))
+    _, grads = mx.vjp(compiled, values, [c])
+    got = dict(zip(ARGUMENTS, grads))
+    all_close(got, gradients(upstream, problem, c), problem.gradients(c))
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16])
+def test_compile_shapeless(rng, dtype, activation, hidden):
+    """One trace serves all N and L; upstream's loop cannot."""
+    traces = []
+
+    def function(*values):
+        traces.append(1)
+        return ours(activation, *values)
+
+    compiled = mx.compile(function, shapeless=True)
+    for N, L in ((3, 6), (5, 2), (1, 40), (40, 1)):
+        problem, values, _ = setting(
+            rng, (N, L, 4, 9), activation, dtype, hidden=hidden, gain=0.7
+        )
+        close(compiled(*values), call(upstream, problem), problem.states())
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("return_state", [True, "only"])
+def test_compile_shapeless_with_the_state(rng, return_state):
+    compiled = mx.compile(
+        lambda *values: ours("tanh", *values, return_state=return_state),
+        shapeless=True,
+    )
+    for N, L in ((3, 6), (5, 2), (2, 40)):
+        problem, values, _ = setting(rng, (N, L, 4, 9))
+        got = compiled(*values)
+        state = got if return_state == "only" else got[1]
+        last = call(upstream, problem)[:, -1]
+        close(state, last, problem.states()[:, -1])
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_compile_shapeless_of_the_gradient(rng, hidden):
+    traces = []
+
+    def function(c, *values):
+        traces.append(1)
+        return mx.vjp(lambda *v: ours("tanh", *v), values, [c])[1]
+
+    compiled = mx.compile(function, shapeless=True)
+    for N, L in ((3, 6), (5, 2), (2, 40)):
+        problem, values, c = setting(rng, (N, L, 4, 9), hidden=hidden)
+        got = dict(zip(problem.arrays, compiled(c, *values)))
+        all_close(got, gradients(upstream, problem, c), problem.gradients(c))
+    assert len(traces) == 1
+
+
+@both_nonlinearities
+@pytest.mark.parametrize("frozen", [[], ["Whh"], ["Wxh", "bias"]], ids="-".join)
+def test_value_and_grad(rng, frozen, nonlinearity):
+    problem, _, c = setting(rng, hidden=False)
+    layer = RNN(4, 9, nonlinearity=nonlinearity)
+    layer.Wxh, layer.Whh, layer.bias = problem.Wxh, problem.Whh, problem.bias
+    layer.freeze(keys=frozen)
+    step = nn.value_and_grad(layer, lambda m, x: (m(x) * c).sum())
+    loss, grads = step(layer, problem.x)
+    names = [n for n in ("Wxh", "Whh", "bias") if n not in frozen]
+    assert sorted(grads) == sorted(names)
+    truth = problem.gradients(c)
+    all_close(
+        dict(grads), gradients(upstream, problem, c, names), {n: truth[n] for n in names}
+    )
+    expected = (call(upstream, problem) * c).sum()
+    close(loss, expected, np.asarray((problem.states() * wide(c)).sum()))
+
+
+@both_nonlinearities
+@pytest.mark.parametrize("compiled", [False, True])
+def test_training(rng, compiled, nonlinearity):
+    """Three steps with momentum, compiled with the state in and out; truth in float64."""
+    x, y = draw(rng, (3, 6, 4), mx.float32), draw(rng, (3, 6, 9), mx.float32)
+    weights = [("Wxh", (9, 4)), ("Whh", (9, 9)), ("bias", (9,))]
+    weights = [(name, draw(rng, shape, mx.float32, 0.3)) for name, shape in weights]
+
+    def train(layer, dtype, compiled):
+        layer.load_weights(weights)
+        layer.set_dtype(dtype)
+        optimizer = optim.SGD(learning_rate=0.5, momentum=0.9)
+        data = x.astype(dtype), y.astype(dtype)
+        loss = nn.value_and_grad(layer, lambda m, x, y: ((m(x) - y) ** 2).mean())
+        state = [layer.state, optimizer.state]
+
+        def step(x, y):
+            value, grads = loss(layer, x, y)
+            optimizer.update(layer, grads)
+            return value
+
+        optimizer.init(layer.trainable_parameters())
+        if compiled:
+            step = mx.compile(step, inputs=state, outputs=state)
+        losses = [step(*data) for _ in range(3)]
+        mx.eval(losses, state)
+        return {"loss": mx.stack(losses), **layer.parameters()}
+
+    got = train(RNN(4, 9, nonlinearity=nonlinearity), mx.float32, compiled)
+    expected = train(nn.RNN(4, 9), mx.float32, compiled)
+    truth = train(nn.RNN(4, 9), mx.float64, False)
+    all_close(got, expected, {n: wide(a) for n, a in truth.items()})
+
+
+def test_compiled_layer_sees_new_weights(rng):
+    layer = RNN(4, 9)
+    compiled = mx.compile(lambda x: layer(x), inputs=layer.state)
+    x = draw(rng, (3, 6, 4), mx.float32)
+    mx.eval(compiled(x))
+    layer.Whh = layer.Whh * 2
+    equal(compiled(x), layer(x))
+
+
+@both_paths
+def test_checkpoint(rng, run):
+    problem, values, c = setting(rng)
+    _, grads = mx.vjp(mx.checkpoint(lambda *v: run("tanh", *v)), values, [c])
+    got = dict(zip(ARGUMENTS, grads))
+    all_close(got, gradients(upstream, problem, c), problem.gradients(c))
+
+
+@both_nonlinearities
+def test_checkpoint_of_a_module(rng, nonlinearity):
+    problem, _, c = setting(rng, hidden=False)
+    layer = RNN(4, 9, nonlinearity=nonlinearity)
+    layer.Wxh, layer.Whh, layer.bias = problem.Wxh, problem.Whh, problem.bias
+    checkpointed = nn.utils.checkpoint(layer)
+    _, grads = nn.value_and_grad(layer, lambda x: (checkpointed(x) * c).sum())(problem.x)
+    names = ["Wxh", "Whh", "bias"]
+    truth = problem.gradients(c)
+    all_close(
+        dict(grads), gradients(upstream, problem, c, names), {n: truth[n] for n in names}
+    )
+
+
+@both_paths
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("names", [[n] for n in ARGUMENTS] + [ARGUMENTS], ids="-".join)
+def test_jvp(rng, names, activation, run):
+    problem, _, _ = setting(rng, activation=activation, gain=0.8)
+    primals = [problem.arrays[n] for n in names]
+    tangents = directions(rng, primals)
+
+    def along(run):
+        def function(*values):
+            return call(run, problem.of(**dict(zip(names, values))))
+
+        _, (tangent,) = mx.jvp(function, primals, tangents)
+        return tangent
+
+    given = {n: wide(v) for n, v in zip(names, tangents)}
+    truth = reference.rnn_tangent(
+        problem.truth, [given.get(n) for n in ARGUMENTS], activation
+    )
+    close(along(run), along(upstream), truth)
+
+
+@pytest.mark.parametrize("dtype", [mx.float64, mx.float16, mx.bfloat16])
+def test_jvp_dtypes(rng, dtype):
+    problem, values, _ = setting(rng, dtype=dtype, gain=0.8)
+    tangents = directions(rng, values)
+
+    def along(run):
+        return mx.jvp(lambda *v: run("tanh", *v), values, tangents)[1][0]
+
+    truth = reference.rnn_tangent(problem.truth, [wide(v) for v in tangents])
+    close(along(ours), along(upstream), truth)
+
+
+@both_paths
+@pytest.mark.parametrize("return_state", [True, "only"])
+def test_jvp_of_the_state(rng, return_state, run):
+    problem, values, _ = setting(rng)
+    tangents = directions(rng, values)
+
+    def state(*v):
+        out = run("tanh", *v, return_state=return_state)
+        return out if return_state == "only" else out[1]
+
+    got = mx.jvp(state, values, tangents)[1][0]
+    expected = mx.jvp(lambda *v: upstream("tanh", *v)[:, -1], values, tangents)[1][0]
+    truth = reference.rnn_tangent(problem.truth, [wide(v) for v in tangents])
+    close(got, expected, truth[:, -1])
+
+
+# The axis of x, Wxh, Whh, bias, hidden that vmap runs along.
+VMAP_AXES = {
+    "x": (0, None, None, None, None),
+    "x_axis_1": (1, None, None, None, None),
+    "x_last_axis": (-1, None, None, None, None),
+    "hidden": (None, None, None, None, 0),
+    "x_and_hidden": (1, None, None, None, 1),
+    "Wxh": (None, 0, None, None, None),
+    "Whh": (None, None, 0, None, None),
+    "bias": (None, None, None, 0, None),
+    "weights": (None, 0, 0, 0, None),
+    "all": (0, 0, 0, 0, 0),
+    "all_at_other_axes": (2, 1, 2, 1, 1),
+}
+B = 3
+
+
+def batched(rng, axes, activation="tanh", hidden=True, lead=(2,)):
+    """Values of the five arguments with an axis of B where axes says; the slices."""
+    L, D, H = 5, 4, 9
+    shapes = [(*lead, L, D), (H, D), (H, H), (H,), (*lead, H)]
+    stds = [1, 0.5, 0.3, 0.5, 0.5]
+    values = []
+    for shape, axis, std in zip(shapes, axes, stds):
+        if axis is not None:
+            at = axis % (len(shape) + 1)
+            shape = shape[:at] + (B,) + shape[at:]
+        values.append(draw(rng, shape, mx.float32, std))
+    if not hidden:
+        values[-1] = None
+    problems = [
+        Case(
+            activation,
+            *(
+                v if a is None or v is None else mx.take(v, mx.array(i), a)
+                for v, a in zip(values, axes)
+            ),
+        )
+        for i in range(B)
+    ]
+    return values, problems
+
+
+@both_paths
+@pytest.mark.parametrize("out_axis", [0, 2])
+@pytest.mark.parametrize("axes", VMAP_AXES.values(), ids=VMAP_AXES)
+def test_vmap(rng, axes, out_axis, run):
+    values, problems = batched(rng, axes)
+    got = mx.vmap(lambda *v: run("tanh", *v), axes, out_axis)(*values)
+    expected = mx.stack([call(upstream, p) for p in problems], out_axis)
+    close(got, expected, np.stack([p.states() for p in problems], out_axis))
+
+
+@both_paths
+@pytest.mark.parametrize("axes", ["x", "weights"])
+@pytest.mark.parametrize("activation", ["relu", "sigmoid", "identity"])
+def test_vmap_activations(rng, activation, axes, run):
+    axes = VMAP_AXES[axes]
+    values, problems = batched(rng, axes, activation, hidden=False, lead=())
+    got = mx.vmap(lambda *v: run(activation, *v), axes[:4])(*values[:4])
+    expected = mx.stack([call(upstream, p) for p in problems])
+    close(got, expected, np.stack([p.states() for p in problems]))
+
+
+@pytest.mark.parametrize("axes", ["x", "hidden", "weights", "all"])
+@pytest.mark.parametrize("return_state", [True, "only"])
+def test_vmap_of_the_state(rng, return_state, axes):
+    axes = VMAP_AXES[axes]
+    values, problems = batched(rng, axes)
+    function = mx.vmap(lambda *v: ours("tanh", *v, return_state=return_state), axes)
+    got = function(*values) if return_state == "only" else function(*values)[1]
+    expected = mx.stack([call(upstream, p)[:, -1] for p in problems])
+    close(got, expected, np.stack([p.states()[:, -1] for p in problems]))
+
+
+@both_paths
+def test_vmap_twice(rng, run):
+    """Over rows of x inside, over weights outside."""
+    x = draw(rng, (4, 5, 3), mx.float32)
+    weights = [draw(rng, s, mx.float32, 0.3) for s in ((B, 9, 3), (B, 9, 9), (B, 9))]
+    inner = mx.vmap(lambda x, *w: run("tanh", x, *w), (0, None, None, None))
+    got = mx.vmap(inner, (None, 0, 0, 0))(x, *weights)
+    each = [Case("tanh", x, *(w[i] for w in weights), None) for i in range(B)]
+    expected = mx.stack([call(upstream, p) for p in each])
+    close(got, expected, np.stack([p.states() for p in each]))
+
+
+@both_paths
+@pytest.mark.parametrize("axes", ["x", "hidden", "weights", "all"])
+def test_vmap_of_grad(rng, axes, run):
+    """A gradient for each slice, of every argument."""
+    axes = VMAP_AXES[axes]
+    values, problems = batched(rng, axes)
+    c = draw(rng, (2, 5, 9), mx.float32)
+
+    def grad(*v):
+        return mx.grad(lambda *w: (run("tanh", *w) * c).sum(), tuple(range(5)))(*v)
+
+    got = dict(zip(ARGUMENTS, mx.vmap(grad, axes)(*values)))
+    each = [gradients(upstream, p, c) for p in problems]
+    expected = {n: mx.stack([g[n] for g in each]) for n in ARGUMENTS}
+    each = [p.gradients(c) for p in problems]
+    all_close(got, expected, {n: np.stack([g[n] for g in each]) for n in ARGUMENTS})
+
+
+@both_paths
+@pytest.mark.parametrize("axes", ["x", "hidden", "weights", "all"])
+def test_grad_of_vmap(rng, axes, run):
+    axes = VMAP_AXES[axes]
+    values, problems = batched(rng, axes)
+    c = draw(rng, (B, 2, 5, 9), mx.float32)
+    _, grads = mx.vjp(mx.vmap(lambda *v: run("tanh", *v), axes), values, [c])
+
+    def gathered(each, stack):
+        """Slices of a mapped argument stand apart, those of a shared one add up."""
+        return {
+            n: sum(g[n] for g in each) if a is None else stack([g[n] for g in each], a)
+            for n, a in zip(ARGUMENTS, axes)
+        }
+
+    expected = gathered(
+        [gradients(upstream, p, c[i]) for i, p in enumerate(problems)], mx.stack
+    )
+    truth = gathered([p.gradients(c[i]) for i, p in enumerate(problems)], np.stack)
+    all_close(dict(zip(ARGUMENTS, grads)), expected, truth)
+
+
+@both_paths
+@pytest.mark.parametrize("axes", ["x", "weights", "all"])
+def test_jvp_of_vmap(rng, axes, run):
+    axes = VMAP_AXES[axes]
+    values, problems = batched(rng, axes)
+    tangents = directions(rng, values)
+    mapped = mx.vmap(lambda *v: run("tanh", *v), axes)
+    got = mx.jvp(mapped, values, tangents)[1][0]
+    expected, truth = [], []
+    for i, p in enumerate(problems):
+        v = [t if a is None else mx.take(t, mx.array(i), a) for t, a in zip(tangents, axes)]
+        primals = list(p.arrays.values())
+        expected.append(mx.jvp(lambda *w: upstream("tanh", *w), primals, v)[1][0])
+        truth.append(reference.rnn_tangent(p.truth, [wide(t) for t in v]))
+    close(got, mx.stack(expected), np.stack(truth))
+
+
+def reverse_over_reverse(function, c, values, v):
+    def along(*a):
+        grads = mx.grad(lambda *b: (function(*b) * c).sum(), tuple(range(5)))(*a)
+        return sum((g * d).sum() for g, d in zip(grads, v))
+
+    return mx.grad(along, tuple(range(5)))(*values)
+
+
+def forward_over_reverse(function, c, values, v):
+    def grad(*a):
+        return mx.grad(lambda *b: (function(*b) * c).sum(), tuple(range(5)))(*a)
+
+    return mx.jvp(grad, values, v)[1]
+
+
+def reverse_over_forward(function, c, values, v):
+    def along(*a):
+        return (mx.jvp(function, list(a), v)[1][0] * c).sum()
+
+    return mx.grad(along, tuple(range(5)))(*values)
+
+
+SECOND = [reverse_over_reverse, forward_over_reverse, reverse_over_forward]
+
+
+@both_paths
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("mode", SECOND, ids=lambda f: f.__name__)
+def test_hessian_vector(rng, mode, activation, run):
+    """H v in three ways, against a complex step of hand-written back-propagation."""
+    problem, values, c = setting(rng, activation=activation, gain=0.8)
+    v = directions(rng, values)
+    got = mode(lambda *a: run(activation, *a), c, values, v)
+    expected = mode(lambda *a: upstream(activation, *a), c, values, v)
+    truth = reference.rnn_hessian_vector(
+        problem.truth, [wide(d) for d in v], activation, wide(c)
+    )
+    all_close(*(dict(zip(ARGUMENTS, r)) for r in (got, expected, truth)))
+
+
+@pytest.mark.parametrize("dtype", [mx.float64, mx.float16, mx.bfloat16])
+@pytest.mark.parametrize("mode", SECOND, ids=lambda f: f.__name__)
+def test_hessian_vector_dtypes(rng, mode, dtype):
+    problem, values, c = setting(rng, dtype=dtype, gain=0.7)
+    v = directions(rng, values)
+    got = mode(lambda *a: ours("tanh", *a), c, values, v)
+    expected = mode(lambda *a: upstream("tanh", *a), c, values, v)
+    truth = reference.rnn_hessian_vector(
+        problem.truth, [wide(d) for d in v], "tanh", wide(c)
+    )
+    all_close(*(dict(zip(ARGUMENTS, r)) for r in (got, expected, truth)))
+
+
+@both_paths
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize("return_state", [True, "only"])
+def test_hessian_vector_of_the_state(rng, return_state, hidden, run):
+    problem, values, _ = setting(rng, hidden=hidden)
+    v, last = directions(rng, values), draw(rng, (3, 9), mx.float32)
+    at_end = mx.concatenate([mx.zeros((3, 5, 9)), last[:, None]], axis=1)
+    every = tuple(range(len(values)))
+
+    def state(*a):
+        out = run("tanh", *a, return_state=return_state)
+        return out if return_state == "only" else out[1]
+
+    def second(function):
+        def along(*a):
+            grads = mx.grad(lambda *b: (function(*b) * last).sum(), every)(*a)
+            return sum((g * d).sum() for g, d in zip(grads, v))
+
+        return dict(zip(problem.arrays, mx.grad(along, every)(*values)))
+
+    given = dict(zip(problem.arrays, map(wide, v)))
+    truth = reference.rnn_hessian_vector(
+        problem.truth, [given.get(n) for n in ARGUMENTS], "tanh", wide(at_end)
+    )
+    all_close(
+        second(state),
+        second(lambda *a: upstream("tanh", *a)[:, -1]),
+        {n: t for n, t in zip(ARGUMENTS, truth) if t is not None},
+    )
+
+
+@both_paths
+@pytest.mark.parametrize("activation", ["tanh", "sigmoid"])
+def test_forward_over_forward(rng, activation, run):
+    """v^T H v for each output: the second derivative along a line."""
+    problem, values, _ = setting(rng, activation=activation)
+    v = directions(rng, values)
+
+    def twice(run):
+        def tangent(*a):
+            return mx.jvp(lambda *b: run(activation, *b), list(a), v)[1][0]
+
+        return mx.jvp(tangent, values, v)[1][0]
+
+    directions_ = [wide(d) for d in v]
+    truth = reference.complex_step(
+        lambda *p: reference.rnn_tangent(p, directions_, activation),
+        problem.truth,
+        directions_,
+    )
+    close(twice(run), twice(upstream), truth)
+
+
+@both_paths
+@pytest.mark.parametrize("activation", ["tanh", "sigmoid"])
+def test_third_order(rng, activation, run):
+    """The gradient of v^T H v."""
+    problem, values, c = setting(rng, (2, 3, 2, 5), activation, gain=0.7)
+    v = directions(rng, values)
+
+    def curvature(function):
+        def along(*a):
+            hv = reverse_over_reverse(function, c, list(a), v)
+            return sum((h * d).sum() for h, d in zip(hv, v))
+
+        return dict(zip(ARGUMENTS, mx.grad(along, tuple(range(5)))(*values)))
+
+    wide_v = [wide(d) for d in v]
+    truth = reference.finite_difference(
+        lambda *p: reference.rnn_hessian_vector(p, wide_v, activation, wide(c)),
+        problem.truth,
+        wide_v,
+    )
+    all_close(
+        curvature(lambda *a: run(activation, *a)),
+        curvature(lambda *a: upstream(activation, *a)),
+        dict(zip(ARGUMENTS, truth)),
+    )
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_second_derivatives_of_nothing(order):
+    """N = 0 and L = 0 in nested transformations."""
+    layer = RNN(4, 9)
+    for shape in ((0, 5, 4), (3, 0, 4)):
+        function = lambda x: layer(x).sum()  # noqa: E731
+        for _ in range(order):
+            function = (lambda f: lambda x: mx.grad(f)(x).sum())(function)
+        equal(mx.grad(function)(mx.zeros(shape)), mx.zeros(shape))
+
+
+@pytest.mark.parametrize("axes", ["x", "weights"])
+def test_vmap_of_hessian_vector(rng, axes):
+    axes = VMAP_AXES[axes]
+    values, problems = batched(rng, axes)
+    c = draw(rng, (2, 5, 9), mx.float32)
+    v = directions(rng, list(problems[0].arrays.values()))
+
+    def second(run):
+        return lambda *a: reverse_over_reverse(
+            lambda *b: run("tanh", *b), c, list(a), v
+        )
+
+    got = mx.vmap(second(ours), axes)(*values)
+    each = [second(upstream)(*p.arrays.values()) for p in problems]
+    truth = [
+        reference.rnn_hessian_vector(p.truth, [wide(d) for d in v], "tanh", wide(c))
+        for p in problems
+    ]
+    for i, name in enumerate(ARGUMENTS):
+        expected = mx.stack([e[i] for e in each])
+        close(got[i], expected, np.stack([t[i] for t in truth]), name)
+
+
+@both_paths
+def test_compile_of_hessian_vector(rng, run):
+    problem, values, c = setting(rng)
+    v = directions(rng, values)
+    function = mx.compile(
+        lambda *a: reverse_over_reverse(lambda *b: run("tanh", *b), c, list(a), v)
+    )
+    expected = reverse_over_reverse(lambda *b: upstream("tanh", *b), c, values, v)
+    truth = reference.rnn_hessian_vector(
+        problem.truth, [wide(d) for d in v], "tanh", wide(c)
+    )
+    all_close(*(dict(zip(ARGUMENTS, r)) for r in (function(*values), expected, truth)))
+
+
+@both_paths
+def test_gradient_penalty(rng, run):
+    """The gradient of a norm of a gradient, as in penalties on the input's slope."""
+    problem, values, c = setting(rng)
+
+    def penalty(run):
+        def loss(*a):
+            slope = mx.grad(lambda x: (run("tanh", x, *a[1:]) * c).sum())(a[0])
+            return slope.square().sum()
+
+        return dict(zip(ARGUMENTS, mx.grad(loss, tuple(range(5)))(*values)))
+
+    # d |g|^2 = 2 H g, where g moves x alone.
+    g = problem.gradients(c)["x"]
+    truth = reference.rnn_hessian_vector(
+        problem.truth, [2 * g, None, None, None, None], "tanh", wide(c)
+    )
+    all_close(penalty(run), penalty(upstream), dict(zip(ARGUMENTS, truth)))
+
+
+@both_paths
+def test_stream(rng, run):
+    problem, values, c = setting(rng)
+    stream = mx.new_stream(mx.cpu)
+    equal(run("tanh", *values, stream=stream), run("tanh", *values))
+    grads = gradients(run, problem, c, stream=stream)
+    all_close(grads, gradients(upstream, problem, c), problem.gradients(c))
+
+
+def test_scan_stream(rng):
+    z, Whh = draw(rng, (3, 6, 9), mx.float32), draw(rng, (9, 9), mx.float32, 0.3)
+    stream = mx.new_stream(mx.cpu)
+    got = mlx_recurrent.scan(z, Whh, stream=stream)
+    equal(got, mlx_recurrent.scan(z, Whh))
+
+
+@both_nonlinearities
+def test_layer_on_a_stream(rng, nonlinearity):
+    layer = RNN(4, 9, nonlinearity=nonlinearity)
+    x = draw(rng, (3, 6, 4), mx.float32)
+    expected = layer(x)
+    with mx.stream(mx.new_stream(mx.cpu)):
+        got = layer(x)
+    equal(got, expected)
+
+
+def test_streams_at_the_same_time(rng):
+    """Two streams run their own sequences; the pool serves one and the other waits."""
+    shapes = [(16, 40, 16, 128), (1, 60, 16, 256)]
+    problems = [case(rng, shape) for shape in shapes]
+    expected = [call(ours, p) for p in problems]
+    mx.eval(expected)
+    streams = [mx.new_stream(mx.cpu) for _ in range(2)]
+    results = []
+    for _ in range(5):
+        for p, s in zip(problems, streams):
+            results.append(call(ours, p, stream=s))
+            mx.async_eval(results[-1])
+    mx.eval(results)
+    for i, got in enumerate(results):
+        equal(got, expected[i % 2])
+
+
+def test_lazy_inputs(rng):
+    """Inputs that nobody has evaluated, made on another stream."""
+    problem = case(rng, (3, 6, 4, 9))
+    with mx.stream(mx.new_stream(mx.cpu)):
+        x = mx.exp(problem.x * 0.5)
+    got = call(ours, problem.of(x=x))
+    expected = call(upstream, problem.of(x=x))
+    close(got, expected, problem.of(x=x).states())
+
+
+@both_nonlinearities
+def test_stop_gradient_on_the_state(rng, nonlinearity):
+    """Truncated back-propagation by hand: nothing passes between two chunks."""
+    problem, _, c = setting(rng, (3, 10, 4, 9), hidden=False)
+    layer = RNN(4, 9, nonlinearity=nonlinearity)
+    weights = dict(Wxh=problem.Wxh, Whh=problem.Whh, bias=problem.bias)
+    x1, x2, c1, c2 = problem.x[:, :6], problem.x[:, 6:], c[:, :6], c[:, 6:]
+
+    def loss(weights):
+        layer.update(weights)
+        first, state = layer(x1, return_state=True)
+        second = layer(x2, mx.stop_gradient(state))
+        return (first * c1).sum() + (second * c2).sum()
+
+    got = mx.grad(loss)(weights)
+    first = problem.of(x=x1)
+    second = problem.of(x=x2, hidden=mx.stop_gradient(call(upstream, first)[:, -1]))
+    state = first.states()[:, -1]
+    names = list(weights)
+    expected = {
+        n: a + gradients(upstream, second, c2, names)[n]
+        for n, a in gradients(upstream, first, c1, names).items()
+    }
+    pieces = first.gradients(c1), dict(
+        zip(
+            ARGUMENTS,
+            reference.rnn_grad(*second.truth[:4], state, "tanh", wide(c2)),
+        )
+    )
+    all_close(got, expected, {n: pieces[0][n] + pieces[1][n] for n in names})
+
+
+@both_paths
+@pytest.mark.parametrize("name", ["x", "Whh", "hidden"])
+def test_stop_gradient_on_an_input(rng, name, run):
+    problem, values, c = setting(rng)
+
+    def function(*v):
+        arrays = dict(zip(ARGUMENTS, v))
+        arrays[name] = mx.stop_gradient(arrays[name])
+        return run("tanh", **arrays)
+
+    _, grads = mx.vjp(function, values, [c])
+    got = dict(zip(ARGUMENTS, grads))
+    expected, truth = gradients(upstream, problem, c), problem.gradients(c)
+    expected[name], truth[name] = mx.zeros_like(expected[name]), 0 * truth[name]
+    all_close(got, expected, truth)
+
+
+@both_paths
+def test_a_weight_in_two_places(rng, run):
+    """The same array as Wxh and Whh: its gradient is the sum of both."""
+    problem, _, c = setting(rng, (3, 6, 9, 9))
+
+    def grad(run):
+        def loss(W):
+            return (call(run, problem.of(Wxh=W, Whh=W)) * c).sum()
+
+        return mx.grad(loss)(problem.Whh)
+
+    truth = problem.of(Wxh=problem.Whh).gradients(c)
+    close(grad(run), grad(upstream), truth["Wxh"] + truth["Whh"])
+
+
+@both_paths
+def test_chained_layers(rng, run):
+    """Outputs of one into another: the gradient of both in one pass."""
+    problem, values, c = setting(rng, (3, 6, 9, 9))
+
+    def grad(run):
+        def function(*v):
+            return run("tanh", run("tanh", *v), *v[1:])
+
+        return mx.vjp(function, values, [c])[1]
+
+    inner = problem.states()
+    outer = reference.rnn_grad(inner, *problem.truth[1:], "tanh", wide(c))
+    below = reference.rnn_grad(*problem.truth, "tanh", outer[0])
+    truth = [below[0]] + [a + b for a, b in zip(outer[1:], below[1:])]
+    all_close(*(dict(zip(ARGUMENTS, r)) for r in (grad(run), grad(upstream), truth)))
+
+
+def test_layer_parameters_inside_vmap(rng):
+    """An ensemble: vmap over stacked parameters of the module."""
+    layer = RNN(4, 9)
+    x = draw(rng, (2, 5, 4), mx.float32)
+    stacked = {
+        n: draw(rng, (B, *p.shape), mx.float32, 0.3)
+        for n, p in tree_flatten(layer.parameters())
+    }
+
+    def call_with(parameters):
+        layer.update(parameters)
+        return layer(x)
+
+    got = mx.vmap(call_with)(stacked)
+    each = [
+        Case("tanh", x, *(stacked[n][i] for n in ("Wxh", "Whh", "bias")), None)
+        for i in range(B)
+    ]
+    expected = mx.stack([call(upstream, p) for p in each])
+    close(got, expected, np.stack([p.states() for p in each]))
+
+
+def test_activations_are_the_same_functions():
+    """UPSTREAM and COMPOSED hold one function each: a guard of these tests."""
+    a = mx.linspace(-3, 3, 13)
+    for name in ACTIVATIONS:
+        equal(COMPOSED[name](a), UPSTREAM[name](a), name)
