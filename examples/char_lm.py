@@ -29,9 +29,11 @@ import lzma
 import math
 import os
 import re
+import shlex
 import signal
 import statistics
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -44,6 +46,7 @@ try:
     import mlx.optimizers as optim
     import numpy as np
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
     from mlx.utils import tree_flatten, tree_unflatten
     from tqdm import tqdm
 
@@ -66,9 +69,6 @@ class Failure(Exception):
     """What the user can mend: shown as one line, exit status 2."""
 
 
-# Options
-
-
 def number(kind: type, low: float, high: float) -> Callable[[str], float]:
     """An argument type: a finite number of `kind` from `low` to `high`."""
 
@@ -80,7 +80,7 @@ def number(kind: type, low: float, high: float) -> Callable[[str], float]:
         if not low <= value <= high:
             name = "an integer" if kind is int else "a number"
             raise argparse.ArgumentTypeError(
-                f"must be {name} from {low:g} to {high:g}, not {text!r}"
+                f"must be {name} from {low} to {high}, not {text!r}"
             )
         return value
 
@@ -103,10 +103,19 @@ class Options:
     steps: int = option(int, 2000, 1, 10**9, "training steps")
     learning_rate: float = option(float, 2e-3, 1e-9, 1.0, "the highest, after warm-up")
     clip: float = option(float, 1.0, 1e-9, 1e9, "largest norm of the gradient")
-    seed: int = option(int, 0, 0, 2**32 - 1, "seed of the initial weights")
+    dropout: float = option(float, 0.2, 0.0, 0.9, "probability to drop a feature")
+    seed: int = option(int, 0, 0, 2**32 - 1, "seed of the weights and the dropout")
 
-
-# Text
+    @classmethod
+    def checked(cls, values: dict[str, Any]) -> Options:
+        """The options of a checkpoint, judged as on the command line."""
+        parse = {f.name: f.metadata["parse"] for f in dataclasses.fields(cls)}
+        if values.keys() != parse.keys():
+            raise ValueError(f"options must be {', '.join(parse)}")
+        try:
+            return cls(**{name: parse[name](repr(values[name])) for name in parse})
+        except argparse.ArgumentTypeError as error:
+            raise ValueError(f"an option {error}") from None
 
 
 class Text:
@@ -160,8 +169,8 @@ def read_text(path: Path | None) -> str:
         ) from None
     # Topics quote each other at length. Each paragraph is kept once, or the held-out
     # part would mostly measure what was learnt by heart.
-    paragraphs = (p for name in sorted(topics) for p in topics[name].split("\n\n"))
-    return "\n\n".join(dict.fromkeys(paragraphs))
+    pages = "\n\n".join(topics[name] for name in sorted(topics))
+    return "\n\n".join(dict.fromkeys(re.split(r"\n\n+", pages)))
 
 
 def chunk_at(ids: np.ndarray, step: int, options: Options) -> tuple[mx.array, mx.array]:
@@ -174,9 +183,6 @@ def chunk_at(ids: np.ndarray, step: int, options: Options) -> tuple[mx.array, mx
     offsets = step * options.chunk + np.arange(options.chunk + 1)
     window = ids[(starts[:, None] + offsets) % len(ids)]
     return mx.array(window[:, :-1]), mx.array(window[:, 1:])
-
-
-# Baselines
 
 
 def ngram_bits(text: Text, order: int) -> float:
@@ -200,7 +206,7 @@ def ngram_bits(text: Text, order: int) -> float:
     ids = text.ids.astype(np.int64)
 
     def grams(first: int, last: int, length: int) -> np.ndarray:
-        """The `length` characters that end at first .. last - 1, as one integer each."""
+        """Integers for the `length` characters that end at first .. last - 1."""
         code = np.zeros(last - first, np.int64)
         for back in range(length - 1, -1, -1):
             code = code * size + ids[first - back : last - back]
@@ -235,16 +241,12 @@ def xz_bits(text: Text) -> float:
     return 8 * added / (len(text.content) - text.split)
 
 
-# Model and training step
-
-
 class CharLM(nn.Module):
-    """Embedding, recurrent layer and linear layer.
+    """Embedding, recurrent layer and linear layer, with dropout between them.
 
     Args:
         vocabulary_size (int): The number of different characters, ``V``.
-        embedding (int): Features of a character, ``D``.
-        hidden (int): Hidden features, ``H``.
+        options (Options): `embedding`, `hidden` and `dropout`.
         rnn (type): The recurrent layer's class. Default: `mlx_recurrent.RNN`.
         linear (type): The linear layer's class. Default: `mlx_recurrent.Linear`.
     """
@@ -252,22 +254,38 @@ class CharLM(nn.Module):
     def __init__(
         self,
         vocabulary_size: int,
-        embedding: int,
-        hidden: int,
+        options: Options,
         rnn: type[nn.Module] = RNN,
         linear: type[nn.Module] = Linear,
     ):
         super().__init__()
-        self.embedding = nn.Embedding(vocabulary_size, embedding)
-        self.rnn = rnn(embedding, hidden)
-        self.head = linear(hidden, vocabulary_size)
+        self.dropout = options.dropout
+        self.embedding = nn.Embedding(vocabulary_size, options.embedding)
+        # MLX draws them smaller, and learning then starts slowly.
+        self.embedding.weight *= math.sqrt(options.embedding)
+        self.rnn = rnn(options.embedding, options.hidden)
+        self.head = linear(options.hidden, vocabulary_size)
 
     def __call__(
-        self, ids: mx.array, hidden: mx.array | None = None
+        self,
+        ids: mx.array,
+        hidden: mx.array | None = None,
+        key: mx.array | None = None,
     ) -> tuple[mx.array, mx.array]:
-        """Logits ``NLV`` and state ``NH`` after characters ``NL``."""
-        outputs, hidden = self.rnn(self.embedding(ids), hidden, return_state=True)
-        return self.head(outputs), hidden
+        """Logits ``NLV`` and state ``NH`` after characters ``NL``.
+
+        A random `key` means training: it draws the dropout, one mask for all steps.
+        """
+        keys = (None, None) if key is None else mx.random.split(key)
+        x = self.drop(self.embedding(ids), keys[0])
+        outputs, hidden = self.rnn(x, hidden, return_state=True)
+        return self.head(self.drop(outputs, keys[1])), hidden
+
+    def drop(self, x: mx.array, key: mx.array | None) -> mx.array:
+        if key is None or self.dropout == 0:
+            return x
+        keep = 1 - self.dropout
+        return x * (mx.random.bernoulli(keep, (x.shape[0], 1, x.shape[2]), key) / keep)
 
 
 class UpstreamRNN(nn.RNN):
@@ -294,27 +312,25 @@ def make_optimizer(model: nn.Module, options: Options) -> optim.Optimizer:
 
 def make_step(
     model: nn.Module, optimizer: optim.Optimizer, clip: float
-) -> Callable[[mx.array, mx.array, mx.array], tuple[mx.array, mx.array]]:
-    """The compiled training step: (inputs, targets, state) to (bits, state).
+) -> Callable[..., tuple[mx.array, mx.array]]:
+    """The compiled training step: (inputs, targets, state, key) to (bits, state).
 
     The state enters as an argument that nothing is differentiated by, so gradients stop
     at the border of the chunk.
     """
 
     def loss(
-        model: nn.Module, inputs: mx.array, targets: mx.array, hidden: mx.array
+        model: nn.Module, inputs: mx.array, targets: mx.array, *rest: mx.array
     ) -> tuple[mx.array, mx.array]:
-        logits, hidden = model(inputs, hidden)
+        logits, hidden = model(inputs, *rest)
         return nn.losses.cross_entropy(logits, targets, reduction="mean"), hidden
 
     gradient = nn.value_and_grad(model, loss)
     state = [model.state, optimizer.state]
 
     @partial(mx.compile, inputs=state, outputs=state)
-    def step(
-        inputs: mx.array, targets: mx.array, hidden: mx.array
-    ) -> tuple[mx.array, mx.array]:
-        (nats, hidden), gradients = gradient(model, inputs, targets, hidden)
+    def step(*arguments: mx.array) -> tuple[mx.array, mx.array]:
+        (nats, hidden), gradients = gradient(model, *arguments)
         gradients, _ = optim.clip_grad_norm(gradients, clip)
         optimizer.update(model, gradients)
         return nats / math.log(2), hidden
@@ -334,7 +350,7 @@ def heldout_bits(model: nn.Module, ids: np.ndarray, piece: int = 4096) -> float:
     return nats / (len(ids) - 1) / math.log(2)
 
 
-def generate(
+def continuation(
     model: nn.Module,
     vocabulary: str,
     prompt: str,
@@ -365,9 +381,6 @@ def generate(
         yield vocabulary[ids.item()]
 
 
-# Checkpoint
-
-
 def write(path: Path, data: bytes) -> None:
     """Replaces a file in one go: at any moment it is the old one or the new one."""
     temporary = path.with_name(path.name + ".tmp")
@@ -377,14 +390,18 @@ def write(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError):
+            raise Failure(f"cannot write {path}: {error.strerror}") from None
         raise
 
 
 def checksum(record: dict[str, Any], data: bytes) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode() + data).hexdigest()
+    return hashlib.sha256(
+        json.dumps(record, sort_keys=True).encode() + data
+    ).hexdigest()
 
 
 class Run:
@@ -403,13 +420,14 @@ class Run:
         mx.random.seed(options.seed)
         self.options = options
         self.vocabulary = vocabulary
-        self.text = {"file": file, "sha256": sha256}
-        self.model = CharLM(len(vocabulary), options.embedding, options.hidden)
+        self.file = file
+        self.sha256 = sha256
+        self.model = CharLM(len(vocabulary), options)
         self.optimizer = make_optimizer(self.model, options)
         self.train_step = make_step(self.model, self.optimizer, options.clip)
         self.hidden = mx.zeros((options.batch, options.hidden))
         self.bits: list[float] = []
-        self.heldout: list[list[float]] = []
+        self.heldout: list[tuple[int, float]] = []
         self.seconds = 0.0
 
     @property
@@ -419,7 +437,8 @@ class Run:
     def advance(self, ids: np.ndarray) -> float:
         """Takes one step and returns the bits per character of its chunk."""
         inputs, targets = chunk_at(ids, self.step, self.options)
-        bits, self.hidden = self.train_step(inputs, targets, self.hidden)
+        key = mx.random.key((self.options.seed << 32) + self.step)
+        bits, self.hidden = self.train_step(inputs, targets, self.hidden, key)
         mx.eval(bits, self.hidden, self.model.state, self.optimizer.state)
         if not math.isfinite(bits.item()):
             raise Failure(
@@ -436,7 +455,7 @@ class Run:
             "hidden": self.hidden,
             "bits": mx.array(self.bits, mx.float32),
         }
-        return dict(tree_flatten(tree))
+        return dict(sorted(tree_flatten(tree)))
 
     def save(self, folder: Path) -> None:
         """Writes a checkpoint; until the last moment the one before stays valid.
@@ -454,7 +473,7 @@ class Run:
             "seconds": self.seconds,
             "options": dataclasses.asdict(self.options),
             "vocabulary": self.vocabulary,
-            "text": self.text,
+            "text": {"file": self.file, "sha256": self.sha256},
             "heldout": self.heldout,
             "arrays": f"checkpoint-{hashlib.sha256(data).hexdigest()[:16]}.safetensors",
         }
@@ -479,12 +498,8 @@ class Run:
                 raise ValueError("the checksum differs")
             if record["format"] != FORMAT:
                 raise ValueError(f"format is {record['format']}, not {FORMAT}")
-            run = cls(
-                Options.checked(record["options"]),
-                record["vocabulary"],
-                record["text"]["file"],
-                record["text"]["sha256"],
-            )
+            options, text = Options.checked(record["options"]), record["text"]
+            run = cls(options, record["vocabulary"], text["file"], text["sha256"])
             arrays = mx.load(io.BytesIO(data), format="safetensors")
             mx.eval(arrays)
             run._restore(int(record["step"]), arrays)
@@ -492,29 +507,24 @@ class Run:
             run.seconds = float(record["seconds"])
         except KeyError as error:
             raise Failure(f"the checkpoint in {folder} lacks {error}") from None
-        except (OSError, RuntimeError, TypeError, ValueError) as error:
+        except Exception as error:  # whatever damage leads to
             raise Failure(f"the checkpoint in {folder} is damaged: {error}") from None
         return run
 
     def _restore(self, step: int, arrays: dict[str, mx.array]) -> None:
-        expected = {**self.arrays(), "bits": mx.zeros(step)}
-        for name in sorted(expected.keys() | arrays.keys()):
-            must, found = expected.get(name), arrays.get(name)
-            if must is None or found is None:
-                raise ValueError(f"array {name} is {'un' * (must is None)}known")
-            if (must.shape, must.dtype) != (found.shape, found.dtype):
-                raise ValueError(
-                    f"{name} is {found.dtype} {found.shape}, must be "
-                    f"{must.dtype} {must.shape}"
-                )
+        def kinds(arrays: dict[str, mx.array]) -> dict[str, str]:
+            return {name: f"{a.dtype} {a.shape}" for name, a in arrays.items()}
+
+        found, must = kinds(arrays), kinds({**self.arrays(), "bits": mx.zeros(step)})
+        for name in sorted(found.keys() | must.keys()):
+            kind = found.get(name, "missing"), must.get(name, "absent")
+            if kind[0] != kind[1]:
+                raise ValueError(f"array {name} is {kind[0]}, must be {kind[1]}")
         tree = tree_unflatten(list(arrays.items()))
         self.model.update(tree["model"])
         self.optimizer.state.update(tree["optimizer"])
         self.hidden = tree["hidden"]
         self.bits = tree["bits"].tolist()
-
-
-# Train
 
 
 @contextlib.contextmanager
@@ -535,11 +545,9 @@ def noting_interrupts() -> Iterator[list[int]]:
 
 def open_run(arguments: argparse.Namespace) -> tuple[Run, Text]:
     """A new run, or with `--resume` the checkpoint's, and its text."""
-    given = {
-        field.name: getattr(arguments, field.name)
-        for field in dataclasses.fields(Options)
-        if getattr(arguments, field.name) is not None
-    }
+    names = [field.name for field in dataclasses.fields(Options)]
+    given = {name: getattr(arguments, name) for name in names}
+    given = {name: value for name, value in given.items() if value is not None}
     if not arguments.resume:
         if (arguments.out / RECORD).exists() and not arguments.overwrite:
             raise Failure(
@@ -558,7 +566,7 @@ def open_run(arguments: argparse.Namespace) -> tuple[Run, Text]:
                 f"--{name.replace('_', '-')} is {value}, but the checkpoint in "
                 f"{arguments.out} was made with {getattr(run.options, name)}"
             )
-    file = arguments.text or (run.source and Path(run.source))
+    file = arguments.text or (run.file and Path(run.file))
     text = Text(read_text(file), run.options)
     if text.sha256 != run.sha256:
         raise Failure(
@@ -584,13 +592,9 @@ def train(arguments: argparse.Namespace) -> int:
     )
     shown = not arguments.quiet and sys.stderr.isatty()
     per_step = options.batch * options.chunk
+    total, begin = options.steps * per_step, run.step * per_step
     bar = tqdm(
-        total=options.steps * per_step,
-        initial=run.step * per_step,
-        unit="char",
-        unit_scale=True,
-        smoothing=0.1,
-        disable=not shown,
+        total=total, initial=begin, unit="char", unit_scale=True, disable=not shown
     )
     heldout = text.heldout[: CURVE_CHARACTERS + 1]
     with noting_interrupts() as interrupts, bar:
@@ -615,9 +619,10 @@ def train(arguments: argparse.Namespace) -> int:
                     )
     if interrupts:
         run.save(folder)
+        again = ["python", sys.argv[0], "train", "--resume", "--out", str(folder)]
         print(
-            f"stopped after step {run.step} of {options.steps}; continue with: "
-            f"python {sys.argv[0]} train --out {folder} --resume",
+            f"char_lm: stopped after step {run.step} of {options.steps}; to continue:",
+            shlex.join(again),
             file=sys.stderr,
         )
         return 130
@@ -625,102 +630,212 @@ def train(arguments: argparse.Namespace) -> int:
     return 0
 
 
-# Report
-
-
 def step_times(run: Run, ids: np.ndarray, rounds: int) -> dict[str, float]:
     """Median seconds of a training step, by the classes the same model is made of.
 
-    Every variant takes the same compiled step, from the same weights, on the same chunk;
-    they take turns. `Failure` if their losses differ.
+    The variants take turns, with the same compiled step, weights and chunk, for 20 s at
+    most. `Failure` if their losses differ.
     """
-    options = run.options
+    options, key = run.options, mx.random.key(0)
+    chunk = chunk_at(ids, 0, options)
     variants = {
         "mlx_recurrent.RNN, mlx_recurrent.Linear": (RNN, Linear),
         "mlx_recurrent.RNN, mlx.nn.Linear": (RNN, nn.Linear),
         "mlx.nn.RNN, mlx.nn.Linear": (UpstreamRNN, nn.Linear),
     }
-    steps, losses = {}, []
-    inputs, targets = chunk_at(ids, 0, options)
-    for name, kinds in variants.items():
-        model = CharLM(
-            len(run.vocabulary), options.embedding, options.hidden, *kinds
-        )
+
+    def timer(rnn: type[nn.Module], linear: type[nn.Module]) -> Callable[[], Any]:
+        model = CharLM(len(run.vocabulary), options, rnn, linear)
         model.update(run.model.parameters())
         optimizer = make_optimizer(model, options)
         step = make_step(model, optimizer, options.clip)
 
-        def timed(
-            step: Any = step, state: Any = (model.state, optimizer.state)
-        ) -> tuple[float, float]:
+        def timed() -> tuple[float, float]:
             begun = time.perf_counter()
-            bits, hidden = step(inputs, targets, run.hidden)
-            mx.eval(bits, hidden, state)
+            bits, hidden = step(*chunk, run.hidden, key)
+            mx.eval(bits, hidden, model.state, optimizer.state)
             return time.perf_counter() - begun, bits.item()
 
-        steps[name] = timed
-        losses.append(timed()[1])
-    if max(losses) - min(losses) > 1e-3 * max(losses):
+        return timed
+
+    timers = {name: timer(*kinds) for name, kinds in variants.items()}
+    losses = [timed()[1] for timed in timers.values()]
+    if not max(losses) - min(losses) <= 1e-3 * max(losses):
         raise Failure(f"the same model has different losses: {losses}")
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     until = time.perf_counter() + 20
-    while len(seconds[name]) < rounds and time.perf_counter() < until:
-        for name, timed in steps.items():
+    for _ in range(rounds):
+        for name, timed in timers.items():
             seconds[name].append(timed()[0])
+        if time.perf_counter() > until:
+            break
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
-def draw_curves(run: Run, baselines: dict[str, float], path: Path) -> None:
+def draw_curves(run: Run, bits: float, baselines: dict[str, float], path: Path) -> None:
     """Training and held-out bits per character over characters seen, as a PNG."""
-    per_step = run.options.batch * run.options.chunk / 1e6
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.add_subplot()
-    bits = np.array(run.bits)
-    width = max(1, len(bits) // 100)
-    smooth = np.convolve(bits, np.full(width, 1 / width), "valid")
-    steps = np.arange(1, len(bits) + 1)
-    axes.plot(steps * per_step, bits, color="C0", alpha=0.2, linewidth=0.6)
-    axes.plot(
-        steps[width - 1 :] * per_step, smooth, color="C0", label="training (mean)"
-    )
-    axes.plot(
-        [step * per_step for step, _ in run.heldout],
-        [value for _, value in run.heldout],
-        color="C3",
-        marker="o",
-        markersize=3.5,
-        label="held-out",
-    )
-    for name, value in baselines.items():
-        axes.axhline(value, color="0.4", linestyle="--", linewidth=0.9)
-        axes.annotate(
-            f"{name} {value:.2f}",
-            (0.995, value),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, 2),
-            textcoords="offset points",
-            ha="right",
-            color="0.3",
-            fontsize=9,
-        )
-    axes.set_xlabel("characters seen (millions)")
-    axes.set_ylabel("bits per character")
-    axes.set_xlim(0, None)
+    per_step = run.options.batch * run.options.chunk
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    axes = figure.add_subplot(xlabel="characters seen", ylabel="bits per character")
+    seen = per_step * np.arange(1, run.step + 1)
+    width = max(1, run.step // 50)
+    mean = np.convolve(run.bits, np.full(width, 1 / width), "valid")
+    axes.plot(seen, run.bits, "C0", alpha=0.25, linewidth=0.6)
+    axes.plot(seen[width - 1 :], mean, "C0", label="training")
+    at, values = np.array(run.heldout).T
+    axes.plot(per_step * at, values, "C3o-", markersize=3.5, label="held-out")
+    axes.set_xlim(0, seen[-1])
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(alpha=0.25)
-    axes.legend(loc="upper center", frameon=False, ncols=2)
+    for value in baselines.values():
+        axes.axhline(value, color="0.4", linestyle="--", linewidth=0.9)
+    # The labels stand beside the axes, moved up where they would touch.
+    low, high = axes.get_ylim()
+    free = low
+    for value, name in sorted(
+        [(v, k) for k, v in baselines.items()] + [(bits, "model")]
+    ):
+        place = {"transform": axes.get_yaxis_transform(), "va": "center"}
+        color = "C3" if name == "model" else "0.3"
+        free = max(free, value)
+        axes.text(1.01, free, f"{name} {value:.2f}", color=color, **place)
+        free += (high - low) / 25
+    axes.legend(frameon=False)
     figure.savefig(buffer := io.BytesIO(), format="png", dpi=150)
     write(path, buffer.getvalue())
 
 
 def report(run: Run, text: Text, arguments: argparse.Namespace) -> None:
-    pass
+    """Prints what the model learnt beside the baselines, and draws the curves."""
+    options = run.options
+    baselines = {
+        "unigram": ngram_bits(text, 1),
+        "trigram": ngram_bits(text, 3),
+        "xz": xz_bits(text),
+    }
+    bits = heldout_bits(run.model, text.heldout)
+    picture = arguments.out / "curves.png"
+    draw_curves(run, bits, baselines, picture)
+    seen = run.step * options.batch * options.chunk
+    print(
+        f"\nHeld-out bits per character ({len(text.ids) - text.split:,} characters)\n"
+        f"  unigram     {baselines['unigram']:.3f}  Witten-Bell smoothing\n"
+        f"  trigram     {baselines['trigram']:.3f}  interpolated with bigrams and "
+        "unigrams, Witten-Bell smoothing\n"
+        f"  xz          {baselines['xz']:.3f}  size of the whole text less size of the "
+        "training part, preset 9e\n"
+        f"  this model  {bits:.3f}  read once in order, state carried\n"
+        f"\nTraining: {run.step:,} steps, {seen:,} characters ({seen / text.split:.1f} "
+        f"times the text) in {run.seconds:.0f} s, {seen / run.seconds:,.0f} characters "
+        "a second\n\nSample (temperature 0.7):\n"
+    )
+    sample = continuation(run.model, run.vocabulary, "", 600, 0.7, options.seed)
+    print(textwrap.indent("".join(sample), "  "))
+    print(f"\nFiles: {arguments.out / RECORD}, {picture}", flush=True)
+    if arguments.compare:
+        print(
+            f"\nOne training step, N={options.batch}, L={options.chunk}, "
+            f"D={options.embedding}, H={options.hidden} (median, taking turns):",
+            flush=True,
+        )
+        times = step_times(run, text.training, arguments.compare)
+        ours = next(iter(times.values()))
+        for name, seconds in times.items():
+            print(f"  {name:40} {1e3 * seconds:8.1f} ms  {seconds / ours:6.1f} x")
 
 
-# Command line
+def continue_prompt(arguments: argparse.Namespace) -> int:
+    """Writes the prompt and its continuation to stdout, character by character."""
+    run = Run.load(arguments.checkpoint)
+    for character in arguments.prompt:
+        if character not in run.vocabulary:
+            raise Failure(
+                f"--prompt has {character!r} (U+{ord(character):04X}), which is not in "
+                f"the vocabulary of {arguments.checkpoint}"
+            )
+    print(arguments.prompt, end="", flush=True)
+    wanted = arguments.length, arguments.temperature, arguments.seed
+    for character in continuation(run.model, run.vocabulary, arguments.prompt, *wanted):
+        print(character, end="", flush=True)
+    print()
+    return 0
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise Failure(message)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = Parser("char_lm.py", description=__doc__, formatter_class=raw)
+    commands = parser.add_subparsers(required=True, metavar="train | generate")
+    home = Path("runs/char_lm")
+
+    command = commands.add_parser("train", help="train a model", allow_abbrev=False)
+    command.set_defaults(command=train)
+    add = command.add_argument
+    add("--text", type=Path, metavar="FILE", help="UTF-8 (default: Python's topics)")
+    add("--out", type=Path, metavar="DIR", default=home, help=f"(default: {home})")
+    either = command.add_mutually_exclusive_group()
+    either.add_argument("--resume", action="store_true", help="continue in DIR")
+    either.add_argument("--overwrite", action="store_true", help="start anew in DIR")
+    for field in dataclasses.fields(Options):
+        name, parse = field.name.replace("_", "-"), field.metadata["parse"]
+        text = f"{field.metadata['help']} (default: {field.default})"
+        add(f"--{name}", type=parse, metavar="X", help=text)
+    text = "steps between held-out scores, each with a checkpoint (default: 200)"
+    add("--every", type=number(int, 1, 10**9), metavar="X", default=200, help=text)
+    text = "rounds of timing against mlx.nn.RNN at the end (default: 5)"
+    add("--compare", type=number(int, 0, 1000), metavar="X", default=5, help=text)
+    add("--quiet", action="store_true", help="no progress, only the report")
+
+    command = commands.add_parser("generate", help="write text", allow_abbrev=False)
+    command.set_defaults(command=continue_prompt)
+    add = command.add_argument
+    add("--checkpoint", type=Path, metavar="DIR", default=home, help="what train made")
+    add("--prompt", default="", help="the text to continue (default: a new line)")
+    text = "characters to write (default: 1000)"
+    add("--length", type=number(int, 0, 10**9), metavar="X", default=1000, help=text)
+    text = "0: always the likeliest character (default: 0.7)"
+    add(
+        "--temperature", type=number(float, 0, 1e6), metavar="X", default=0.7, help=text
+    )
+    text = "the same seed gives the same text (default: 0)"
+    add("--seed", type=number(int, 0, 2**32 - 1), metavar="X", default=0, help=text)
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return 0
+    """Runs a command and returns its exit status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    # The native core is the CPU's for now.
+    mx.set_default_device(mx.cpu)
+    try:
+        arguments = make_parser().parse_args(argv)
+        status: int = arguments.command(arguments)
+        print(end="", flush=True)
+        return status
+    except KeyboardInterrupt:
+        status, message = 130, "interrupted"
+    except BrokenPipeError:
+        status, message = 141, ""
+    except Failure as failure:
+        status, message = 2, f"error: {failure}"
+    except OSError as error:
+        place = f": {error.filename}" if error.filename else ""
+        status, message = 2, f"error: {error.strerror or error}{place}"
+    if message:
+        print("char_lm:", " ".join(message.split()), file=sys.stderr)
+    try:
+        print(end="", flush=True)
+    except OSError:
+        # Else Python flushes once more at exit and complains.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return status
 
 
 if __name__ == "__main__":

@@ -139,9 +139,7 @@ def rnn(x, Wxh, Whh, bias=None, hidden=None, activation="tanh"):
     return scan(matmul(x, Wxh, bias), Whh, hidden, activation)
 
 
-def rnn_grad(
-    x, Wxh, Whh, bias, hidden, activation="tanh", d_states=None, d_last=None
-):
+def rnn_grad(x, Wxh, Whh, bias, hidden, activation="tanh", d_states=None, d_last=None):
     """Gradients (dx, dWxh, dWhh, dbias, dhidden); None where the input is None."""
     z = matmul(x, Wxh, bias)
     dz, dWhh, dhidden = scan_grad(z, Whh, hidden, activation, d_states, d_last)
@@ -175,7 +173,7 @@ def complex_step(function, primals, tangents):
     step = 1e-30
     moved = [
         p if p is None or v is None else np.asarray(p) + 1j * step * np.asarray(v)
-        for p, v in zip(primals, tangents)
+        for p, v in zip(primals, tangents, strict=True)
     ]
     out = function(*moved)
     if isinstance(out, tuple):
@@ -192,7 +190,7 @@ def finite_difference(function, primals, tangents, step=1e-3):
     def at(k):
         moved = [
             p if p is None or v is None else np.longdouble(p) + k * step * v
-            for p, v in zip(primals, tangents)
+            for p, v in zip(primals, tangents, strict=True)
         ]
         return function(*moved)
 
@@ -201,7 +199,9 @@ def finite_difference(function, primals, tangents, step=1e-3):
 
     values = [at(k) for k in (-2, -1, 1, 2)]
     if isinstance(values[0], tuple):
-        return tuple(None if v[0] is None else difference(*v) for v in zip(*values))
+        return tuple(
+            None if v[0] is None else difference(*v) for v in zip(*values, strict=True)
+        )
     return difference(*values)
 
 

@@ -3,6 +3,10 @@
 import mlx.core as mx
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mlx_recurrent
 import reference
 from conftest import (
     ACTIVATIONS,
@@ -21,11 +25,16 @@ from conftest import (
     upstream,
     upstream_layer,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from tolerances import FORMAT, TANH_ULPS, close, equal, same_places, ulps, wide
-
-import mlx_recurrent
+from tolerances import (
+    FORMAT,
+    TANH_ULPS,
+    close,
+    equal,
+    mean_close,
+    same_places,
+    ulps,
+    wide,
+)
 
 
 def check(problem):
@@ -40,7 +49,9 @@ def check(problem):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("index", range(len(SHAPES)), ids=["-".join(map(str, s)) for s in SHAPES])
+@pytest.mark.parametrize(
+    "index", range(len(SHAPES)), ids=["-".join(map(str, s)) for s in SHAPES]
+)
 def test_shapes(rng, index, dtype):
     activation = ACTIVATIONS[(index + DTYPES.index(dtype)) % 4]
     bias, hidden = index % 2 == 0, index % 3 != 0
@@ -64,7 +75,9 @@ def test_leading_axes(rng, lead, hidden, dtype):
 
 
 # Large enough to be divided among threads, by rows and by units.
-@pytest.mark.parametrize("shape", [(64, 16, 64, 256), (3, 24, 64, 515), (1, 24, 64, 768)])
+@pytest.mark.parametrize(
+    "shape", [(64, 16, 64, 256), (3, 24, 64, 515), (1, 24, 64, 768)]
+)
 def test_large(rng, shape):
     check(case(rng, shape, gain=0.7))
 
@@ -99,22 +112,24 @@ def test_layouts_of_leading_axes(rng):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", ["tanh", "sigmoid"])
 def test_saturating(rng, activation, dtype):
-    problem = case(rng, (5, 20, 8, 16), dtype, activation, std=10.0)
-    check(problem.of(Whh=problem.Whh * 10))
+    check(case(rng, (5, 20, 8, 16), dtype, activation, std=10.0))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_tiny(rng, activation, dtype):
     std = 1e-3 if dtype == mx.float16 else 1e-6
-    problem = case(rng, (5, 12, 8, 16), dtype, activation, bias=False, std=std, gain=0.5)
+    problem = case(
+        rng, (5, 12, 8, 16), dtype, activation, bias=False, std=std, gain=0.5
+    )
     check(problem.of(hidden=problem.hidden * std))
 
 
 @pytest.mark.parametrize("activation", ["relu", "identity"])
 def test_growing(rng, activation):
     """Values over many orders of magnitude, all finite."""
-    got = check(case(rng, (4, 40, 8, 16), activation=activation, gain=4.0))
+    problem = case(rng, (4, 40, 8, 16), activation=activation)
+    got = check(problem.of(Whh=mx.abs(problem.Whh)))
     assert 1e10 < mx.abs(got).max().item() < 1e35
 
 
@@ -241,7 +256,9 @@ def test_scan(rng, hidden, activation, dtype):
     problem = case(rng, (4, 9, 1, 19), dtype, activation, bias=False, hidden=hidden)
     z = draw(rng, (4, 9, 19), dtype)
     # A product with the identity is exact, so upstream's layer is upstream's scan.
-    layer = upstream_layer(z, mx.eye(19, dtype=dtype), problem.Whh, None, UPSTREAM[activation])
+    layer = upstream_layer(
+        z, mx.eye(19, dtype=dtype), problem.Whh, None, UPSTREAM[activation]
+    )
     truth = reference.scan(
         wide(z), wide(problem.Whh), wide(problem.hidden) if hidden else None, activation
     )
@@ -268,11 +285,11 @@ def activated(name, z):
     """f(z) of any vector: one step of a scan that has no hidden."""
     H = 32
     padded = np.resize(z, -(-len(z) // H) * H)
-    one_step = mx.array(padded, mx.float64) if z.dtype == np.float64 else mx.array(padded)
-    Whh = mx.full((H, H), float("nan"), one_step.dtype)
-    got = mlx_recurrent.scan(
-        one_step.reshape(-1, 1, H), Whh, nonlinearity=NATIVE[name]
+    one_step = (
+        mx.array(padded, mx.float64) if z.dtype == np.float64 else mx.array(padded)
     )
+    Whh = mx.full((H, H), float("nan"), one_step.dtype)
+    got = mlx_recurrent.scan(one_step.reshape(-1, 1, H), Whh, nonlinearity=NATIVE[name])
     return got.reshape(-1)[: len(z)]
 
 
@@ -398,3 +415,21 @@ def test_any_shape_layout_and_dtype(data):
         if layout != "as is":
             problem = problem.of(**{name: laid_out(layout, a)})
     check(problem)
+
+
+def mean_error(run, problems):
+    squares = []
+    for p in problems:
+        truth = p.states()
+        error = (wide(call(run, p)) - truth) / np.abs(truth).max()
+        squares.append(error.astype(np.float64).ravel() ** 2)
+    return np.sqrt(np.mean(np.concatenate(squares)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_no_less_accurate_on_average(rng, activation, dtype):
+    """Sharper than any single call, whose errors are a matter of luck."""
+    shapes = [(4, 20, 16, 33), (2, 40, 100, 16), (8, 8, 7, 64)]
+    problems = [case(rng, s, dtype, activation, gain=0.8) for s in shapes * 3]
+    mean_close(mean_error(ours, problems), mean_error(upstream, problems), dtype)

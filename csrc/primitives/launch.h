@@ -3,6 +3,10 @@
 
 #pragma once
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <memory>
 #include <utility>
 
@@ -57,8 +61,20 @@ inline kernels::Machine machine_now() {
   return kernels::this_machine(kernels::num_threads());
 }
 
+// A large result is new memory at each call, and touching it a small page at a
+// time costs more than computing it: ask for huge pages before the first write.
 inline void allocate(mx::array& out) {
   out.set_data(mx::allocator::malloc(out.nbytes()));
+#if defined(__linux__)
+  constexpr size_t kLarge = size_t{32} << 20;
+  constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
+  if (out.nbytes() >= kLarge) {
+    uintptr_t first = reinterpret_cast<uintptr_t>(out.data<char>());
+    uintptr_t last = (first + out.nbytes()) & ~(kHugePage - 1);
+    first = (first + kHugePage - 1) & ~(kHugePage - 1);
+    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  }
+#endif
 }
 
 } // namespace mlx_recurrent

@@ -1,0 +1,161 @@
+"""plan() says which path a call takes and why, and that is the path it takes."""
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+
+import mlx_recurrent
+from conftest import NATIVE, draw
+from mlx_recurrent import RNN
+from tolerances import LINEAR
+
+NATIVE_CALLABLES = [
+    None,
+    nn.tanh,
+    mx.tanh,
+    nn.Tanh(),
+    nn.relu,
+    nn.ReLU(),
+    nn.sigmoid,
+    mx.sigmoid,
+    nn.Sigmoid(),
+    nn.Identity(),
+]
+COMPOSED_CALLABLES = {
+    "<lambda>": lambda a: mx.tanh(a),
+    "LayerNorm": nn.LayerNorm(6),
+    "Softmax": nn.Softmax(),
+    "PReLU": nn.PReLU(),
+    "sin": mx.sin,
+    "Sequential": nn.Sequential(nn.Tanh()),
+    "Mine": type("Mine", (nn.Tanh,), {})(),
+}
+
+
+def operations(tmp_path, y):
+    """The names of the operations in the graph of an array."""
+    path = tmp_path / "graph.dot"
+    mx.export_to_dot(str(path), y)
+    lines = path.read_text().splitlines()
+    return [line.split('"')[1] for line in lines if "shape=rectangle" in line]
+
+
+@pytest.mark.parametrize("nonlinearity", NATIVE_CALLABLES)
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float64, mx.float16, mx.bfloat16])
+def test_native(tmp_path, rng, dtype, nonlinearity):
+    """One operation of this package, however long the sequence."""
+    layer = RNN(3, 6, nonlinearity=nonlinearity)
+    layer.set_dtype(dtype)
+    graphs = []
+    for L in (2, 100):
+        x = draw(rng, (4, L, 3), dtype)
+        assert layer.plan(x).path == "native"
+        graphs.append(operations(tmp_path, layer(x)))
+    assert graphs[0] == graphs[1]
+    assert len([name for name in graphs[0] if "recurrent" in name.lower()]) == 1
+
+
+@pytest.mark.parametrize("name", COMPOSED_CALLABLES)
+def test_composed(tmp_path, rng, name):
+    """Operations at each step, and the reason names the nonlinearity."""
+    layer = RNN(3, 6, nonlinearity=COMPOSED_CALLABLES[name])
+    graphs = []
+    for L in (4, 16):
+        x = draw(rng, (4, L, 3), mx.float32)
+        plan = layer.plan(x)
+        assert plan.path == "composed"
+        assert name in plan.reason and name in str(plan)
+        graphs.append(operations(tmp_path, layer(x)))
+    assert 2 * len(graphs[0]) < len(graphs[1]) <= 4 * LINEAR * len(graphs[0])
+
+
+def test_reasons_tell_the_paths_apart():
+    x = mx.zeros((4, 5, 3))
+    reasons = {
+        name: RNN(3, 6, nonlinearity=f).plan(x).reason
+        for name, f in {"tanh": None, **COMPOSED_CALLABLES}.items()
+    }
+    assert "tanh" in reasons["tanh"]
+    assert "parameters" in reasons["LayerNorm"]
+    assert len(set(reasons.values())) == len(reasons)
+
+
+@pytest.mark.parametrize("nonlinearity", [None, COMPOSED_CALLABLES["<lambda>"]])
+@pytest.mark.parametrize(
+    "shape", [(5, 3), (4, 5, 3), (2, 4, 1, 3), (0, 5, 3), (4, 0, 3)]
+)
+def test_is_one_paragraph(shape, nonlinearity):
+    text = str(RNN(3, 6, nonlinearity=nonlinearity).plan(mx.zeros(shape)))
+    assert text == text.strip() and "\n" not in text and text.endswith(".")
+    assert len(text.split()) >= 12
+
+
+def test_native_names_instructions_threads_and_partition():
+    plan = RNN(64, 256).plan(mx.zeros((64, 50, 64)))
+    assert plan.isa and plan.isa in str(plan)
+    assert plan.partition in ("none", "batch", "hidden")
+    assert 1 <= plan.threads <= mlx_recurrent.get_num_threads()
+    assert (plan.threads == 1) == (plan.partition == "none")
+
+
+def test_composed_has_no_kernel():
+    plan = RNN(3, 6, nonlinearity=mx.sin).plan(mx.zeros((4, 5, 3)))
+    assert plan.isa is None and plan.threads is None and plan.partition is None
+
+
+def test_partition_follows_shapes_and_threads():
+    """Many rows divide by rows; one row of many units by units; one thread not."""
+    wide_layer = RNN(64, 1024)
+    batch, row = mx.zeros((256, 50, 64)), mx.zeros((1, 50, 64))
+    mlx_recurrent.set_num_threads(2)
+    assert wide_layer.plan(batch).partition == "batch"
+    assert wide_layer.plan(row).partition == "hidden"
+    assert wide_layer.plan(batch).threads == wide_layer.plan(row).threads == 2
+    mlx_recurrent.set_num_threads(1)
+    for x in (batch, row):
+        assert wide_layer.plan(x).partition == "none"
+        assert wide_layer.plan(x).threads == 1
+
+
+def test_plan_takes_the_arguments_of_the_call():
+    layer = RNN(3, 6)
+    x, hidden = mx.zeros((4, 5, 3)), mx.zeros((4, 6))
+    assert layer.plan(x, hidden, return_state="only").path == "native"
+    assert layer.plan(x, hidden=hidden, return_state=True).path == "native"
+    with pytest.raises(ValueError, match="hidden"):
+        layer.plan(x, mx.zeros((3, 6)))
+    with pytest.raises(ValueError, match="return_state"):
+        layer.plan(x, return_state="all")
+
+
+def test_plan_computes_and_draws_nothing():
+    layer = RNN(3, 6, nonlinearity=lambda a: a + mx.random.normal(a.shape))
+    mx.random.seed(3)
+    layer.plan(mx.zeros((4, 5, 3)))
+    after = mx.random.normal((4,))
+    mx.random.seed(3)
+    assert mx.array_equal(after, mx.random.normal((4,)))
+
+
+def test_the_functions_take_the_same_paths(tmp_path, rng):
+    x, Wxh = draw(rng, (4, 30, 3), mx.float32), draw(rng, (6, 3), mx.float32)
+    z, Whh = draw(rng, (4, 30, 6), mx.float32), draw(rng, (6, 6), mx.float32)
+    for f in NATIVE.values():
+        assert (
+            len(operations(tmp_path, mlx_recurrent.rnn(x, Wxh, Whh, nonlinearity=f)))
+            <= 2
+        )
+        assert (
+            len(operations(tmp_path, mlx_recurrent.scan(z, Whh, nonlinearity=f))) <= 2
+        )
+    composed = mlx_recurrent.scan(z, Whh, nonlinearity=mx.sin)
+    assert operations(tmp_path, composed).count("Sin") == 30
+
+
+@pytest.mark.skipif(
+    not mx.is_available(mx.gpu), reason="MLX has no GPU here: the path cannot be taken"
+)
+def test_gpu_is_composed():
+    mx.set_default_device(mx.gpu)
+    plan = RNN(3, 6).plan(mx.zeros((4, 5, 3)))
+    assert plan.path == "composed" and "GPU" in plan.reason
