@@ -134,11 +134,13 @@ def lengths(rounds: int) -> None:
     for library in libraries:
         library.close()
     short, long = (statistics.median(seconds) for seconds in times)
-    N, L, D, H = LENGTH_CASE[1:]
+    N, D, H = LENGTH_CASE.N, LENGTH_CASE.D, LENGTH_CASE.H
     print(f"training at N={N}, D={D}, H={H}, float32:")
     for case, median in zip(cases, (short, long), strict=True):
         print(f"  L = {case.L:>9,}: {1e3 * median:9.2f} ms")
-    print(f"  ratio {long / short:.2f} for {LENGTHS[1] / LENGTHS[0]:.0f} times the steps")
+    print(
+        f"  ratio {long / short:.2f} for {LENGTHS[1] / LENGTHS[0]:.0f} times the steps"
+    )
     library = Library(OURS)
     before = library.ask(peak=True)["bytes"]
     library.prepare(LENGTH_CASE._replace(L=LONGEST), "training", None)

@@ -240,8 +240,8 @@ def test_relu_has_no_slope_at_zero(rng):
 @pytest.mark.parametrize("activation", ["tanh", "identity"])
 def test_long(rng, activation):
     """2000 steps with a memory of about a hundred."""
-    problem = smooth(rng, (2, 2000, 4, 8), activation=activation, std=0.3)
-    q, _ = np.linalg.qr(rng.standard_normal((8, 8)))
+    problem = smooth(rng, (2, 2000, 4, 24), activation=activation, std=0.3)
+    q, _ = np.linalg.qr(rng.standard_normal((24, 24)))
     problem = problem.of(Whh=array(0.99 * q, mx.float32))
     check(problem, cotangent_of(rng, problem))
 
@@ -301,6 +301,27 @@ def test_repeated_gradients_are_equal(rng, shape):
         again = gradients(ours, problem, c)
         for name in first:
             equal(again[name], first[name], name)
+
+
+def test_gradients_are_equal_while_the_pool_is_busy(rng):
+    """Two streams at once: one takes the threads, the other must give the same bits."""
+    problems = [smooth(rng, s) for s in ((64, 20, 32, 256), (1, 60, 32, 600))]
+    cotangents = [cotangent_of(rng, p) for p in problems]
+    alone = [gradients(ours, p, c) for p, c in zip(problems, cotangents, strict=True)]
+    streams = [mx.new_stream(mx.cpu) for _ in problems]
+    for _ in range(3):
+        poison(*cotangents)
+        together = []
+        for p, c, stream in zip(problems, cotangents, streams, strict=True):
+            values = list(p.arrays.values())
+            _, grads = mx.vjp(
+                lambda *v, s=stream: ours("tanh", *v, stream=s), values, [c]
+            )
+            mx.async_eval(grads)
+            together.append(dict(zip(p.arrays, grads, strict=True)))
+        for got, expected in zip(together, alone, strict=True):
+            for name in got:
+                equal(got[name], expected[name], name)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

@@ -145,6 +145,19 @@ def test_aliases_of_tanh(rng, alias):
     close(layer(x, h), theirs(x, h), truth)
 
 
+def test_no_input_features(rng):
+    """D = 0, where upstream fails: the projection is the bias."""
+    layer, x = RNN(0, 4), mx.zeros((2, 3, 0))
+    values, h = (x, layer.Wxh, layer.Whh, layer.bias), draw(rng, (2, 4), mx.float32)
+    theirs = nn.RNN(1, 4)
+    theirs.Whh, theirs.bias = layer.Whh, layer.bias
+    expected = theirs(mx.zeros((2, 3, 1)), h)
+    close(layer(x, h), expected, reference.rnn(*map(wide, (*values, h))))
+    grads = mx.grad(lambda x, W: mlx_recurrent.rnn(x, W, *values[2:]).sum(), (0, 1))
+    for grad, a in zip(grads(*values[:2]), values, strict=False):
+        equal(grad, mx.zeros(a.shape))
+
+
 @pytest.mark.parametrize("size", [0, -1])
 def test_hidden_size_is_positive(size):
     """Upstream divides by zero, or takes the root of a negative number."""

@@ -137,9 +137,8 @@ INLINE Vec<C> logistic(Vec<C> x) {
   Vec<C> a = magnitude<C>(x);
   Vec<C> bounded = a > k::exp_range ? splat<C>(k::exp_range) : a;
   Vec<C> t = exponential<C>(-bounded);
-  Vec<C> upper = C(1) / (C(1) + t);
-  Vec<C> lower = x < -k::exp_range ? Vec<C>{} : t * upper;
-  return x < C(0) ? lower : upper;
+  Vec<C> lower = x < -k::exp_range ? Vec<C>{} : t;
+  return (x < C(0) ? lower : splat<C>(C(1))) / (C(1) + t);
 }
 
 } // namespace

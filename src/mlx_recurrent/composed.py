@@ -8,10 +8,10 @@ import mlx.core as mx
 
 from mlx_recurrent.dispatch import Nonlinearity, StreamOrDevice, product
 
-# MLX's gradient of a slice is as long as what was sliced, and each output of a split
-# refers to all the others: either would make L steps cost L^2. Time is therefore taken
-# apart, and put together, by trees with this many branches.
-_BRANCHES = 16
+# MLX's gradient of a slice is as long as what was sliced (and a split is slices): L
+# slices of one array would cost L^2. So time is taken apart, and put together, by trees
+# with this many branches: few, because each level costs that many times its part.
+_BRANCHES = 8
 
 
 def recurrence(
