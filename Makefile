@@ -14,7 +14,7 @@ SOURCES := pyproject.toml CMakeLists.txt \
 .PHONY: demo test lint clean
 
 demo: $(VENV)/demo
-	$(RUN) examples/char_lm.py train
+	$(RUN) examples/char_lm.py train --overwrite
 
 test: $(VENV)/test
 	$(if $(PEERS),$(RUN) -m pip install --quiet $(PEERS))
