@@ -14,7 +14,7 @@ SOURCES := pyproject.toml CMakeLists.txt \
 .PHONY: demo test lint clean
 
 demo: $(VENV)/demo
-	$(RUN) examples/char_lm.py train --overwrite
+	$(RUN) examples/char_lm.py train $(if $(wildcard runs/char_lm/checkpoint.json),--resume)
 
 test: $(VENV)/test
 	$(if $(PEERS),$(RUN) -m pip install --quiet $(PEERS))

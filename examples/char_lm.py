@@ -96,14 +96,14 @@ def option(kind: type, default: float, low: float, high: float, text: str) -> An
 class Options:
     """Everything, beside the text, that the trained weights follow from."""
 
-    embedding: int = option(int, 64, 1, 4096, "features of a character, D")
+    embedding: int = option(int, 256, 1, 4096, "features of a character, D")
     hidden: int = option(int, 512, 1, 8192, "hidden features, H")
     batch: int = option(int, 32, 1, 4096, "sequences side by side, N")
     chunk: int = option(int, 64, 1, 65536, "characters of each in a step, L")
-    steps: int = option(int, 2000, 1, 10**9, "training steps")
-    learning_rate: float = option(float, 2e-3, 1e-9, 1.0, "the highest, after warm-up")
+    steps: int = option(int, 3000, 1, 10**9, "training steps")
+    learning_rate: float = option(float, 3e-3, 1e-9, 1.0, "the highest, after warm-up")
     clip: float = option(float, 1.0, 1e-9, 1e9, "largest norm of the gradient")
-    dropout: float = option(float, 0.2, 0.0, 0.9, "probability to drop a feature")
+    dropout: float = option(float, 0.15, 0.0, 0.9, "probability to drop a feature")
     seed: int = option(int, 0, 0, 2**32 - 1, "seed of the weights and the dropout")
 
     @classmethod
@@ -681,10 +681,12 @@ def draw_curves(run: Run, bits: float, baselines: dict[str, float], path: Path) 
     width = max(1, run.step // 50)
     mean = np.convolve(run.bits, np.full(width, 1 / width), "valid")
     axes.plot(seen, run.bits, "C0", alpha=0.25, linewidth=0.6)
-    axes.plot(seen[width - 1 :], mean, "C0", label="training")
+    middle = seen[width // 2 :][: len(mean)]
+    axes.plot(middle, mean, "C0", label="training, with dropout")
     at, values = np.array(run.heldout).T
     axes.plot(per_step * at, values, "C3o-", markersize=3.5, label="held-out")
-    axes.set_xlim(0, seen[-1])
+    axes.set_xlim(0, 1.01 * seen[-1])
+    axes.set_ylim(top=1.1 * max(*values, *baselines.values()))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(alpha=0.25)
     for value in baselines.values():
@@ -730,7 +732,7 @@ def report(run: Run, text: Text, arguments: argparse.Namespace) -> None:
         "a second\n\nSample (temperature 0.7):\n"
     )
     sample = continuation(run.model, run.vocabulary, "", 600, 0.7, options.seed)
-    print(textwrap.indent("".join(sample), "  "))
+    print(textwrap.indent("".join(sample).strip("\n"), "  "))
     print(f"\nFiles: {arguments.out / RECORD}, {picture}", flush=True)
     if arguments.compare:
         print(

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -129,9 +130,13 @@ def test_learns(trained, char_lm, text):
 
 
 def test_progress_bar_on_a_terminal(text, tmp_path):
-    pty, termios = pytest.importorskip("pty"), pytest.importorskip("termios")
+    pty = pytest.importorskip("pty")
+    import fcntl
+    import termios
+
     ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (24, 120))
+    size = struct.pack("HHHH", 24, 120, 0, 0)
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, size)
     arguments = ["train", "--text", text, "--out", tmp_path / "run", *SMALL]
     process = subprocess.Popen(
         [sys.executable, SCRIPT, *map(str, arguments), "--steps", "40"],

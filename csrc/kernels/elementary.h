@@ -130,7 +130,8 @@ INLINE Vec<C> hyperbolic_tangent(Vec<C> x) {
   return with_sign_of<C>(a < C(0.55) ? small : large, x);
 }
 
-// Results below the smallest normal number become zero.
+// Results below the smallest normal number, and some just above it, become
+// zero.
 template <class C>
 INLINE Vec<C> logistic(Vec<C> x) {
   typedef Constants<C> k;

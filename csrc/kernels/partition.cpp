@@ -40,7 +40,7 @@ bool worth_sharing(double flops, const Machine& machine) {
   return machine.threads > 1 && flops / kFlopsPerSecond > 2 * kWakeSeconds;
 }
 
-int64_t cache_bytes(int name, int64_t otherwise) {
+[[maybe_unused]] int64_t cache_bytes(int name, int64_t otherwise) {
   long found = name >= 0 ? sysconf(name) : -1;
   return found > 0 ? found : otherwise;
 }
@@ -79,6 +79,11 @@ Partition partition_recurrence(
   int64_t rows = (N + slices - 1) / slices;
   double by_batch =
       larger(2.0 * rows * H * H / rate, weights / bandwidth(weights, machine));
+  // A thread with less than a panel of columns would only wait.
+  threads = smaller(threads, H / 64);
+  if (threads < 2) {
+    threads = 1;
+  }
   double own = weights / threads;
   double by_units =
       larger(step_flops / threads / rate, own / bandwidth(own, machine)) +
@@ -88,7 +93,7 @@ Partition partition_recurrence(
   if (slices > 1 && by_batch <= by_units && by_batch < 0.8 * alone) {
     return Partition{Split::batch, slices, slices};
   }
-  if (by_units < 0.8 * alone) {
+  if (threads > 1 && by_units < 0.8 * alone) {
     return Partition{Split::units, threads, 1};
   }
   return kAlone;

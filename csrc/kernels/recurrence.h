@@ -25,8 +25,8 @@ struct VectorOps {
   }
 };
 
-// Bytes of one chunk's states, at which they still leave room in a level-2
-// cache, and rows that keep the micro-kernel busy.
+// Bytes of one chunk's states or inputs, at which they still leave room in a
+// level-2 cache, and rows that keep the micro-kernel busy.
 constexpr int64_t kForwardChunkBytes = 256 * 1024;
 constexpr int64_t kForwardChunkRows = 4 * kRows;
 constexpr int64_t kBackwardChunkRows = 256;
@@ -237,10 +237,11 @@ struct ForwardLayout {
   C* states[2]; // (steps * rows, ldh) each, by group
 
   static int64_t chunk(const RecurrenceArgs& g, const Shares& shares) {
+    int64_t widest = !g.projected && g.D > g.H ? g.D : g.H;
     return forward_chunk_steps(
         g.L,
         shares.most_rows(),
-        leading_dimension<C>(g.H) * static_cast<int64_t>(sizeof(C)));
+        leading_dimension<C>(widest) * static_cast<int64_t>(sizeof(C)));
   }
 
   ForwardLayout(Arena& arena, const RecurrenceArgs& g, const Shares& shares)
@@ -282,6 +283,9 @@ static void run_forward(
   ForwardLayout<T> layout(arena, g, shares);
   ForwardSteps<T, f> steps(g, shares, layout.memory);
   Element<T>* out = static_cast<Element<T>*>(args.states);
+  if (g.L == 0) {
+    return;
+  }
   int64_t kept = kept_states(g.L, g.keep_every);
   int64_t every = g.keep_every == 0 ? 1 : g.keep_every;
 
@@ -457,7 +461,7 @@ struct BackwardRun {
           own.first,
           own.last);
     }
-    if (g.keep_every > 0) {
+    if (g.keep_every > 0 && g.L > 0) {
       steps.prepare();
     }
   }
@@ -624,11 +628,13 @@ struct BackwardRun {
 
   void add_dbias(int64_t K, const C* delta, C* sums) const {
     for (int64_t j = steps.columns.first; j < steps.columns.last; j += lanes) {
-      Vec<C> total = load_as<Vec<C>>(sums + j);
+      // In blocks, like the other sums: a running sum over all steps would
+      // lose what each adds.
+      Vec<C> total = {};
       for (int64_t k = 0; k < K; ++k) {
         total += load_as<Vec<C>>(delta + k * steps.ldh + j);
       }
-      store_as(sums + j, total);
+      store_as(sums + j, load_as<Vec<C>>(sums + j) + total);
     }
   }
 

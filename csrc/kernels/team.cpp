@@ -10,7 +10,7 @@
 #include <cstdlib>
 #include <mutex>
 #include <new>
-#include <system_error>
+
 #include <thread>
 
 namespace mlx_recurrent::kernels {
@@ -113,7 +113,7 @@ class Pool {
       bool failed = false;
       try {
         std::thread(&Pool::serve, this, started_).detach();
-      } catch (const std::system_error&) {
+      } catch (...) { // no thread, or no memory for one
         failed = true;
       }
       pthread_sigmask(SIG_SETMASK, &before, nullptr);
@@ -252,7 +252,8 @@ int num_threads() {
 }
 
 void set_num_threads(int n) {
-  chosen_threads.store(n, std::memory_order_relaxed);
+  chosen_threads.store(
+      n < kMostThreads ? n : kMostThreads, std::memory_order_relaxed);
 }
 
 } // namespace mlx_recurrent::kernels

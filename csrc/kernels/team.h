@@ -17,12 +17,12 @@ void run_team(
 
 // The most threads a call may use; at first the cores this process may use.
 int num_threads();
-void set_num_threads(int n);
+void set_num_threads(int n); // at least 1; at most kMostThreads are used
 
 // What `num_threads` is at first: the scheduler's affinity mask, and the CPU
 // quota of the process's control group where there is one.
 int usable_cores();
 
-constexpr int kMostThreads = 64;
+constexpr int kMostThreads = 256;
 
 } // namespace mlx_recurrent::kernels

@@ -8,6 +8,7 @@
 #endif
 
 #include <memory>
+#include <new>
 #include <utility>
 
 #include "kernels/partition.h"
@@ -32,12 +33,13 @@ void launch(
     std::shared_ptr<Operands> operands;
     mx::allocator::Data scratch;
   };
-  auto task = std::make_shared<Task>(Task{
-      kernel,
-      args,
-      partition,
-      std::move(operands),
-      mx::allocator::malloc(kernel.scratch(args, partition))});
+  mx::allocator::Data scratch =
+      mx::allocator::malloc(kernel.scratch(args, partition));
+  if (!scratch.buffer().raw_ptr()) {
+    throw std::bad_alloc();
+  }
+  auto task = std::make_shared<Task>(
+      Task{kernel, args, partition, std::move(operands), std::move(scratch)});
   mx::cpu::get_command_encoder(stream).dispatch([task] {
     kernels::run_team(
         task->partition.threads,
@@ -64,7 +66,11 @@ inline kernels::Machine machine_now() {
 // A large result is new memory at each call, and touching it a small page at a
 // time costs more than computing it: ask for huge pages before the first write.
 inline void allocate(mx::array& out) {
-  out.set_data(mx::allocator::malloc(out.nbytes()));
+  mx::allocator::Data data = mx::allocator::malloc(out.nbytes());
+  if (out.nbytes() > 0 && !data.buffer().raw_ptr()) {
+    throw std::bad_alloc();
+  }
+  out.set_data(std::move(data));
 #if defined(__linux__)
   constexpr size_t kLarge = size_t{32} << 20;
   constexpr uintptr_t kHugePage = uintptr_t{2} << 20;

@@ -52,16 +52,15 @@ mx::array linear_scan(
       inputs.push_back(**optional);
     }
   }
+  auto primitive = std::make_shared<LinearScan>(
+      stream,
+      reverse,
+      in.beta.has_value(),
+      in.gamma.has_value(),
+      in.hidden.has_value());
+  mx::Shape shape = primitive->output_shapes(inputs)[0];
   return mx::array(
-      in.s.shape(),
-      in.s.dtype(),
-      std::make_shared<LinearScan>(
-          stream,
-          reverse,
-          in.beta.has_value(),
-          in.gamma.has_value(),
-          in.hidden.has_value()),
-      std::move(inputs));
+      std::move(shape), in.s.dtype(), std::move(primitive), std::move(inputs));
 }
 
 LinearScanInputs LinearScan::unpack(const Arrays& inputs) const {
@@ -101,6 +100,21 @@ void LinearScan::eval_cpu(const Arrays& inputs, Arrays& outputs) {
       operands);
 }
 
+std::vector<mx::Shape> LinearScan::output_shapes(const Arrays& inputs) {
+  LinearScanInputs in = unpack(inputs);
+  bool fits = has_kernels(in.s.dtype()) && in.s.ndim() >= 2;
+  int H = fits ? in.s.shape(-1) : 0;
+  fits = fits && in.V.shape() == mx::Shape{H, H} &&
+      (!in.beta || in.beta->shape() == in.s.shape()) &&
+      (!in.gamma || in.gamma->shape() == in.s.shape()) &&
+      (!in.hidden || in.hidden->shape() == with_tail(in.s, 2, {H}));
+  for (const mx::array& a : inputs) {
+    fits = fits && a.dtype() == in.s.dtype();
+  }
+  expect(fits, name());
+  return {in.s.shape()};
+}
+
 bool LinearScan::is_equivalent(const mx::Primitive& other) const {
   const auto& o = static_cast<const LinearScan&>(other);
   return reverse_ == o.reverse_ && has_beta_ == o.has_beta_ &&
@@ -124,8 +138,9 @@ Arrays LinearScan::vjp(
     return zeros;
   }
   mx::array transposed = mx::transpose(in.V, s);
-  mx::array lambda = linear_scan(
-      {cotangents[0], transposed, in.gamma, in.beta, {}}, !reverse_, s);
+  mx::array c = matched(cotangents[0], y, s);
+  mx::array lambda =
+      linear_scan({c, transposed, in.gamma, in.beta, {}}, !reverse_, s);
   mx::array weighted = scaled(in.beta, lambda, s);
   Arrays grads;
   for (int i : argnums) {
@@ -169,7 +184,7 @@ Arrays LinearScan::jvp(
   };
   for (size_t k = 0; k < argnums.size(); ++k) {
     int i = argnums[k];
-    const mx::array& d = tangents[k];
+    mx::array d = matched(tangents[k], primals[i], s);
     if (i == 0) {
       add(d);
     } else if (i == 1) {

@@ -39,11 +39,11 @@ class LinearScan : public CpuPrimitive {
   }
 
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override;
+  std::vector<mx::Shape> output_shapes(const Arrays& inputs) override;
   bool is_equivalent(const mx::Primitive& other) const override;
   DEFINE_GRADS()
   DEFINE_VMAP()
   DEFINE_NAME(mlx_recurrent.LinearScan)
-  DEFINE_INPUT_OUTPUT_SHAPE()
 
  private:
   LinearScanInputs unpack(const Arrays& inputs) const;

@@ -28,34 +28,24 @@ mx::array matmul(
     const mx::array& w,
     const std::optional<mx::array>& bias,
     const mx::Stream& stream) {
-  bool fits = x.ndim() >= 1 && w.ndim() == 2 && x.shape(-1) == w.shape(1) &&
-      w.dtype() == x.dtype() &&
-      (!bias ||
-       (bias->ndim() == 1 && bias->shape(0) == w.shape(0) &&
-        bias->dtype() == x.dtype()));
-  if (!fits || !has_kernels(x.dtype())) {
-    throw std::invalid_argument("[mlx_recurrent.Matmul] operands do not fit");
-  }
   Arrays inputs{x, w};
   if (bias) {
     inputs.push_back(*bias);
   }
+  auto primitive = std::make_shared<Matmul>(stream);
+  mx::Shape shape = primitive->output_shapes(inputs)[0];
   return mx::array(
-      with_tail(x, 1, {w.shape(0)}),
-      x.dtype(),
-      std::make_shared<Matmul>(stream),
-      std::move(inputs));
+      std::move(shape), x.dtype(), std::move(primitive), std::move(inputs));
 }
 
 mx::array outer_sum(
     const mx::array& a,
     const mx::array& b,
     const mx::Stream& stream) {
+  auto primitive = std::make_shared<OuterSum>(stream);
+  mx::Shape shape = primitive->output_shapes({a, b})[0];
   return mx::array(
-      mx::Shape{a.shape(-1), b.shape(-1)},
-      a.dtype(),
-      std::make_shared<OuterSum>(stream),
-      Arrays{a, b});
+      std::move(shape), a.dtype(), std::move(primitive), Arrays{a, b});
 }
 
 void Matmul::eval_cpu(const Arrays& inputs, Arrays& outputs) {
@@ -87,16 +77,25 @@ void Matmul::eval_cpu(const Arrays& inputs, Arrays& outputs) {
 }
 
 std::vector<mx::Shape> Matmul::output_shapes(const Arrays& inputs) {
-  return {with_tail(inputs[0], 1, {inputs[1].shape(0)})};
+  const mx::array& x = inputs[0];
+  const mx::array& w = inputs[1];
+  bool fits = has_kernels(x.dtype()) && x.ndim() >= 1 && w.ndim() == 2 &&
+      x.shape(-1) == w.shape(1) && w.dtype() == x.dtype();
+  if (inputs.size() > 2) {
+    fits = fits && inputs[2].shape() == mx::Shape{w.shape(0)} &&
+        inputs[2].dtype() == x.dtype();
+  }
+  expect(fits, name());
+  return {with_tail(x, 1, {w.shape(0)})};
 }
 
 Arrays Matmul::vjp(
     const Arrays& primals,
     const Arrays& cotangents,
     const Ints& argnums,
-    const Arrays&) {
+    const Arrays& outputs) {
   const mx::Stream& s = stream();
-  const mx::array& c = cotangents[0];
+  mx::array c = matched(cotangents[0], outputs[0], s);
   Arrays grads;
   for (int i : argnums) {
     if (i == 0) {
@@ -120,12 +119,13 @@ Arrays Matmul::jvp(
     total = total ? mx::add(*total, term, s) : term;
   };
   for (size_t k = 0; k < argnums.size(); ++k) {
+    mx::array d = matched(tangents[k], primals[argnums[k]], s);
     if (argnums[k] == 0) {
-      add(matmul(tangents[k], primals[1], {}, s));
+      add(matmul(d, primals[1], {}, s));
     } else if (argnums[k] == 1) {
-      add(matmul(primals[0], tangents[k], {}, s));
+      add(matmul(primals[0], d, {}, s));
     } else {
-      add(mx::broadcast_to(tangents[k], output_shapes(primals)[0], s));
+      add(mx::broadcast_to(d, output_shapes(primals)[0], s));
     }
   }
   return {*total};
@@ -175,16 +175,22 @@ void OuterSum::eval_cpu(const Arrays& inputs, Arrays& outputs) {
 }
 
 std::vector<mx::Shape> OuterSum::output_shapes(const Arrays& inputs) {
-  return {mx::Shape{inputs[0].shape(-1), inputs[1].shape(-1)}};
+  const mx::array& a = inputs[0];
+  const mx::array& b = inputs[1];
+  expect(
+      has_kernels(a.dtype()) && a.ndim() >= 1 && a.dtype() == b.dtype() &&
+          b.ndim() == a.ndim() && with_tail(b, 1, {a.shape(-1)}) == a.shape(),
+      name());
+  return {mx::Shape{a.shape(-1), b.shape(-1)}};
 }
 
 Arrays OuterSum::vjp(
     const Arrays& primals,
     const Arrays& cotangents,
     const Ints& argnums,
-    const Arrays&) {
+    const Arrays& outputs) {
   const mx::Stream& s = stream();
-  const mx::array& c = cotangents[0];
+  mx::array c = matched(cotangents[0], outputs[0], s);
   Arrays grads;
   for (int i : argnums) {
     grads.push_back(
@@ -201,8 +207,9 @@ Arrays OuterSum::jvp(
   const mx::Stream& s = stream();
   std::optional<mx::array> total;
   for (size_t k = 0; k < argnums.size(); ++k) {
-    mx::array term = argnums[k] == 0 ? outer_sum(tangents[k], primals[1], s)
-                                     : outer_sum(primals[0], tangents[k], s);
+    mx::array d = matched(tangents[k], primals[argnums[k]], s);
+    mx::array term = argnums[k] == 0 ? outer_sum(d, primals[1], s)
+                                     : outer_sum(primals[0], d, s);
     total = total ? mx::add(*total, term, s) : term;
   }
   return {*total};

@@ -17,7 +17,6 @@ namespace mlx_recurrent {
 namespace mx = mlx::core;
 // For the macros of mlx/primitives.h.
 using mx::array;
-using mx::Shape;
 
 using Arrays = std::vector<mx::array>;
 using Ints = std::vector<int>;
@@ -42,6 +41,25 @@ inline mx::Shape with_tail(
     shape.push_back(size);
   }
   return shape;
+}
+
+// A cotangent or tangent as one of `model`: MLX does not see to it that the
+// dtype is the same, and a rule of the user's may return a smaller shape.
+inline mx::array matched(
+    const mx::array& a,
+    const mx::array& model,
+    const mx::Stream& s) {
+  return mx::broadcast_to(mx::astype(a, model.dtype(), s), model.shape(), s);
+}
+
+// Raised where operands do not fit: the last guard before their memory is read,
+// also when a shapeless function is called again with other shapes.
+inline void expect(bool fits, const char* primitive) {
+  if (!fits) {
+    throw std::invalid_argument(
+        std::string("[") + primitive +
+        "] the shapes or dtypes of the operands do not fit each other.");
+  }
 }
 
 // The sum over all axes but the last.

@@ -136,6 +136,32 @@ mx::array spread(
   return mx::concatenate(parts, -2, s);
 }
 
+// The shape of the states that inputs like these give; raises where the inputs
+// do not fit each other.
+mx::Shape states_shape(
+    const RecurrenceForm& form,
+    const Arrays& inputs,
+    const char* name) {
+  const mx::array& x = inputs[form.x];
+  const mx::array& Whh = inputs[form.Whh];
+  auto Wxh = input_at(inputs, form.Wxh());
+  auto bias = input_at(inputs, form.bias());
+  auto hidden = input_at(inputs, form.hidden());
+  bool fits = has_kernels(x.dtype()) && x.ndim() >= 2 && Whh.ndim() == 2 &&
+      form.keep_every >= 0 && (form.keep_every == 0 || x.shape(-2) > 0);
+  int H = fits ? Whh.shape(0) : 0;
+  fits = fits && Whh.shape(1) == H &&
+      (Wxh ? Wxh->shape() == mx::Shape{H, x.shape(-1)} : x.shape(-1) == H) &&
+      (!bias || bias->shape() == mx::Shape{H}) &&
+      (!hidden || hidden->shape() == with_tail(x, 2, {H}));
+  for (int i = 0; i < form.inputs(); ++i) {
+    fits = fits && inputs[i].dtype() == x.dtype();
+  }
+  expect(fits, name);
+  int64_t count = kernels::kept_states(x.shape(-2), form.keep_every);
+  return with_tail(x, 2, {static_cast<int>(count), H});
+}
+
 kernels::RecurrenceArgs arguments(
     const RecurrenceForm& form,
     const Arrays& inputs,
@@ -199,21 +225,6 @@ mx::array recurrence(
       inputs.push_back(**optional);
     }
   }
-  bool fits = x.ndim() >= 2 && Whh.ndim() == 2 &&
-      Whh.shape(0) == Whh.shape(1) && has_kernels(x.dtype()) &&
-      keep_every >= 0 && (keep_every == 0 || x.shape(-2) > 0) && (!bias || Wxh);
-  for (const mx::array& a : inputs) {
-    fits = fits && a.dtype() == x.dtype();
-  }
-  int H = fits ? Whh.shape(0) : 0;
-  fits = fits &&
-      (Wxh ? Wxh->shape() == mx::Shape{H, x.shape(-1)} : x.shape(-1) == H) &&
-      (!bias || bias->shape() == mx::Shape{H}) &&
-      (!hidden || hidden->shape() == with_tail(x, 2, {H}));
-  if (!fits) {
-    throw std::invalid_argument(
-        "[mlx_recurrent.Recurrence] operands do not fit");
-  }
   auto primitive = std::make_shared<Recurrence>(stream, form);
   mx::Shape shape = primitive->output_shapes(inputs)[0];
   return mx::array(
@@ -238,10 +249,7 @@ void Recurrence::eval_cpu(const Arrays& inputs, Arrays& outputs) {
 }
 
 std::vector<mx::Shape> Recurrence::output_shapes(const Arrays& inputs) {
-  const mx::array& x = inputs[form_.x];
-  int64_t count = kernels::kept_states(x.shape(-2), form_.keep_every);
-  return {
-      with_tail(x, 2, {static_cast<int>(count), inputs[form_.Whh].shape(0)})};
+  return {states_shape(form_, inputs, name())};
 }
 
 bool Recurrence::is_equivalent(const mx::Primitive& other) const {
@@ -255,7 +263,7 @@ Arrays Recurrence::vjp(
     const Arrays& outputs) {
   Arrays inputs = primals;
   inputs.push_back(outputs[0]);
-  inputs.push_back(cotangents[0]);
+  inputs.push_back(matched(cotangents[0], outputs[0], stream()));
   auto primitive = std::make_shared<RecurrenceVJP>(stream(), form_, argnums);
   return mx::array::make_arrays(
       primitive->output_shapes(inputs),
@@ -279,7 +287,7 @@ Arrays Recurrence::jvp(
   };
   for (size_t k = 0; k < argnums.size(); ++k) {
     int i = argnums[k];
-    const mx::array& d = tangents[k];
+    mx::array d = matched(tangents[k], primals[i], s);
     if (i == form_.x) {
       add(form_.projected ? d : matmul(d, primals[form_.Wxh()], {}, s));
     } else if (i == form_.Whh) {
@@ -346,6 +354,12 @@ void RecurrenceVJP::eval_cpu(const Arrays& inputs, Arrays& outputs) {
 }
 
 std::vector<mx::Shape> RecurrenceVJP::output_shapes(const Arrays& inputs) {
+  mx::Shape states = states_shape(form_, inputs, name());
+  for (int i : {form_.inputs(), form_.inputs() + 1}) {
+    expect(
+        inputs[i].shape() == states && inputs[i].dtype() == inputs[0].dtype(),
+        name());
+  }
   std::vector<mx::Shape> shapes;
   for (int i : wanted_) {
     shapes.push_back(inputs[i].shape());
@@ -404,11 +418,15 @@ Arrays RecurrenceVJP::vjp(
     const Arrays& primals,
     const Arrays& cotangents,
     const Ints& argnums,
-    const Arrays&) {
+    const Arrays& outputs) {
+  Arrays matching;
+  for (size_t k = 0; k < wanted_.size(); ++k) {
+    matching.push_back(matched(cotangents[k], outputs[k], stream()));
+  }
   auto all = mx::vjp(
       [this](const Arrays& inputs) { return composed(inputs); },
       primals,
-      cotangents);
+      matching);
   Arrays grads;
   for (int i : argnums) {
     grads.push_back(all.second[i]);
@@ -421,8 +439,10 @@ Arrays RecurrenceVJP::jvp(
     const Arrays& tangents,
     const Ints& argnums) {
   Arrays moving;
-  for (int i : argnums) {
-    moving.push_back(primals[i]);
+  Arrays matching;
+  for (size_t k = 0; k < argnums.size(); ++k) {
+    moving.push_back(primals[argnums[k]]);
+    matching.push_back(matched(tangents[k], moving[k], stream()));
   }
   return mx::jvp(
              [&](const Arrays& at) {
@@ -433,7 +453,7 @@ Arrays RecurrenceVJP::jvp(
                return composed(inputs);
              },
              moving,
-             tangents)
+             matching)
       .second;
 }
 

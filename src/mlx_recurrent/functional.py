@@ -233,7 +233,8 @@ def set_num_threads(n: int) -> None:
     """Set how many threads the kernels may use.
 
     Args:
-        n (int): At least 1. At first it is the number of cores this process may use.
+        n (int): At least 1; at most 256 are used. At first it is the number of cores
+            this process may use.
 
     Raises:
         TypeError: If ``n`` is not an integer.
@@ -245,7 +246,7 @@ def set_num_threads(n: int) -> None:
         raise TypeError(f"n must be an integer, but is {_type_name(n)}") from None
     if count < 1:
         raise ValueError(f"n must be at least 1, but is {count}")
-    _native.set_num_threads(count)
+    _native.set_num_threads(min(count, 2**31 - 1))
 
 
 def get_num_threads() -> int:
