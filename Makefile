@@ -6,6 +6,8 @@
 PYTHON ?= python3
 PEERS ?=
 
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
 VENV := .venv
 RUN := $(VENV)/bin/python
 SOURCES := pyproject.toml CMakeLists.txt \

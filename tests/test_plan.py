@@ -160,3 +160,20 @@ def test_gpu_is_composed():
     mx.set_default_device(mx.gpu)
     plan = RNN(3, 6).plan(mx.zeros((4, 5, 3)))
     assert plan.path == "composed" and "GPU" in plan.reason
+
+
+def test_number_of_threads():
+    mlx_recurrent.set_num_threads(3)
+    assert mlx_recurrent.get_num_threads() == 3
+    mlx_recurrent.set_num_threads(10**30)
+    assert mlx_recurrent.get_num_threads() == 256
+    # Memory is taken for the threads that there are, not for those asked for.
+    mx.eval(RNN(64, 256)(mx.zeros((300, 20, 64))))
+
+
+@pytest.mark.parametrize(
+    "n, error", [(0, ValueError), (-2, ValueError), (1.5, TypeError), ("2", TypeError)]
+)
+def test_number_of_threads_that_is_none(n, error):
+    with pytest.raises(error, match=r"^n must be"):
+        mlx_recurrent.set_num_threads(n)

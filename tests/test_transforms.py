@@ -130,6 +130,76 @@ def test_compile_shapeless_of_the_gradient(rng, hidden):
     assert len(traces) == 1
 
 
+MISFITS = {
+    "features": {"x": (3, 6, 7)},
+    "rows": {"hidden": (2, 20)},
+    "Whh": {"Whh": (31, 31)},
+    "bias": {"bias": (7,)},
+}
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_compile_shapeless_with_shapes_that_do_not_fit(rng, misfit):
+    """Only the first call is judged in Python: later ones must not read astray."""
+    compiled = mx.compile(lambda *v: ours("tanh", *v), shapeless=True)
+    problem, values, _ = setting(rng)
+    mx.eval(compiled(*values))
+    arrays = problem.arrays
+    for name, shape in MISFITS[misfit].items():
+        arrays[name] = draw(rng, shape, mx.float32)
+    with pytest.raises(ValueError, match=r"mlx_recurrent\.Recurrence.*do not fit"):
+        compiled(*arrays.values())
+
+
+def test_compile_shapeless_of_a_state_without_steps(rng):
+    compiled = mx.compile(
+        lambda *v: ours("tanh", *v, return_state="only"), shapeless=True
+    )
+    _, values, _ = setting(rng)
+    mx.eval(compiled(*values))
+    with pytest.raises(ValueError, match="do not fit"):
+        compiled(mx.zeros((3, 0, 5)), *values[1:])
+
+
+@pytest.mark.parametrize("returned", [mx.float16, mx.float64])
+@both_paths
+def test_cotangent_of_another_dtype(rng, run, returned):
+    """MLX hands on what a rule returns, whatever its dtype."""
+    problem, values, c = setting(rng)
+
+    @mx.custom_function
+    def identity(y):
+        return y
+
+    @identity.vjp
+    def identity_vjp(y, cotangent, output):
+        return cotangent.astype(returned)
+
+    def grads(function):
+        run = lambda *v: (identity(function("tanh", *v)) * c).sum()  # noqa: E731
+        found = mx.grad(run, list(range(len(values))))(*values)
+        return dict(zip(ARGUMENTS, found, strict=True))
+
+    given = mx.array(np.array(c.astype(returned)), mx.float32)
+    got, expected = grads(run), grads(upstream)
+    truth = problem.gradients(given)
+    for name in got:
+        close(got[name], expected[name].astype(mx.float32), truth[name], name)
+
+
+@pytest.mark.parametrize("argument", ARGUMENTS)
+def test_tangent_of_another_dtype(rng, argument):
+    problem, values, _ = setting(rng)
+    i = ARGUMENTS.index(argument)
+    tangent = draw(rng, values[i].shape, mx.float16)
+
+    def pushed(tangent):
+        function = lambda v: ours("tanh", *values[:i], v, *values[i + 1 :])  # noqa: E731
+        return mx.jvp(function, [values[i]], [tangent])[1][0]
+
+    equal(pushed(tangent), pushed(tangent.astype(mx.float32)))
+
+
 @both_nonlinearities
 @pytest.mark.parametrize("frozen", [[], ["Whh"], ["Wxh", "bias"]], ids="-".join)
 def test_value_and_grad(rng, frozen, nonlinearity):
