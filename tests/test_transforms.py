@@ -189,7 +189,7 @@ def test_cotangent_of_another_dtype(rng, run, returned):
 
 @pytest.mark.parametrize("argument", ARGUMENTS)
 def test_tangent_of_another_dtype(rng, argument):
-    problem, values, _ = setting(rng)
+    _, values, _ = setting(rng)
     i = ARGUMENTS.index(argument)
     tangent = draw(rng, values[i].shape, mx.float16)
 
