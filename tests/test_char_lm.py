@@ -378,11 +378,19 @@ def test_unwritable_folder(train, tmp_path, capsys):
     assert str(tmp_path / "file") in error_line(capsys)
 
 
-@pytest.mark.skipif(
-    not hasattr(os, "getuid") or os.getuid() == 0, reason="root may write everywhere"
-)
-def test_folder_without_permission(train, tmp_path, capsys):
+@pytest.fixture
+def nobody():
+    """A user whom permissions bind: root may write everywhere."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    yield
+    os.seteuid(user)
+
+
+def test_folder_without_permission(train, tmp_path, capsys, request):
     (tmp_path / "run").mkdir(mode=0o500)
+    request.getfixturevalue("nobody")
     assert train("--steps", 4) == 2
     assert os.strerror(errno.EACCES) in error_line(capsys)
 
