@@ -146,6 +146,8 @@ static void run_outer_sum(
   int64_t ldm = leading_dimension<C>(g.M);
   int64_t ldk = leading_dimension<C>(g.K);
   Range own = part_of(g.M, member.index, member.count);
+  // From a whole vector on, because rows are staged by whole vectors.
+  int64_t staged = own.first - own.first % Simd<C>::lanes;
   clear(layout.sums + own.first * ldk, (own.last - own.first) * ldk);
   int64_t terms = g.N * g.L;
   for (int64_t r0 = 0; r0 < terms; r0 += kOuterRows) {
@@ -155,7 +157,7 @@ static void run_outer_sum(
           layout.a + r * ldm,
           row_of<T>(g.a, (r0 + r) / g.L, (r0 + r) % g.L),
           g.a.feature_stride,
-          own.first,
+          staged,
           own.last);
     }
     for (int64_t j0 = 0; j0 < g.K; j0 += kPanel<C>) {

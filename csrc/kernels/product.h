@@ -83,20 +83,31 @@ static void pack(
       }
       continue;
     }
-    // Blocks of k, so that the lines read for one column serve the next ks.
-    constexpr int64_t block = 16;
-    for (int64_t k0 = 0; k0 < K; k0 += block) {
-      int64_t k1 = minimum(k0 + block, K);
-      for (int64_t j = 0; j < columns; ++j) {
-        const Element<T>* column = source + j * j_stride;
-        for (int64_t k = k0; k < k1; ++k) {
-          panel[k * width + j] = load_one<T>(column + k * k_stride);
+    if (k_stride == 1) {
+      for (int64_t k0 = 0; k0 < K; k0 += lanes) {
+        int64_t depth = minimum(lanes, K - k0);
+        for (int64_t j0 = 0; j0 < width; j0 += lanes) {
+          Vec<C> block[lanes];
+#pragma GCC unroll 16
+          for (int j = 0; j < lanes; ++j) {
+            block[j] = Vec<C>{};
+            if (j0 + j < columns) {
+              block[j] = load_some<T>(source + (j0 + j) * j_stride + k0, depth);
+            }
+          }
+          transpose<C>(block);
+          for (int64_t k = 0; k < depth; ++k) {
+            store_as(panel + (k0 + k) * width + j0, block[k]);
+          }
         }
       }
-      for (int64_t k = k0; k < k1; ++k) {
-        for (int64_t j = columns; j < width; ++j) {
-          panel[k * width + j] = C(0);
-        }
+      continue;
+    }
+    for (int64_t k = 0; k < K; ++k) {
+      for (int64_t j = 0; j < width; ++j) {
+        panel[k * width + j] = j < columns
+            ? load_one<T>(source + k * k_stride + j * j_stride)
+            : C(0);
       }
     }
   }
@@ -305,7 +316,8 @@ static void accumulate_outer(
   }
 }
 
-// Copies columns [first, last) of one feature row into compute form.
+// Copies columns [first, last) of one feature row into compute form; `to` has
+// room for the whole vector that the last of them falls into.
 template <class T>
 INLINE void stage_row(
     Compute<T>* to,
@@ -316,12 +328,8 @@ INLINE void stage_row(
   typedef Compute<T> C;
   constexpr int lanes = Simd<C>::lanes;
   if (feature_stride == 1) {
-    int64_t i = first;
-    for (; i + lanes <= last; i += lanes) {
-      store_as(to + i, T::load(from + i));
-    }
-    for (; i < last; ++i) {
-      to[i] = load_one<T>(from + i);
+    for (int64_t i = first; i < last; i += lanes) {
+      store_as(to + i, load_some<T>(from + i, last - i));
     }
   } else {
     for (int64_t i = first; i < last; ++i) {

@@ -197,6 +197,56 @@ INLINE void store_some(Element<T>* p, Vec<Compute<T>> v, int64_t count) {
   }
 }
 
+#if defined(__clang__)
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) \
+  __builtin_shuffle(a, b, typename Simd<C>::ints{__VA_ARGS__})
+#endif
+
+// a and b interleaved, element by element: the first vector and the second.
+template <class C>
+INLINE void interleave(Vec<C> a, Vec<C> b, Vec<C>& first, Vec<C>& second) {
+  constexpr int lanes = Simd<C>::lanes;
+  static_assert(lanes == 2 || lanes == 4 || lanes == 8 || lanes == 16);
+  if constexpr (lanes == 2) {
+    first = SHUFFLE(a, b, 0, 2);
+    second = SHUFFLE(a, b, 1, 3);
+  } else if constexpr (lanes == 4) {
+    first = SHUFFLE(a, b, 0, 4, 1, 5);
+    second = SHUFFLE(a, b, 2, 6, 3, 7);
+  } else if constexpr (lanes == 8) {
+    first = SHUFFLE(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+    second = SHUFFLE(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+  } else {
+    first =
+        SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    second = SHUFFLE(
+        a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  }
+}
+
+// The transpose of a square of vectors: each round interleaves the first half
+// of the rows with the second, which moves one bit of the row's number to the
+// column's.
+template <class C>
+INLINE void transpose(Vec<C> (&rows)[Simd<C>::lanes]) {
+  constexpr int lanes = Simd<C>::lanes;
+#pragma GCC unroll 4
+  for (int round = 1; round < lanes; round *= 2) {
+    Vec<C> mixed[lanes];
+#pragma GCC unroll 8
+    for (int i = 0; i < lanes / 2; ++i) {
+      interleave<C>(
+          rows[i], rows[i + lanes / 2], mixed[2 * i], mixed[2 * i + 1]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes; ++i) {
+      rows[i] = mixed[i];
+    }
+  }
+}
+
 // One element, through the same conversion.
 template <class T>
 INLINE Compute<T> load_one(const Element<T>* p) {
