@@ -10,8 +10,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 VENV := .venv
 RUN := $(VENV)/bin/python
+MADE := $(VENV)/made
 SOURCES := pyproject.toml CMakeLists.txt \
   $(shell find csrc src -name '*.cpp' -o -name '*.h' -o -name '*.py*' -not -name '*.pyc')
+
+CXX_FILES := $(wildcard csrc/*.cpp csrc/*/*.h csrc/*/*.cpp)
 
 .PHONY: demo test lint clean
 
@@ -26,13 +29,14 @@ lint: $(VENV)/test
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_FILES)
 
 # The package as it is now, with what the target needs.
-$(VENV)/demo: $(SOURCES) | $(RUN)
+$(VENV)/demo: $(SOURCES) | $(MADE)
 	$(RUN) -m pip install --quiet ".[cpu,examples]"
 	@touch $@
 
-$(VENV)/test: $(SOURCES) | $(RUN)
+$(VENV)/test: $(SOURCES) | $(MADE)
 	$(RUN) -m pip install --quiet ".[cpu,examples,test]"
 	@touch $@
 
@@ -40,12 +44,14 @@ define require
 	@$(1) || { echo "mlx-recurrent needs $(2)." >&2; exit 1; }
 endef
 
-$(RUN):
+# Touched last: an environment whose making was interrupted is made again.
+$(MADE):
 	$(call require,$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null,Python 3.10 or newer as $(PYTHON) (or name one: make PYTHON=...))
 	$(call require,$(PYTHON) -c 'import ensurepip$(comma) venv' 2>/dev/null,Python's venv module (Debian and Ubuntu: apt install python3-venv))
 	$(call require,$(PYTHON) -c 'import os$(comma) sys$(comma) sysconfig as s; sys.exit(not os.path.exists(s.get_path("include") + "/Python.h"))',Python's headers (Debian and Ubuntu: apt install python3-dev))
 	$(call require,command -v "$${CXX:-c++}" >/dev/null || command -v g++ >/dev/null,a C++20 compiler (Debian and Ubuntu: apt install g++))
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build runs

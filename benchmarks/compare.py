@@ -90,7 +90,7 @@ def openblas() -> str | None:
     return ctypes.util.find_library("openblas") if sys.platform == "linux" else None
 
 
-def compare(rounds: int, budget: float, blas: str | None) -> None:
+def compare(rounds: int, budget: int, blas: str | None) -> None:
     """Print a row for each case and pass."""
     name = "mlx.nn.RNN" + (f" with {blas}" if blas else "")
     print(f"{OURS}.RNN against {name}, float32, medians in milliseconds\n")
@@ -100,6 +100,8 @@ def compare(rounds: int, budget: float, blas: str | None) -> None:
     for case in CASES:
         for pass_ in ("forward", "training"):
             ours, upstream = Library(OURS), Library(UPSTREAM, blas)
+            if blas and not upstream.ask(loaded=Path(blas).name)["loaded"]:
+                raise SystemExit(f"--blas: {blas} could not be preloaded")
             with tempfile.TemporaryDirectory() as folder:
                 got = ours.prepare(case, pass_, Path(folder, "ours.npz"))
                 theirs = upstream.prepare(case, pass_, Path(folder, "theirs.npz"))
@@ -153,14 +155,21 @@ def lengths(rounds: int) -> None:
     )
 
 
+def count(text: str) -> int:
+    """An argument type: an integer of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer from 1 on, not {text!r}")
+    return int(text)
+
+
 def main() -> None:
     """Read the options and run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=15, help="at most this many")
+    parser.add_argument("--rounds", type=count, default=15, help="at most this many")
     parser.add_argument(
         "--budget",
-        type=float,
-        default=20.0,
+        type=count,
+        default=20,
         help="seconds that the slower library may take for one row",
     )
     parser.add_argument("--blas", default=openblas(), help="the library to preload")

@@ -5,6 +5,7 @@ The parent writes one JSON request a line; each is answered with one JSON line:
 * ``{"case": [...], "pass": "forward" | "training", "save": path | null}`` prepares,
   runs once to warm up, and saves what it computed;
 * ``{"run": true}`` runs once more and answers with the seconds it took;
+* ``{"loaded": name}`` answers whether a library of this name is in the process;
 * ``{"peak": true}`` answers with the peak of resident memory so far, in bytes.
 """
 
@@ -13,6 +14,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from cases import Case
@@ -67,6 +69,9 @@ def main(package: str) -> None:
             start = time.perf_counter()
             run()
             answer["seconds"] = time.perf_counter() - start
+        elif "loaded" in request:
+            maps = Path("/proc/self/maps").read_text()
+            answer["loaded"] = request["loaded"].partition(".so")[0] in maps
         else:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             answer["bytes"] = peak * (1 if sys.platform == "darwin" else 1024)

@@ -1,8 +1,8 @@
 """A character-level language model: the main job of `mlx_recurrent`, end to end.
 
-    python examples/char_lm.py train                 # about two minutes on two cores
-    python examples/char_lm.py train --resume        # after Ctrl-C
-    python examples/char_lm.py generate --prompt "The " --temperature 0.7
+    .venv/bin/python examples/char_lm.py train            # two minutes on two cores
+    .venv/bin/python examples/char_lm.py train --resume   # after Ctrl-C
+    .venv/bin/python examples/char_lm.py generate --prompt "The " --temperature 0.7
 
 The model is an embedding, a recurrent layer and a linear layer:
 
@@ -57,9 +57,13 @@ except ImportError as missing:
         file=sys.stderr,
     )
     raise SystemExit(2) from None
+except KeyboardInterrupt:
+    print("char_lm: interrupted", file=sys.stderr)
+    raise SystemExit(130) from None
 
 FORMAT = 1
 RECORD = "checkpoint.json"
+ARRAYS = re.compile(r"checkpoint-[0-9a-f]{16}\.safetensors(\.tmp)?")
 # Where a text is long, the curve scores this much of the held-out part; the final
 # figure always scores all of it.
 CURVE_CHARACTERS = 100_000
@@ -480,8 +484,9 @@ class Run:
         record["sha256"] = checksum(record, data)
         write(folder / record["arrays"], data)
         write(folder / RECORD, json.dumps(record, indent=1).encode())
-        for old in folder.glob("checkpoint-*.safetensors*"):
-            if old.name != record["arrays"]:
+        for old in folder.iterdir():
+            # Nothing but what this program wrote: the user's own files stay.
+            if ARRAYS.fullmatch(old.name) and old.name != record["arrays"]:
                 old.unlink(missing_ok=True)
 
     @classmethod
@@ -619,7 +624,8 @@ def train(arguments: argparse.Namespace) -> int:
                     )
     if interrupts:
         run.save(folder)
-        again = ["python", sys.argv[0], "train", "--resume", "--out", str(folder)]
+        python = os.path.relpath(sys.executable)
+        again = [python, sys.argv[0], "train", "--resume", "--out", str(folder)]
         print(
             f"char_lm: stopped after step {run.step} of {options.steps}; to continue:",
             shlex.join(again),
@@ -716,8 +722,6 @@ def report(run: Run, text: Text, arguments: argparse.Namespace) -> None:
         "xz": xz_bits(text),
     }
     bits = heldout_bits(run.model, text.heldout)
-    picture = arguments.out / "curves.png"
-    draw_curves(run, bits, baselines, picture)
     seen = run.step * options.batch * options.chunk
     print(
         f"\nHeld-out bits per character ({len(text.ids) - text.split:,} characters)\n"
@@ -733,6 +737,8 @@ def report(run: Run, text: Text, arguments: argparse.Namespace) -> None:
     )
     sample = continuation(run.model, run.vocabulary, "", 600, 0.7, options.seed)
     print(textwrap.indent("".join(sample).strip("\n"), "  "))
+    picture = arguments.out / "curves.png"
+    draw_curves(run, bits, baselines, picture)
     print(f"\nFiles: {arguments.out / RECORD}, {picture}", flush=True)
     if arguments.compare:
         print(

@@ -271,3 +271,18 @@ def test_gradients_go_on(rng):
 def test_only_models(value):
     with pytest.raises(TypeError, match="model"):
         mlx_recurrent.accelerate(value)
+
+
+class Pair(tuple):
+    """A tuple that cannot be made from its items."""
+
+    def __new__(cls, a, b):
+        return super().__new__(cls, (a, b))
+
+
+def test_tuples_of_another_class_stay():
+    pair = Pair(nn.Linear(2, 3), nn.Linear(3, 4))
+    model = nn.Module()
+    model.pair, model.last = pair, nn.Linear(4, 5)
+    assert accelerate(model) is model
+    assert model.pair is pair and type(model.last) is Linear

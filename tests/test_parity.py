@@ -582,3 +582,21 @@ def test_in_a_model(rng):
     exact = copy.deepcopy(theirs)
     truth = {n: wide(a) for n, a in train(exact, mx.float64).items()}
     all_close(train(layer, mx.float32), train(theirs, mx.float32), truth)
+
+
+@pytest.mark.parametrize("nonlinearity", [None, mx.sin], ids=["native", "composed"])
+@pytest.mark.parametrize("missing", ["x", "Wxh", "Whh"])
+def test_required_arrays(missing, nonlinearity):
+    """D equals H, so that no shape tells a layer from a scan."""
+    arrays = {"x": mx.zeros((2, 6, 4)), "Wxh": mx.eye(4), "Whh": mx.eye(4)}
+    arrays |= {"bias": mx.zeros(4), missing: None}
+    with pytest.raises(TypeError, match=rf"^{missing} must be"):
+        mlx_recurrent.rnn(**arrays, nonlinearity=nonlinearity)
+
+
+def test_layer_without_its_weight():
+    layer = RNN(4, 4)
+    layer.Wxh = None
+    for use in (layer, layer.plan):
+        with pytest.raises(TypeError, match="^Wxh must be"):
+            use(mx.zeros((2, 6, 4)))

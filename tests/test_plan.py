@@ -1,5 +1,7 @@
 """plan() says which path a call takes and why, and that is the path it takes."""
 
+import functools
+
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
@@ -160,6 +162,23 @@ def test_gpu_is_composed():
         mx.zeros((4, 5, 3)), layer.Wxh, layer.Whh, layer.bias, stream=mx.gpu
     )
     assert plan.path == "composed" and "GPU" in plan.reason
+
+
+def test_layer_norm_inside_the_nonlinearity():
+    plan = RNN(3, 6, nonlinearity=nn.Sequential(nn.LayerNorm(6), nn.Tanh())).plan(
+        mx.zeros((4, 5, 3))
+    )
+    assert plan.path == "composed"
+    assert "module with parameters" in plan.reason and "weight" in plan.reason
+
+
+def test_an_array_in_the_nonlinearity_is_not_shown():
+    """To show it would evaluate it, which a traced function cannot."""
+    scaled = functools.partial(mx.multiply, mx.ones((50, 6)))
+    layer = RNN(3, 6, nonlinearity=scaled)
+    texts = []
+    mx.compile(lambda x: texts.append(str(layer.plan(x))) or x)(mx.zeros((4, 5, 3)))
+    assert "partial" in texts[0] and "\n" not in texts[0]
 
 
 def test_number_of_threads():

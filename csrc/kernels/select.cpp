@@ -17,9 +17,10 @@ namespace {
 
 // From the most capable to the least.
 struct Candidates {
-  const KernelTable* list[3];
+  static constexpr int kMost = 8;
+  const KernelTable* list[kMost];
   int count = 0;
-  char names[64] = "";
+  char names[kMost * 16] = ""; // names of up to 14 letters
 
   Candidates() {
 #if defined(__x86_64__)
@@ -36,7 +37,7 @@ struct Candidates {
   }
 
   void add(const KernelTable* table, bool supported) {
-    if (!supported) {
+    if (!supported || count == kMost) {
       return;
     }
     list[count++] = table;

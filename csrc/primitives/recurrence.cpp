@@ -45,9 +45,10 @@ std::optional<mx::array> slope(
       return elman::slope<kernels::Activation::relu, GraphOps>(value, one).a;
     case kernels::Activation::sigmoid:
       return elman::slope<kernels::Activation::sigmoid, GraphOps>(value, one).a;
-    default:
+    case kernels::Activation::identity:
       return std::nullopt;
   }
+  throw std::invalid_argument("[mlx_recurrent] no such activation");
 }
 
 mx::array times(
@@ -213,6 +214,7 @@ mx::array recurrence(
     kernels::Activation activation,
     int keep_every,
     const mx::Stream& stream) {
+  expect(Wxh || !bias, "mlx_recurrent.Recurrence");
   RecurrenceForm form{
       activation,
       !Wxh.has_value(),

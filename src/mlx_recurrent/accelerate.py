@@ -19,9 +19,9 @@ def accelerate(model: T) -> T:
 
     Every object whose type is exactly :class:`mlx.nn.RNN` or :class:`mlx.nn.Linear`
     becomes a :class:`RNN` or :class:`Linear`: once for each object, wherever modules,
-    lists, dictionaries and tuples hold it, also under private names and inside a
-    nonlinearity. The new layer has the same arrays, frozen parameters, mode and
-    nonlinearity. Modules, lists and dictionaries are changed in place.
+    lists, dictionaries and tuples (plain or named) hold it, also under private names
+    and inside a nonlinearity. The new layer has the same arrays, frozen parameters,
+    mode and nonlinearity. Modules, lists and dictionaries are changed in place.
 
     Args:
         model (Module): The model; or a list, dictionary or tuple of models.
@@ -57,7 +57,7 @@ class _Swapper:
         if id(value) in self.swapped:
             return self.swapped[id(value)][1]
         if isinstance(value, tuple):
-            new: Any = self._swap_tuple(value)
+            new: Any = _make(value, [self.swap(item) for item in value])
         else:
             new = _replace(value)
             self.pending.append(new)
@@ -78,12 +78,19 @@ class _Swapper:
                     if (new := self.swap(value)) is not value:
                         attributes[name] = new
 
-    def _swap_tuple(self, value: tuple[Any, ...]) -> tuple[Any, ...]:
-        items = [self.swap(item) for item in value]
-        if all(new is old for new, old in zip(items, value, strict=True)):
-            return value
-        make: Callable[[list[Any]], tuple[Any, ...]] = type(value)
-        return getattr(value, "_make", make)(items)  # a named tuple has its own
+
+def _make(value: tuple[Any, ...], items: list[Any]) -> tuple[Any, ...]:
+    """Return the same kind of tuple of these items, or it itself if they are its own.
+
+    What makes a tuple of another class is not known, but for a named one: it stays.
+    """
+    if all(new is old for new, old in zip(items, value, strict=True)):
+        return value
+    if type(value) is tuple:
+        return tuple(items)
+    make: Callable[[list[Any]], tuple[Any, ...]] | None
+    make = getattr(value, "_make", None)
+    return value if make is None else make(items)
 
 
 def _replace(layer: Any) -> Any:

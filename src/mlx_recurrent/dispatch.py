@@ -120,9 +120,20 @@ def product(
     return mx.addmm(c, x, transposed, stream=stream)
 
 
-def has_own_product(stream: StreamOrDevice) -> bool:
-    """Return whether this package's matrix product is the one to use on a stream."""
-    return _SLOW_MLX_PRODUCT and _on_cpu(stream)
+def has_own_product(stream: StreamOrDevice, *operands: Any) -> bool:
+    """Return whether this package's matrix product is the one to use on a stream.
+
+    Args:
+        stream (Stream or Device, optional): The stream. ``None`` is the default one.
+        operands (array, optional): What is multiplied and added: MLX's product takes
+            complex numbers, and weights that are no matrix, this package's does not.
+    """
+    if not (_SLOW_MLX_PRODUCT and _on_cpu(stream)):
+        return False
+    arrays = [a for a in operands if isinstance(a, mx.array)]
+    return mx.complex64 not in [a.dtype for a in arrays] and (
+        len(arrays) < 2 or arrays[1].ndim == 2
+    )
 
 
 def _on_cpu(stream: StreamOrDevice) -> bool:
@@ -155,7 +166,8 @@ def _why_unknown(nonlinearity: Any) -> str:
             f"the nonlinearity {name} is not one of the recognised modules (nn.Tanh, "
             "nn.ReLU, nn.Sigmoid, nn.Identity)"
         )
-    name = getattr(nonlinearity, "__name__", None) or repr(nonlinearity)
+    # Not its repr, which may be long, and evaluates arrays that it holds.
+    name = getattr(nonlinearity, "__name__", type(nonlinearity).__name__)
     return (
         f"the nonlinearity {name} is not one of the recognised functions (mx.tanh, "
         "nn.tanh, mx.sigmoid, nn.sigmoid, nn.relu)"

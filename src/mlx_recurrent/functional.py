@@ -39,6 +39,18 @@ def rnn(
     return_state: Literal[True],
     stream: StreamOrDevice = None,
 ) -> tuple[mx.array, mx.array]: ...
+@overload
+def rnn(
+    x: mx.array,
+    Wxh: mx.array,
+    Whh: mx.array,
+    bias: mx.array | None = None,
+    hidden: mx.array | None = None,
+    *,
+    nonlinearity: Nonlinearity | None = None,
+    return_state: ReturnState,
+    stream: StreamOrDevice = None,
+) -> mx.array | tuple[mx.array, mx.array]: ...
 def rnn(
     x: mx.array,
     Wxh: mx.array,
@@ -110,6 +122,16 @@ def scan(
     return_state: Literal[True],
     stream: StreamOrDevice = None,
 ) -> tuple[mx.array, mx.array]: ...
+@overload
+def scan(
+    z: mx.array,
+    Whh: mx.array,
+    hidden: mx.array | None = None,
+    *,
+    nonlinearity: Nonlinearity | None = None,
+    return_state: ReturnState,
+    stream: StreamOrDevice = None,
+) -> mx.array | tuple[mx.array, mx.array]: ...
 def scan(
     z: mx.array,
     Whh: mx.array,
@@ -262,6 +284,18 @@ def judge_nonlinearity(nonlinearity: Any) -> None:
         )
 
 
+def judge_size(name: str, value: Any, least: int) -> None:
+    """Raise for a size of a layer that is no integer, or out of range."""
+    try:
+        size = operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"{name} must be an integer, but is {type(value).__name__}"
+        ) from None
+    if not least <= size < 2**31:
+        raise ValueError(f"{name} must be from {least} to 2**31 - 1, but is {size}")
+
+
 class _Call(NamedTuple):
     choice: Choice
     dtype: mx.Dtype
@@ -295,12 +329,13 @@ def _judge(
     _judge_array("Whh", Whh)
     operands = [Whh, x]
     shape = x.shape
-    if Wxh is None:
+    if name == "z":  # projected already
         if len(shape) < 2:
             raise ValueError(f"z must have shape (..., L, H), but has shape {shape}")
         H = shape[-1]
     else:
         _judge_array("Wxh", Wxh)
+        assert Wxh is not None  # for the type checker: it is an array
         operands.append(Wxh)
         if Wxh.ndim != 2:
             raise ValueError(f"Wxh must have shape (H, D), but has shape {Wxh.shape}")

@@ -1,5 +1,4 @@
-import operator
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import mlx.core as mx
 from mlx.nn.layers import linear, recurrent
@@ -50,8 +49,8 @@ class RNN(recurrent.RNN):
         bias: bool = True,
         nonlinearity: Nonlinearity | None = None,
     ) -> None:
-        _judge_size("input_size", input_size, 0)
-        _judge_size("hidden_size", hidden_size, 1)
+        functional.judge_size("input_size", input_size, 0)
+        functional.judge_size("hidden_size", hidden_size, 1)
         if nonlinearity is not None:
             functional.judge_nonlinearity(nonlinearity)
         super().__init__(input_size, hidden_size, bias, nonlinearity)
@@ -74,6 +73,14 @@ class RNN(recurrent.RNN):
         *,
         return_state: Literal[True],
     ) -> tuple[mx.array, mx.array]: ...
+    @overload
+    def __call__(
+        self,
+        x: mx.array,
+        hidden: mx.array | None = None,
+        *,
+        return_state: ReturnState,
+    ) -> mx.array | tuple[mx.array, mx.array]: ...
     def __call__(
         self,
         x: mx.array,
@@ -106,7 +113,7 @@ class RNN(recurrent.RNN):
             self.bias,
             hidden,
             nonlinearity=self.nonlinearity,
-            return_state=return_state,  # type: ignore[arg-type]
+            return_state=return_state,
         )
 
     def plan(
@@ -154,21 +161,7 @@ class Linear(linear.Linear):
             TypeError: If ``x`` is not an array.
             ValueError: If its shape or dtype does not fit.
         """
-        weight = self["weight"]
-        # MLX's layer takes complex numbers, this package's kernels do not.
-        if not dispatch.has_own_product(None) or (
-            isinstance(x, mx.array) and mx.complex64 in (x.dtype, weight.dtype)
-        ):
-            return super().__call__(x)
-        return functional.matmul(x, weight, self.get("bias"))
-
-
-def _judge_size(name: str, value: Any, least: int) -> None:
-    try:
-        size = operator.index(value)
-    except TypeError:
-        raise TypeError(
-            f"{name} must be an integer, but is {type(value).__name__}"
-        ) from None
-    if not least <= size < 2**31:
-        raise ValueError(f"{name} must be from {least} to 2**31 - 1, but is {size}")
+        weight, bias = self["weight"], self.get("bias")
+        if dispatch.has_own_product(None, x, weight, bias):
+            return functional.matmul(x, weight, bias)
+        return super().__call__(x)
