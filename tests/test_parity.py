@@ -598,5 +598,5 @@ def test_layer_without_its_weight():
     layer = RNN(4, 4)
     layer.Wxh = None
     for use in (layer, layer.plan):
-        with pytest.raises(TypeError, match="^Wxh must be"):
+        with pytest.raises(TypeError, match=r"^Wxh must be"):
             use(mx.zeros((2, 6, 4)))
