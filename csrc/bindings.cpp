@@ -118,7 +118,6 @@ NB_MODULE(_native, m) {
       "H"_a,
       "dtype"_a);
 
-  m.def("isa", [] { return kernels::table()->isa; });
   m.def("get_num_threads", &kernels::num_threads);
   m.def("set_num_threads", &kernels::set_num_threads, "n"_a);
 }
