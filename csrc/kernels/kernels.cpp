@@ -2,9 +2,10 @@
 // MLX_RECURRENT_ISA its name, MLX_RECURRENT_VECTOR_BYTES the width of its
 // vectors and MLX_RECURRENT_REGISTERS their number.
 
+#include "backward.h"
+#include "forward.h"
 #include "linear_scan.h"
 #include "matmul.h"
-#include "recurrence.h"
 
 namespace {
 

@@ -1,0 +1,327 @@
+// The nonlinear scan, in chunks of time that stay in cache.
+
+#pragma once
+
+#include "elman.h"
+#include "team_work.h"
+
+namespace {
+
+template <class C>
+struct VectorOps {
+  static INLINE_MEMBER Vec<C> tanh(Vec<C> a) {
+    return hyperbolic_tangent<C>(a);
+  }
+  static INLINE_MEMBER Vec<C> logistic(Vec<C> a) {
+    return ::logistic<C>(a);
+  }
+  // NaN passes; -0 becomes +0, as in mlx.core.maximum(a, 0).
+  static INLINE_MEMBER Vec<C> positive_part(Vec<C> a) {
+    return a <= C(0) ? Vec<C>{} : a;
+  }
+  static INLINE_MEMBER Vec<C> where_positive(Vec<C> h, Vec<C> one) {
+    return h > C(0) ? one : Vec<C>{};
+  }
+};
+
+// Bytes of one chunk's states or inputs, at which they still leave room in a
+// level-2 cache, and rows that keep the micro-kernel busy.
+constexpr int64_t kForwardChunkBytes = 256 * 1024;
+constexpr int64_t kForwardChunkRows = 4 * kRows;
+
+INLINE int64_t forward_chunk_steps(int64_t L, int64_t rows, int64_t row_bytes) {
+  int64_t per_step = rows > 0 ? rows : 1;
+  int64_t steps = kForwardChunkBytes / (per_step * row_bytes);
+  int64_t least = ceil_div(kForwardChunkRows, per_step);
+  steps = steps > least ? steps : least;
+  return minimum(steps, L);
+}
+
+// The part of the scratch memory that running steps forward needs; with no
+// steps there is room for the initial state only.
+template <class T>
+struct ForwardMemory {
+  typedef Compute<T> C;
+  C* Whh; // packed, Whh^T
+  C* Wxh; // packed, Wxh^T
+  C* bias;
+  C* hidden; // (rows, ldh), by group
+  C* x;      // (steps * rows, ldd), by member
+
+  ForwardMemory(
+      Arena& arena,
+      const RecurrenceArgs& g,
+      const Partition& p,
+      int64_t rows,
+      int64_t steps,
+      int group,
+      int member) {
+    int64_t ldh = leading_dimension<C>(g.H);
+    int64_t ldd = leading_dimension<C>(g.D);
+    bool projects = steps > 0 && !g.projected;
+    Whh = arena.take<C>(steps > 0 ? packed_size<C>(g.H, g.H) : 0);
+    Wxh = arena.take<C>(projects ? packed_size<C>(g.D, g.H) : 0);
+    bias = arena.take<C>(ldh);
+    hidden = arena.take<C>(Shares::groups(p) * rows * ldh) + group * rows * ldh;
+    int64_t staged = projects ? steps * rows * ldd : 0;
+    x = arena.take<C>(p.threads * staged) + member * staged;
+  }
+};
+
+// Steps forward over the rows of one slice.
+template <class T, Activation f>
+struct ForwardSteps {
+  typedef Compute<T> C;
+  const RecurrenceArgs& g;
+  const Shares& shares;
+  const ForwardMemory<T>& memory;
+  Range panels; // of H, this member's
+  Range columns;
+  Range rows; // of the batch
+  int64_t ldh, ldd;
+  int chains;
+
+  ForwardSteps(
+      const RecurrenceArgs& g,
+      const Shares& shares,
+      const ForwardMemory<T>& memory)
+      : g(g), shares(shares), memory(memory), rows{0, 0} {
+    panels = shares.panels(panel_count<C>(g.H));
+    columns = columns_of<C>(panels, g.H);
+    ldh = leading_dimension<C>(g.H);
+    ldd = leading_dimension<C>(g.D);
+    chains = chains_for(g.N);
+  }
+
+  // Packs the weights, once for all members; the caller waits for them.
+  void prepare() const {
+    Range own = shares.once(panel_count<C>(g.H));
+    pack<T>(
+        memory.Whh,
+        static_cast<const Element<T>*>(g.Whh.data),
+        g.Whh.column_stride,
+        g.Whh.row_stride,
+        g.H,
+        g.H,
+        own.first,
+        own.last);
+    if (!g.projected) {
+      pack<T>(
+          memory.Wxh,
+          static_cast<const Element<T>*>(g.Wxh.data),
+          g.Wxh.column_stride,
+          g.Wxh.row_stride,
+          g.D,
+          g.H,
+          own.first,
+          own.last);
+    }
+    if (shares.member.index == 0) {
+      clear(memory.bias, ldh);
+      if (g.bias.data) {
+        stage_row<T>(
+            memory.bias,
+            static_cast<const Element<T>*>(g.bias.data),
+            g.bias.stride,
+            0,
+            g.H);
+      }
+    }
+  }
+
+  // The state before step 0 of this slice, this member's columns; null where
+  // there is none.
+  C* initial_state() const {
+    if (!g.hidden.data) {
+      return nullptr;
+    }
+    for (int64_t n = rows.first; n < rows.last; ++n) {
+      stage_row<T>(
+          memory.hidden + (n - rows.first) * ldh,
+          row_of<T>(g.hidden, n, 0),
+          g.hidden.feature_stride,
+          columns.first,
+          columns.last);
+    }
+    return memory.hidden;
+  }
+
+  // z of steps [t0, t1) into `states` (steps * rows, ldh), this member's
+  // columns.
+  void project(int64_t t0, int64_t t1, C* states) const {
+    int64_t count = rows.last - rows.first;
+    if (g.projected) {
+      C* to = states;
+      for (int64_t t = t0; t < t1; ++t) {
+        for (int64_t n = rows.first; n < rows.last; ++n, to += ldh) {
+          stage_row<T>(
+              to,
+              row_of<T>(g.x, n, t),
+              g.x.feature_stride,
+              columns.first,
+              columns.last);
+        }
+      }
+      return;
+    }
+    C* to = memory.x;
+    for (int64_t t = t0; t < t1; ++t) {
+      for (int64_t n = rows.first; n < rows.last; ++n, to += ldd) {
+        stage_row<T>(to, row_of<T>(g.x, n, t), g.x.feature_stride, 0, g.D);
+      }
+    }
+    multiply<C>(
+        (t1 - t0) * count,
+        g.D,
+        memory.x,
+        ldd,
+        memory.Wxh,
+        g.H,
+        panels.first,
+        panels.last,
+        1,
+        [&](const Tile<C>& tile) __attribute__((always_inline)) {
+          tile.each([&](int64_t row, int64_t column, Vec<C> sum, int64_t) {
+            store_as(
+                states + row * ldh + column,
+                sum + load_as<Vec<C>>(memory.bias + column));
+          });
+        });
+  }
+
+  // The step that turns z into the state in `state` (rows, ldh).
+  void step(const C* previous, C* state) const {
+    int64_t count = rows.last - rows.first;
+    if (!previous) {
+      for (int64_t n = 0; n < count; ++n) {
+        C* row = state + n * ldh;
+        for (int64_t j = columns.first; j < columns.last; j += Simd<C>::lanes) {
+          Vec<C> a = load_as<Vec<C>>(row + j);
+          store_as(
+              row + j,
+              T::round(mlx_recurrent::elman::activate<f, VectorOps<C>>(a)));
+        }
+      }
+    } else {
+      multiply<C>(
+          count,
+          g.H,
+          previous,
+          ldh,
+          memory.Whh,
+          g.H,
+          panels.first,
+          panels.last,
+          chains,
+          [&](const Tile<C>& tile) __attribute__((always_inline)) {
+            tile.each([&](int64_t row, int64_t column, Vec<C> sum, int64_t) {
+              C* at = state + row * ldh + column;
+              Vec<C> a = sum + load_as<Vec<C>>(at);
+              store_as(
+                  at,
+                  T::round(mlx_recurrent::elman::activate<f, VectorOps<C>>(a)));
+            });
+          });
+    }
+    shares.after_step();
+  }
+};
+
+template <class T>
+struct ForwardLayout {
+  typedef Compute<T> C;
+  int64_t steps;
+  ForwardMemory<T> memory;
+  C* states[2]; // (steps * rows, ldh) each, by group
+
+  static int64_t chunk(const RecurrenceArgs& g, const Shares& shares) {
+    int64_t widest = !g.projected && g.D > g.H ? g.D : g.H;
+    return forward_chunk_steps(
+        g.L,
+        shares.most_rows(),
+        leading_dimension<C>(widest) * static_cast<int64_t>(sizeof(C)));
+  }
+
+  ForwardLayout(Arena& arena, const RecurrenceArgs& g, const Shares& shares)
+      : steps(chunk(g, shares)),
+        memory(
+            arena,
+            g,
+            shares.partition,
+            shares.most_rows(),
+            steps,
+            shares.group(),
+            shares.member.index) {
+    int64_t size = steps * shares.most_rows() * leading_dimension<C>(g.H);
+    int groups = Shares::groups(shares.partition);
+    C* all = arena.take<C>(2 * groups * size);
+    states[0] = all + 2 * shares.group() * size;
+    states[1] = states[0] + size;
+  }
+};
+
+template <class T>
+static size_t forward_scratch(const ForwardArgs& args, const Partition& p) {
+  Arena arena{0};
+  Shares shares{p, kNobody, args.layer.N};
+  ForwardLayout<T> layout(arena, args.layer, shares);
+  return arena.used + 64;
+}
+
+template <class T, Activation f>
+static void run_forward(
+    const ForwardArgs& args,
+    const Partition& p,
+    const Member& member,
+    char* scratch) {
+  typedef Compute<T> C;
+  const RecurrenceArgs& g = args.layer;
+  Shares shares{p, member, g.N};
+  Arena arena = arena_at(scratch);
+  ForwardLayout<T> layout(arena, g, shares);
+  ForwardSteps<T, f> steps(g, shares, layout.memory);
+  Element<T>* out = static_cast<Element<T>*>(args.states);
+  if (g.L == 0) {
+    return;
+  }
+  int64_t kept = kept_states(g.L, g.keep_every);
+  int64_t every = g.keep_every == 0 ? 1 : g.keep_every;
+
+  steps.prepare();
+  if (shares.by_units()) {
+    steps.rows = Range{0, g.N};
+    steps.initial_state();
+  }
+  wait(member);
+  for (int s = shares.first_slice(); s < p.slices; s += shares.slice_step()) {
+    steps.rows = shares.rows(s);
+    int64_t count = steps.rows.last - steps.rows.first;
+    C* previous =
+        shares.by_units() && g.hidden.data ? layout.memory.hidden : nullptr;
+    if (!shares.by_units()) {
+      previous = steps.initial_state();
+    }
+    int which = 0;
+    for (int64_t t0 = 0; t0 < g.L; t0 += layout.steps, which ^= 1) {
+      int64_t t1 = minimum(t0 + layout.steps, g.L);
+      C* states = layout.states[which];
+      steps.project(t0, t1, states);
+      for (int64_t t = t0; t < t1; ++t) {
+        C* state = states + (t - t0) * count * steps.ldh;
+        steps.step(previous, state);
+        previous = state;
+        if ((t + 1) % every == 0 || t + 1 == g.L) {
+          for (int64_t n = 0; n < count; ++n) {
+            write_row<T>(
+                out + ((steps.rows.first + n) * kept + t / every) * g.H,
+                state + n * steps.ldh,
+                steps.columns.first,
+                steps.columns.last);
+          }
+        }
+      }
+    }
+  }
+}
+
+} // namespace
