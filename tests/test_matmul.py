@@ -3,6 +3,7 @@
 import copy
 import pickle
 import re
+import sys
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -362,3 +363,27 @@ def test_linear_clones(rng, clone):
     x = draw(rng, (3, 9), mx.float32)
     assert type(other) is Linear and not tree_flatten(other.trainable_parameters())
     equal(other(x), layer(x))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear_takes_arrays(bias):
+    # Elsewhere the product is MLX's, and so are its words.
+    ours = r"^x must be" if sys.platform == "linux" else None
+    with pytest.raises(TypeError, match=ours):
+        mlx_recurrent.Linear(2, 3, bias=bias)(np.zeros((4, 2)))
+
+
+@pytest.mark.parametrize("operand", ["x", "weight", "bias"])
+def test_linear_of_complex_numbers(operand):
+    """Only the recurrent layer refuses them."""
+    layer, x = mlx_recurrent.Linear(2, 3), mx.ones((4, 2))
+    theirs = nn.Linear(2, 3)
+    theirs.update(layer.parameters())
+    turned = mx.array(1j)
+    if operand == "x":
+        x = x * turned
+    else:
+        layer[operand] = theirs[operand] = layer[operand] * turned
+    got, expected = layer(x), theirs(x)
+    assert got.dtype == expected.dtype == mx.complex64
+    assert mx.array_equal(got, expected)

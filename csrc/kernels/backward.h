@@ -45,7 +45,6 @@ struct BackwardLayout {
             shares.partition,
             shares.most_rows(),
             args.layer.keep_every > 0 ? steps : 0,
-            shares.group(),
             shares.member.index) {
     const RecurrenceArgs& g = args.layer;
     int64_t ldh = leading_dimension<C>(g.H);
@@ -170,14 +169,8 @@ struct BackwardRun {
     if (t0 > 0) {
       stage_state(
           layout.states, g.keep_every > 0 ? t0 / g.keep_every - 1 : t0 - 1);
-    } else if (const C* hidden = steps.initial_state()) {
-      for (int64_t n = 0; n < count(); ++n) {
-        for (int64_t j = steps.columns.first; j < steps.columns.last; ++j) {
-          layout.states[n * steps.ldh + j] = hidden[n * steps.ldh + j];
-        }
-      }
     } else {
-      before = false;
+      before = steps.stage_hidden(layout.states);
     }
     if (g.keep_every == 0) {
       for (int64_t t = t0; t < t1; ++t) {

@@ -37,16 +37,15 @@ INLINE int64_t forward_chunk_steps(int64_t L, int64_t rows, int64_t row_bytes) {
   return minimum(steps, L);
 }
 
-// The part of the scratch memory that running steps forward needs; with no
-// steps there is room for the initial state only.
+// The part of the scratch memory that running steps forward needs; none where
+// there are no steps.
 template <class T>
 struct ForwardMemory {
   typedef Compute<T> C;
   C* Whh; // packed, Whh^T
   C* Wxh; // packed, Wxh^T
   C* bias;
-  C* hidden; // (rows, ldh), by group
-  C* x;      // (steps * rows, ldd), by member
+  C* x; // (steps * rows, ldd), by member
 
   ForwardMemory(
       Arena& arena,
@@ -54,15 +53,12 @@ struct ForwardMemory {
       const Partition& p,
       int64_t rows,
       int64_t steps,
-      int group,
       int member) {
-    int64_t ldh = leading_dimension<C>(g.H);
     int64_t ldd = leading_dimension<C>(g.D);
     bool projects = steps > 0 && !g.projected;
     Whh = arena.take<C>(steps > 0 ? packed_size<C>(g.H, g.H) : 0);
     Wxh = arena.take<C>(projects ? packed_size<C>(g.D, g.H) : 0);
-    bias = arena.take<C>(ldh);
-    hidden = arena.take<C>(Shares::groups(p) * rows * ldh) + group * rows * ldh;
+    bias = arena.take<C>(steps > 0 ? leading_dimension<C>(g.H) : 0);
     int64_t staged = projects ? steps * rows * ldd : 0;
     x = arena.take<C>(p.threads * staged) + member * staged;
   }
@@ -129,21 +125,21 @@ struct ForwardSteps {
     }
   }
 
-  // The state before step 0 of this slice, this member's columns; null where
-  // there is none.
-  C* initial_state() const {
+  // The state before step 0 of this slice into `to` (rows, ldh), this member's
+  // columns. Returns whether there is one.
+  bool stage_hidden(C* to) const {
     if (!g.hidden.data) {
-      return nullptr;
+      return false;
     }
-    for (int64_t n = rows.first; n < rows.last; ++n) {
+    for (int64_t n = rows.first; n < rows.last; ++n, to += ldh) {
       stage_row<T>(
-          memory.hidden + (n - rows.first) * ldh,
+          to,
           row_of<T>(g.hidden, n, 0),
           g.hidden.feature_stride,
           columns.first,
           columns.last);
     }
-    return memory.hidden;
+    return true;
   }
 
   // z of steps [t0, t1) into `states` (steps * rows, ldh), this member's
@@ -232,6 +228,7 @@ struct ForwardLayout {
   typedef Compute<T> C;
   int64_t steps;
   ForwardMemory<T> memory;
+  C* hidden;    // (rows, ldh), by group
   C* states[2]; // (steps * rows, ldh) each, by group
 
   static int64_t chunk(const RecurrenceArgs& g, const Shares& shares) {
@@ -250,10 +247,11 @@ struct ForwardLayout {
             shares.partition,
             shares.most_rows(),
             steps,
-            shares.group(),
             shares.member.index) {
-    int64_t size = steps * shares.most_rows() * leading_dimension<C>(g.H);
+    int64_t size = shares.most_rows() * leading_dimension<C>(g.H);
     int groups = Shares::groups(shares.partition);
+    hidden = arena.take<C>(groups * size) + shares.group() * size;
+    size *= steps;
     C* all = arena.take<C>(2 * groups * size);
     states[0] = all + 2 * shares.group() * size;
     states[1] = states[0] + size;
@@ -288,18 +286,14 @@ static void run_forward(
   int64_t every = g.keep_every == 0 ? 1 : g.keep_every;
 
   steps.prepare();
-  if (shares.by_units()) {
-    steps.rows = Range{0, g.N};
-    steps.initial_state();
-  }
   wait(member);
   for (int s = shares.first_slice(); s < p.slices; s += shares.slice_step()) {
     steps.rows = shares.rows(s);
     int64_t count = steps.rows.last - steps.rows.first;
-    C* previous =
-        shares.by_units() && g.hidden.data ? layout.memory.hidden : nullptr;
-    if (!shares.by_units()) {
-      previous = steps.initial_state();
+    C* previous = nullptr;
+    if (steps.stage_hidden(layout.hidden)) {
+      previous = layout.hidden;
+      shares.after_step();
     }
     int which = 0;
     for (int64_t t0 = 0; t0 < g.L; t0 += layout.steps, which ^= 1) {

@@ -6,14 +6,19 @@
 
 namespace mlx_recurrent {
 
-namespace {
-
-mx::array steps(const mx::array& y, int first, int last, const mx::Stream& s) {
+mx::array steps(
+    const mx::array& y,
+    int first,
+    int last,
+    const mx::Stream& s,
+    int stride) {
   mx::Shape start(y.ndim(), 0);
   mx::Shape stop = y.shape();
+  mx::Shape strides(y.ndim(), 1);
   start[y.ndim() - 2] = first;
   stop[y.ndim() - 2] = last;
-  return mx::slice(y, start, stop, s);
+  strides[y.ndim() - 2] = stride;
+  return mx::slice(y, start, stop, strides, s);
 }
 
 mx::array scaled(
@@ -22,8 +27,6 @@ mx::array scaled(
     const mx::Stream& s) {
   return factor ? mx::multiply(*factor, a, s) : a;
 }
-
-} // namespace
 
 mx::array step_before(
     const mx::array& y,

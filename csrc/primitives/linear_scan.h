@@ -72,6 +72,20 @@ mx::array step_before(
     bool reverse,
     const mx::Stream& stream);
 
+// Every `stride`-th step of y (..., L, H) from `first` up to `last`.
+mx::array steps(
+    const mx::array& y,
+    int first,
+    int last,
+    const mx::Stream& stream,
+    int stride = 1);
+
+// factor * a, where an absent factor is 1.
+mx::array scaled(
+    const std::optional<mx::array>& factor,
+    const mx::array& a,
+    const mx::Stream& stream);
+
 // Step t of y (..., L, H): (..., H).
 mx::array step_at(const mx::array& y, int t, const mx::Stream& stream);
 

@@ -51,13 +51,6 @@ std::optional<mx::array> slope(
   throw std::invalid_argument("[mlx_recurrent] no such activation");
 }
 
-mx::array times(
-    const std::optional<mx::array>& factor,
-    const mx::array& a,
-    const mx::Stream& s) {
-  return factor ? mx::multiply(*factor, a, s) : a;
-}
-
 std::optional<mx::array> input_at(const Arrays& inputs, int i) {
   return i < 0 ? std::nullopt : std::optional(inputs[i]);
 }
@@ -78,21 +71,6 @@ mx::array states_of(
       s);
 }
 
-mx::array steps(
-    const mx::array& y,
-    int first,
-    int last,
-    int stride,
-    const mx::Stream& s) {
-  mx::Shape start(y.ndim(), 0);
-  mx::Shape stop = y.shape();
-  mx::Shape strides(y.ndim(), 1);
-  start[y.ndim() - 2] = first;
-  stop[y.ndim() - 2] = last;
-  strides[y.ndim() - 2] = stride;
-  return mx::slice(y, start, stop, strides, s);
-}
-
 // From all steps of y, those that `keep_every` keeps.
 mx::array kept(const mx::array& y, int keep_every, const mx::Stream& s) {
   int L = y.shape(-2);
@@ -100,12 +78,12 @@ mx::array kept(const mx::array& y, int keep_every, const mx::Stream& s) {
     return y;
   }
   if (L < keep_every) {
-    return steps(y, L - 1, L, 1, s);
+    return steps(y, L - 1, L, s);
   }
-  mx::array whole = steps(y, keep_every - 1, L, keep_every, s);
+  mx::array whole = steps(y, keep_every - 1, L, s, keep_every);
   return L % keep_every == 0
       ? whole
-      : mx::concatenate({whole, steps(y, L - 1, L, 1, s)}, -2, s);
+      : mx::concatenate({whole, steps(y, L - 1, L, s)}, -2, s);
 }
 
 // The transpose of `kept`: zeros at the steps that are not kept.
@@ -121,7 +99,7 @@ mx::array spread(
   int whole = L / keep_every;
   Arrays parts;
   if (whole > 0) {
-    mx::array last = mx::expand_dims(steps(c, 0, whole, 1, s), -2, s);
+    mx::array last = mx::expand_dims(steps(c, 0, whole, s), -2, s);
     mx::array zeros =
         mx::zeros(with_tail(c, 2, {whole, keep_every - 1, H}), c.dtype(), s);
     parts.push_back(
@@ -132,7 +110,7 @@ mx::array spread(
   }
   if (int rest = L % keep_every; rest > 0) {
     parts.push_back(mx::zeros(with_tail(c, 2, {rest - 1, H}), c.dtype(), s));
-    parts.push_back(steps(c, whole, whole + 1, 1, s));
+    parts.push_back(steps(c, whole, whole + 1, s));
   }
   return mx::concatenate(parts, -2, s);
 }
@@ -305,7 +283,7 @@ Arrays Recurrence::jvp(
     }
   }
   auto g = slope(form_.activation, y, s);
-  mx::array driven = source ? times(g, *source, s) : mx::zeros_like(y, s);
+  mx::array driven = source ? scaled(g, *source, s) : mx::zeros_like(y, s);
   mx::array dy =
       linear_scan({driven, primals[form_.Whh], g, {}, first}, false, s);
   return {kept(dy, form_.keep_every, s)};
@@ -394,7 +372,7 @@ Arrays RecurrenceVJP::composed(const Arrays& inputs) const {
   mx::array transposed = mx::transpose(inputs[form_.Whh], s);
   auto g = slope(form_.activation, y, s);
   mx::array lambda = linear_scan({cotangent, transposed, {}, g, {}}, true, s);
-  mx::array delta = times(g, lambda, s);
+  mx::array delta = scaled(g, lambda, s);
   Arrays outputs;
   for (int i : wanted_) {
     if (i == form_.x) {

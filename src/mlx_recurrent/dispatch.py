@@ -125,15 +125,13 @@ def has_own_product(stream: StreamOrDevice, *operands: Any) -> bool:
 
     Args:
         stream (Stream or Device, optional): The stream. ``None`` is the default one.
-        operands (array, optional): What is multiplied and added: MLX's product takes
-            complex numbers, and weights that are no matrix, this package's does not.
+        operands (array, optional): What is multiplied and added. MLX's product takes
+            complex numbers, this package's does not.
     """
-    if not (_SLOW_MLX_PRODUCT and _on_cpu(stream)):
-        return False
-    arrays = [a for a in operands if isinstance(a, mx.array)]
-    return mx.complex64 not in [a.dtype for a in arrays] and (
-        len(arrays) < 2 or arrays[1].ndim == 2
+    complex_operand = any(
+        isinstance(a, mx.array) and a.dtype == mx.complex64 for a in operands
     )
+    return _SLOW_MLX_PRODUCT and _on_cpu(stream) and not complex_operand
 
 
 def _on_cpu(stream: StreamOrDevice) -> bool:

@@ -162,6 +162,7 @@ class Linear(linear.Linear):
             ValueError: If its shape or dtype does not fit.
         """
         weight, bias = self["weight"], self.get("bias")
-        if dispatch.has_own_product(None, x, weight, bias):
+        # MLX's layer also takes weights that are no matrix.
+        if weight.ndim == 2 and dispatch.has_own_product(None, x, weight, bias):
             return functional.matmul(x, weight, bias)
         return super().__call__(x)
