@@ -1,0 +1,125 @@
+#include "primitives/memory.h"
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <cstdint>
+#include <mutex>
+#include <new>
+#include <utility>
+
+namespace mlx_recurrent {
+
+namespace {
+
+// Large memory that is new at each call costs more to touch a small page at a
+// time than to compute: ask for huge pages before the first write.
+void ask_for_huge_pages(void* memory, size_t bytes, size_t least) {
+#if defined(__linux__)
+  constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
+  if (bytes >= least) {
+    uintptr_t first = reinterpret_cast<uintptr_t>(memory);
+    uintptr_t last = (first + bytes) & ~(kHugePage - 1);
+    first = (first + kHugePage - 1) & ~(kHugePage - 1);
+    if (first < last) {
+      madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+    }
+  }
+#else
+  (void)memory, (void)bytes, (void)least;
+#endif
+}
+
+struct Block {
+  mx::allocator::Buffer buffer{nullptr};
+  size_t bytes = 0;
+};
+
+// Scratch memory that no call uses now. A few blocks: the passes of a layer and
+// of its neighbours are prepared before the first of them has run.
+class Shelf {
+ public:
+  // The smallest block that has room for `bytes`; no bytes where there is none.
+  Block take(size_t bytes) {
+    std::unique_lock lock(mutex_, std::try_to_lock);
+    Block* found = nullptr;
+    if (lock) {
+      for (Block& block : blocks_) {
+        if (block.bytes >= bytes && (!found || block.bytes < found->bytes)) {
+          found = &block;
+        }
+      }
+    }
+    return found ? std::exchange(*found, Block{}) : Block{};
+  }
+
+  // Keeps the block if it is larger than the smallest, and frees what it does
+  // not keep.
+  void put(Block block) {
+    std::unique_lock lock(mutex_, std::try_to_lock);
+    if (lock) {
+      Block* smallest = &blocks_[0];
+      size_t total = block.bytes;
+      for (Block& other : blocks_) {
+        smallest = other.bytes < smallest->bytes ? &other : smallest;
+        total += other.bytes;
+      }
+      if (smallest->bytes < block.bytes &&
+          total - smallest->bytes <= kMostBytes) {
+        std::swap(block, *smallest);
+      }
+      lock.unlock();
+    }
+    if (block.bytes > 0) {
+      mx::allocator::allocator().free(block.buffer);
+    }
+  }
+
+ private:
+  static constexpr size_t kMostBytes = size_t{64} << 20;
+  // Only tried, never waited for: a child forked while it is held goes on
+  // without the shelf.
+  std::mutex mutex_;
+  Block blocks_[4];
+};
+
+// Never destroyed: a stream's thread may outlive the static objects.
+Shelf& shelf() {
+  static Shelf* the_shelf = new Shelf;
+  return *the_shelf;
+}
+
+} // namespace
+
+void allocate(mx::array& out) {
+  mx::allocator::Data data = mx::allocator::malloc(out.nbytes());
+  if (out.nbytes() > 0 && !data.buffer().raw_ptr()) {
+    throw std::bad_alloc();
+  }
+  out.set_data(std::move(data));
+  ask_for_huge_pages(out.data<char>(), out.nbytes(), size_t{32} << 20);
+}
+
+Scratch::Scratch(size_t bytes) {
+  Block block = shelf().take(bytes);
+  if (block.bytes == 0) {
+    block = Block{mx::allocator::allocator().malloc(bytes), bytes};
+    if (!block.buffer.raw_ptr()) {
+      throw std::bad_alloc();
+    }
+    ask_for_huge_pages(block.buffer.raw_ptr(), bytes, size_t{4} << 20);
+  }
+  buffer_ = block.buffer;
+  bytes_ = block.bytes;
+}
+
+Scratch::~Scratch() {
+  shelf().put(Block{buffer_, bytes_});
+}
+
+char* Scratch::data() {
+  return static_cast<char*>(buffer_.raw_ptr());
+}
+
+} // namespace mlx_recurrent
