@@ -217,6 +217,15 @@ struct BackwardRun {
   // its pre-activations; `later` is delta of the step after it.
   void step(const C* later, const C* state, C* delta) const {
     Vec<C> one = splat<C>(C(1));
+    auto finish =
+        [&](int64_t row, int64_t column, C* at, int64_t)
+            __attribute__((always_inline)) {
+              Vec<C> h = load_as<Vec<C>>(state + row * steps.ldh + column);
+              store_as(
+                  at,
+                  load_as<Vec<C>>(at) *
+                      mlx_recurrent::elman::slope<f, VectorOps<C>>(h, one));
+            };
     if (later) {
       multiply<C>(
           count(),
@@ -228,24 +237,18 @@ struct BackwardRun {
           steps.panels.first,
           steps.panels.last,
           steps.chains,
-          [&](const Tile<C>& tile) __attribute__((always_inline)) {
-            tile.each([&](int64_t row, int64_t column, Vec<C> sum, int64_t) {
-              int64_t at = row * steps.ldh + column;
-              Vec<C> slope = mlx_recurrent::elman::slope<f, VectorOps<C>>(
-                  load_as<Vec<C>>(state + at), one);
-              store_as(delta + at, (load_as<Vec<C>>(delta + at) + sum) * slope);
-            });
-          });
+          Sums<C>{delta, steps.ldh, delta, steps.ldh},
+          [&](const Tile<C>& tile)
+              __attribute__((always_inline)) { tile.each(finish); });
     } else {
-      for (int64_t n = 0; n < count(); ++n) {
-        for (int64_t j = steps.columns.first; j < steps.columns.last;
-             j += lanes) {
-          int64_t at = n * steps.ldh + j;
-          Vec<C> slope = mlx_recurrent::elman::slope<f, VectorOps<C>>(
-              load_as<Vec<C>>(state + at), one);
-          store_as(delta + at, load_as<Vec<C>>(delta + at) * slope);
-        }
-      }
+      Tile<C>{
+          delta + steps.columns.first,
+          steps.ldh,
+          0,
+          static_cast<int>(count()),
+          steps.columns.first,
+          steps.columns.last - steps.columns.first}
+          .each(finish);
     }
     shares.after_step();
   }
@@ -342,9 +345,10 @@ struct BackwardRun {
         inputs.first,
         inputs.last,
         1,
+        Sums<C>{},
         [&](const Tile<C>& tile) {
-          tile.each([&](int64_t row, int64_t column, Vec<C> sum, int64_t left) {
-            store_some<T>(row_at(row) + column, sum, left);
+          tile.each([&](int64_t row, int64_t column, C* at, int64_t left) {
+            store_some<T>(row_at(row) + column, load_as<Vec<C>>(at), left);
           });
         });
   }
@@ -361,10 +365,13 @@ struct BackwardRun {
         steps.panels.first,
         steps.panels.last,
         steps.chains,
+        Sums<C>{},
         [&](const Tile<C>& tile) {
-          tile.each([&](int64_t row, int64_t column, Vec<C> sum, int64_t left) {
+          tile.each([&](int64_t row, int64_t column, C* at, int64_t left) {
             store_some<T>(
-                out + (steps.rows.first + row) * g.H + column, sum, left);
+                out + (steps.rows.first + row) * g.H + column,
+                load_as<Vec<C>>(at),
+                left);
           });
         });
   }

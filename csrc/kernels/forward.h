@@ -176,29 +176,30 @@ struct ForwardSteps {
         panels.first,
         panels.last,
         1,
-        [&](const Tile<C>& tile) __attribute__((always_inline)) {
-          tile.each([&](int64_t row, int64_t column, Vec<C> sum, int64_t) {
-            store_as(
-                states + row * ldh + column,
-                sum + load_as<Vec<C>>(memory.bias + column));
-          });
-        });
+        Sums<C>{memory.bias, 0, states, ldh},
+        [](const Tile<C>&) {});
   }
 
-  // The step that turns z into the state in `state` (rows, ldh).
-  void step(const C* previous, C* state) const {
+  // The step that turns z into the state in `state` (rows, ldh). Row n of it
+  // goes to out + n * out_stride as well, unless `out` is null.
+  void step(
+      const C* previous,
+      C* state,
+      Element<T>* out = nullptr,
+      int64_t out_stride = 0) const {
+    auto finish =
+        [&](int64_t row, int64_t column, C* at, int64_t left)
+            __attribute__((always_inline)) {
+              Vec<C> h = mlx_recurrent::elman::activate<f, VectorOps<C>>(
+                  load_as<Vec<C>>(at));
+              h = T::round(h);
+              store_as(at, h);
+              if (out) {
+                store_some<T>(out + row * out_stride + column, h, left);
+              }
+            };
     int64_t count = rows.last - rows.first;
-    if (!previous) {
-      for (int64_t n = 0; n < count; ++n) {
-        C* row = state + n * ldh;
-        for (int64_t j = columns.first; j < columns.last; j += Simd<C>::lanes) {
-          Vec<C> a = load_as<Vec<C>>(row + j);
-          store_as(
-              row + j,
-              T::round(mlx_recurrent::elman::activate<f, VectorOps<C>>(a)));
-        }
-      }
-    } else {
+    if (previous) {
       multiply<C>(
           count,
           g.H,
@@ -209,15 +210,18 @@ struct ForwardSteps {
           panels.first,
           panels.last,
           chains,
-          [&](const Tile<C>& tile) __attribute__((always_inline)) {
-            tile.each([&](int64_t row, int64_t column, Vec<C> sum, int64_t) {
-              C* at = state + row * ldh + column;
-              Vec<C> a = sum + load_as<Vec<C>>(at);
-              store_as(
-                  at,
-                  T::round(mlx_recurrent::elman::activate<f, VectorOps<C>>(a)));
-            });
-          });
+          Sums<C>{state, ldh, state, ldh},
+          [&](const Tile<C>& tile)
+              __attribute__((always_inline)) { tile.each(finish); });
+    } else {
+      Tile<C>{
+          state + columns.first,
+          ldh,
+          0,
+          static_cast<int>(count),
+          columns.first,
+          columns.last - columns.first}
+          .each(finish);
     }
     shares.after_step();
   }
@@ -302,17 +306,13 @@ static void run_forward(
       steps.project(t0, t1, states);
       for (int64_t t = t0; t < t1; ++t) {
         C* state = states + (t - t0) * count * steps.ldh;
-        steps.step(previous, state);
+        bool keep = (t + 1) % every == 0 || t + 1 == g.L;
+        steps.step(
+            previous,
+            state,
+            keep ? out + (steps.rows.first * kept + t / every) * g.H : nullptr,
+            kept * g.H);
         previous = state;
-        if ((t + 1) % every == 0 || t + 1 == g.L) {
-          for (int64_t n = 0; n < count; ++n) {
-            write_row<T>(
-                out + ((steps.rows.first + n) * kept + t / every) * g.H,
-                state + n * steps.ldh,
-                steps.columns.first,
-                steps.columns.last);
-          }
-        }
       }
     }
   }

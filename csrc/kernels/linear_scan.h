@@ -130,14 +130,14 @@ static void run_linear_scan(
             panels.first,
             panels.last,
             chains,
+            Sums<C>{},
             [&](const Tile<C>& tile) __attribute__((always_inline)) {
-              tile.each(
-                  [&](int64_t n, int64_t column, Vec<C> sum, int64_t left) {
-                    Vec<C> s = factor<T>(g.s, rows.first + n, t, column, left);
-                    Vec<C> beta =
-                        factor<T>(g.beta, rows.first + n, t, column, left);
-                    finish(n, column, s + beta * sum, left);
-                  });
+              tile.each([&](int64_t n, int64_t column, C* at, int64_t left) {
+                Vec<C> s = factor<T>(g.s, rows.first + n, t, column, left);
+                Vec<C> beta =
+                    factor<T>(g.beta, rows.first + n, t, column, left);
+                finish(n, column, s + beta * load_as<Vec<C>>(at), left);
+              });
             });
       }
       shares.after_step();

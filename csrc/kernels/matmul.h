@@ -94,12 +94,11 @@ static void run_matmul(
         columns.first,
         columns.last,
         chains_for(g.N * g.L),
+        Sums<C>{layout.bias, 0, nullptr, 0},
         [&](const Tile<C>& tile) __attribute__((always_inline)) {
-          tile.each([&](int64_t row, int64_t column, Vec<C> sum, int64_t left) {
+          tile.each([&](int64_t row, int64_t column, C* at, int64_t left) {
             store_some<T>(
-                out + (r0 + row) * g.M + column,
-                sum + load_as<Vec<C>>(layout.bias + column),
-                left);
+                out + (r0 + row) * g.M + column, load_as<Vec<C>>(at), left);
           });
         });
   }

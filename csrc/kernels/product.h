@@ -113,17 +113,36 @@ static void pack(
   }
 }
 
-// tile[m][:] = sum over k of a(m, k) * panel[k][:]. With `unit_k` a(m, k) is
-// a[m * stride + k] (rows of a matrix), else a[k * stride + m] (its columns).
-// `Chains` sums are kept side by side, to hide the latency of the additions
-// where there are few rows.
+// Where the sums of a product begin and end, in rows `stride` apart: result =
+// start + product. Null `start`: zero; a `start_stride` of 0: one row for all.
+// Both have room for the whole vector that the last column falls into.
+template <class C>
+struct Sums {
+  const C* start;
+  int64_t start_stride;
+  C* result;
+  int64_t stride;
+
+  INLINE_MEMBER Sums at(int64_t row, int64_t column) const {
+    return Sums{
+        start ? start + row * start_stride + column : nullptr,
+        start_stride,
+        result + row * stride + column,
+        stride};
+  }
+};
+
+// sums[m][:] gets the sum over k of a(m, k) * panel[k][:]. With `unit_k`
+// a(m, k) is a[m * stride + k] (rows of a matrix), else a[k * stride + m] (its
+// columns). `Chains` sums are kept side by side, to hide the latency of the
+// additions where there are few rows.
 template <class C, int Rows, int Vectors, int Chains, bool unit_k>
 static void micro_kernel(
     int64_t K,
     const C* a,
     int64_t stride,
     const C* panel,
-    C* tile) {
+    const Sums<C>& sums) {
   constexpr int lanes = Simd<C>::lanes;
   constexpr int width = kPanel<C>;
   Vec<C> sum[Chains][Rows][Vectors] = {};
@@ -160,21 +179,37 @@ static void micro_kernel(
     }
   }
 #pragma GCC unroll 8
+  for (int c = 1; c < Chains; ++c) {
+#pragma GCC unroll 8
+    for (int m = 0; m < Rows; ++m) {
+#pragma GCC unroll 8
+      for (int j = 0; j < Vectors; ++j) {
+        sum[0][m][j] += sum[c][m][j];
+      }
+    }
+  }
+  if (sums.start) {
+#pragma GCC unroll 8
+    for (int m = 0; m < Rows; ++m) {
+#pragma GCC unroll 8
+      for (int j = 0; j < Vectors; ++j) {
+        sum[0][m][j] +=
+            load_as<Vec<C>>(sums.start + m * sums.start_stride + j * lanes);
+      }
+    }
+  }
+#pragma GCC unroll 8
   for (int m = 0; m < Rows; ++m) {
 #pragma GCC unroll 8
     for (int j = 0; j < Vectors; ++j) {
-      Vec<C> total = sum[0][m][j];
-#pragma GCC unroll 8
-      for (int c = 1; c < Chains; ++c) {
-        total += sum[c][m][j];
-      }
-      store_as(tile + m * width + j * lanes, total);
+      store_as(sums.result + m * sums.stride + j * lanes, sum[0][m][j]);
     }
   }
 }
 
 template <class C>
-using MicroKernel = void (*)(int64_t, const C*, int64_t, const C*, C*);
+using MicroKernel =
+    void (*)(int64_t, const C*, int64_t, const C*, const Sums<C>&);
 
 // The kernels for 1 to Rows rows and 1 to kPanelVectors vectors.
 template <
@@ -220,34 +255,31 @@ INLINE int most_rows(int chains) {
   return chains == 4 ? 1 : chains == 2 ? 2 : kRows;
 }
 
-// A tile of a product, as its consumer sees it: `rows` rows from `row`, and
-// `columns` columns from `column`; value(m, j) is at tile[m * kPanel + j].
+// A finished tile of a product: `rows` rows from `row`, and `columns` columns
+// from `column`; value(m, j) is at values[m * stride + j].
 template <class C>
 struct Tile {
-  const C* values;
+  C* values;
+  int64_t stride;
   int64_t row;
   int rows;
   int64_t column;
   int64_t columns;
 
-  // Calls consume(row, column, vector, lanes in use) for each vector.
+  // Calls consume(row, column, its values, lanes in use) for each vector.
   template <class Consume>
   INLINE_MEMBER void each(Consume consume) const {
-    constexpr int lanes = Simd<C>::lanes;
     for (int m = 0; m < rows; ++m) {
-      for (int64_t j = 0; j < columns; j += lanes) {
-        consume(
-            row + m,
-            column + j,
-            load_as<Vec<C>>(values + m * kPanel<C> + j),
-            columns - j);
+      for (int64_t j = 0; j < columns; j += Simd<C>::lanes) {
+        consume(row + m, column + j, values + m * stride + j, columns - j);
       }
     }
   }
 };
 
-// Rows a (rows, K) times panels [first, last) of a packed (K, M) matrix; each
-// finished tile goes to `consume`.
+// Rows a (rows, K) times panels [first, last) of a packed (K, M) matrix. Each
+// finished tile goes to `consume`; without a `result` of the sums, in a buffer
+// that the next tile overwrites.
 template <class C, class Consume>
 INLINE void multiply(
     int64_t rows,
@@ -259,33 +291,46 @@ INLINE void multiply(
     int64_t first,
     int64_t last,
     int chains,
+    const Sums<C>& sums,
     Consume consume) {
-  alignas(64) C values[kRows * kPanel<C>];
+  alignas(64) C buffer[kRows * kPanel<C>];
   if (rows == 0) {
     return;
   }
   // Blocks of nearly equal height: 7 rows are 4 and 3, not 6 and 1.
   int64_t blocks = ceil_div(rows, most_rows(chains));
-  int64_t height = rows / blocks;
+  int height = static_cast<int>(rows / blocks);
   int64_t taller = rows % blocks;
+  MicroKernel<C> high = nullptr;
+  MicroKernel<C> low = nullptr;
+  int chosen_for = 0;
   for (int64_t p = first; p < last; ++p) {
     int64_t column = p * kPanel<C>;
     int64_t columns = minimum(kPanel<C>, M - column);
     int vectors = static_cast<int>(ceil_div(columns, Simd<C>::lanes));
+    if (vectors != chosen_for) {
+      low = row_kernel<C>(chains, height, vectors);
+      high = taller ? row_kernel<C>(chains, height + 1, vectors) : low;
+      chosen_for = vectors;
+    }
     const C* panel = panels + p * K * kPanel<C>;
     int64_t row = 0;
     for (int64_t b = 0; b < blocks; ++b) {
-      int count = static_cast<int>(height + (b < taller));
-      row_kernel<C>(chains, count, vectors)(
-          K, a + row * lda, lda, panel, values);
-      consume(Tile<C>{values, row, count, column, columns});
+      int count = height + (b < taller);
+      Sums<C> to = sums.at(row, column);
+      if (!sums.result) {
+        to.result = buffer;
+        to.stride = kPanel<C>;
+      }
+      (b < taller ? high : low)(K, a + row * lda, lda, panel, to);
+      consume(Tile<C>{to.result, to.stride, row, count, column, columns});
       row += count;
     }
   }
 }
 
-// sums (M, columns of the panel) += a^T panel for a (K, M) and one panel of
-// width kPanel, K rows; rows [first, last) of the result.
+// sums += a^T panel for a (K, M) and one panel of `columns` columns, K rows;
+// rows [first, last) of the result.
 template <class C>
 static void accumulate_outer(
     int64_t K,
@@ -297,22 +342,12 @@ static void accumulate_outer(
     int64_t last,
     C* sums,
     int64_t ld) {
-  constexpr int lanes = Simd<C>::lanes;
-  alignas(64) C values[kRows * kPanel<C>];
-  int vectors = static_cast<int>(ceil_div(columns, lanes));
+  int vectors = static_cast<int>(ceil_div(columns, Simd<C>::lanes));
   for (int64_t row = first; row < last; row += kRows) {
     int count = static_cast<int>(minimum(kRows, last - row));
+    C* to = sums + row * ld;
     micro_kernel_for<C, 1, false, kRows>(count, vectors)(
-        K, a + row, lda, panel, values);
-    for (int m = 0; m < count; ++m) {
-      C* target = sums + (row + m) * ld;
-      for (int j = 0; j < vectors * lanes; j += lanes) {
-        store_as(
-            target + j,
-            load_as<Vec<C>>(target + j) +
-                load_as<Vec<C>>(values + m * kPanel<C> + j));
-      }
-    }
+        K, a + row, lda, panel, Sums<C>{to, ld, to, ld});
   }
 }
 
