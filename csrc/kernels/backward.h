@@ -21,7 +21,7 @@ struct BackwardLayout {
   C* states; // ((steps + 1) * rows, ldh): the state before the chunk, then its
              // states; by group
   C* delta[2]; // (steps * rows, ldh) each, by group
-  C* panel;    // (steps * rows, kPanel), by member
+  C* panel;    // (kOuterTerms, kPanel), by member
   // Sums, by slice.
   C* dWhh;  // (H, ldh)
   C* dWxh;  // (H, ldd)
@@ -60,7 +60,7 @@ struct BackwardLayout {
     C* deltas = arena.take<C>(2 * groups * size);
     delta[0] = deltas + 2 * shares.group() * size;
     delta[1] = delta[0] + size;
-    size = steps * rows * kPanel<C>;
+    size = kOuterTerms * kPanel<C>;
     panel = arena.take<C>(shares.partition.threads * size) +
         shares.member.index * size;
     dWhh_size = args.dWhh ? g.H * ldh : 0;
@@ -256,13 +256,7 @@ struct BackwardRun {
   void add_dWhh(int64_t K, const C* delta, const C* previous, C* sums) const {
     for (int64_t p = steps.panels.first; p < steps.panels.last; ++p) {
       int64_t j0 = p * kPanel<C>;
-      for (int64_t k = 0; k < K; ++k) {
-        for (int64_t j = 0; j < kPanel<C>; j += lanes) {
-          store_as(
-              layout.panel + k * kPanel<C> + j,
-              load_as<Vec<C>>(previous + k * steps.ldh + j0 + j));
-        }
-      }
+      const C* from = previous + j0;
       accumulate_outer<C>(
           K,
           delta,
@@ -272,7 +266,13 @@ struct BackwardRun {
           0,
           g.H,
           sums + j0,
-          steps.ldh);
+          steps.ldh,
+          [&](C* to) {
+            for (int64_t j = 0; j < kPanel<C>; j += lanes) {
+              store_as(to + j, load_as<Vec<C>>(from + j));
+            }
+            from += steps.ldh;
+          });
     }
   }
 
@@ -280,19 +280,8 @@ struct BackwardRun {
     for (int64_t p = inputs.first; p < inputs.last; ++p) {
       int64_t j0 = p * kPanel<C>;
       int64_t width = minimum(kPanel<C>, g.D - j0);
-      C* to = layout.panel;
-      for (int64_t t = t0; t < t1; ++t) {
-        for (int64_t n = steps.rows.first; n < steps.rows.last;
-             ++n, to += kPanel<C>) {
-          clear(to, kPanel<C>);
-          stage_row<T>(
-              to,
-              row_of<T>(g.x, n, t) + j0 * g.x.feature_stride,
-              g.x.feature_stride,
-              0,
-              width);
-        }
-      }
+      int64_t t = t0;
+      int64_t n = steps.rows.first;
       accumulate_outer<C>(
           (t1 - t0) * count(),
           delta,
@@ -302,7 +291,18 @@ struct BackwardRun {
           0,
           g.H,
           sums + j0,
-          steps.ldd);
+          steps.ldd,
+          [&](C* to) {
+            stage_panel_row<T>(
+                to,
+                row_of<T>(g.x, n, t) + j0 * g.x.feature_stride,
+                g.x.feature_stride,
+                width);
+            if (++n == steps.rows.last) {
+              n = steps.rows.first;
+              ++t;
+            }
+          });
     }
   }
 

@@ -43,18 +43,7 @@ INLINE Vec<Compute<T>> factor(
     int64_t column,
     int64_t left) {
   typedef Compute<T> C;
-  if (!s.data) {
-    return splat<C>(C(1));
-  }
-  const Element<T>* p = row_of<T>(s, n, t) + column * s.feature_stride;
-  if (s.feature_stride == 1) {
-    return load_some<T>(p, left);
-  }
-  Vec<C> v = {};
-  for (int64_t i = 0; i < minimum(left, Simd<C>::lanes); ++i) {
-    v[i] = load_one<T>(p + i * s.feature_stride);
-  }
-  return v;
+  return s.data ? load_from<T>(s, n, t, column, left) : splat<C>(C(1));
 }
 
 template <class T>

@@ -109,7 +109,7 @@ struct OuterSumLayout {
   typedef Compute<T> C;
   C* sums;  // (M, ldk)
   C* a;     // (kOuterRows, ldm), by member
-  C* panel; // (kOuterRows, kPanel), by member
+  C* panel; // (kOuterTerms, kPanel), by member
 
   OuterSumLayout(
       Arena& arena,
@@ -119,8 +119,8 @@ struct OuterSumLayout {
     int64_t staged = kOuterRows * leading_dimension<C>(g.M);
     sums = arena.take<C>(g.M * leading_dimension<C>(g.K));
     a = arena.take<C>(p.threads * staged) + member * staged;
-    panel = arena.take<C>(p.threads * kOuterRows * kPanel<C>) +
-        member * kOuterRows * kPanel<C>;
+    panel = arena.take<C>(p.threads * kOuterTerms * kPanel<C>) +
+        member * kOuterTerms * kPanel<C>;
   }
 };
 
@@ -161,17 +161,7 @@ static void run_outer_sum(
     }
     for (int64_t j0 = 0; j0 < g.K; j0 += kPanel<C>) {
       int64_t width = minimum(kPanel<C>, g.K - j0);
-      for (int64_t r = 0; r < count; ++r) {
-        C* to = layout.panel + r * kPanel<C>;
-        clear(to, kPanel<C>);
-        stage_row<T>(
-            to,
-            row_of<T>(g.b, (r0 + r) / g.L, (r0 + r) % g.L) +
-                j0 * g.b.feature_stride,
-            g.b.feature_stride,
-            0,
-            width);
-      }
+      int64_t r = r0;
       accumulate_outer<C>(
           count,
           layout.a,
@@ -181,7 +171,15 @@ static void run_outer_sum(
           own.first,
           own.last,
           layout.sums + j0,
-          ldk);
+          ldk,
+          [&](C* to) {
+            stage_panel_row<T>(
+                to,
+                row_of<T>(g.b, r / g.L, r % g.L) + j0 * g.b.feature_stride,
+                g.b.feature_stride,
+                width);
+            ++r;
+          });
     }
   }
   Element<T>* out = static_cast<Element<T>*>(g.out);

@@ -329,26 +329,41 @@ INLINE void multiply(
   }
 }
 
-// sums += a^T panel for a (K, M) and one panel of `columns` columns, K rows;
-// rows [first, last) of the result.
-template <class C>
-static void accumulate_outer(
+// Terms of a sum of outer products whose panel stays in the level-1 cache.
+constexpr int64_t kOuterTerms = 64;
+
+// sums += a^T b for a (K, M) and one panel of `columns` columns of b, K rows:
+// rows [first, last) of the result. stage(to) copies the next row of the panel.
+template <class C, class Stage>
+INLINE void accumulate_outer(
     int64_t K,
     const C* a,
     int64_t lda,
-    const C* panel,
+    C* panel,
     int64_t columns,
     int64_t first,
     int64_t last,
     C* sums,
-    int64_t ld) {
+    int64_t ld,
+    Stage stage) {
   int vectors = static_cast<int>(ceil_div(columns, Simd<C>::lanes));
-  for (int64_t row = first; row < last; row += kRows) {
-    int count = static_cast<int>(minimum(kRows, last - row));
-    C* to = sums + row * ld;
-    micro_kernel_for<C, 1, false, kRows>(count, vectors)(
-        K, a + row, lda, panel, Sums<C>{to, ld, to, ld});
+  for (int64_t k0 = 0; k0 < K; k0 += kOuterTerms) {
+    int64_t k1 = minimum(k0 + kOuterTerms, K);
+    for (int64_t k = k0; k < k1; ++k) {
+      stage(panel + (k - k0) * kPanel<C>);
+    }
+    for (int64_t row = first; row < last; row += kRows) {
+      int count = static_cast<int>(minimum(kRows, last - row));
+      C* to = sums + row * ld;
+      micro_kernel_for<C, 1, false, kRows>(count, vectors)(
+          k1 - k0, a + k0 * lda + row, lda, panel, Sums<C>{to, ld, to, ld});
+    }
   }
+}
+
+template <class C>
+INLINE void clear(C* p, int64_t count) {
+  __builtin_memset(p, 0, count * sizeof(C));
 }
 
 // Copies columns [first, last) of one feature row into compute form; `to` has
@@ -373,10 +388,44 @@ INLINE void stage_row(
   }
 }
 
+// The same for a panel's row of `width` columns, zero beyond them.
+template <class T>
+INLINE void stage_panel_row(
+    Compute<T>* to,
+    const Element<T>* from,
+    int64_t feature_stride,
+    int64_t width) {
+  typedef Compute<T> C;
+  if (width < kPanel<C>) {
+    clear(to, kPanel<C>);
+  }
+  stage_row<T>(to, from, feature_stride, 0, width);
+}
+
 template <class T>
 INLINE const Element<T>* row_of(const Sequence& s, int64_t n, int64_t t) {
   return static_cast<const Element<T>*>(s.data) + s.row_offsets[n] +
       t * s.step_stride;
+}
+
+// Up to a whole vector of row (n, t), from `column` on.
+template <class T>
+INLINE Vec<Compute<T>> load_from(
+    const Sequence& s,
+    int64_t n,
+    int64_t t,
+    int64_t column,
+    int64_t left) {
+  typedef Compute<T> C;
+  const Element<T>* p = row_of<T>(s, n, t) + column * s.feature_stride;
+  if (s.feature_stride == 1) {
+    return load_some<T>(p, left);
+  }
+  Vec<C> v = {};
+  for (int64_t i = 0; i < minimum(left, Simd<C>::lanes); ++i) {
+    v[i] = load_one<T>(p + i * s.feature_stride);
+  }
+  return v;
 }
 
 template <class T>
@@ -389,11 +438,6 @@ INLINE void write_row(
   for (int64_t i = first; i < last; i += lanes) {
     store_some<T>(to + i, load_as<Vec<Compute<T>>>(from + i), last - i);
   }
-}
-
-template <class C>
-INLINE void clear(C* p, int64_t count) {
-  __builtin_memset(p, 0, count * sizeof(C));
 }
 
 } // namespace
