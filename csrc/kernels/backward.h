@@ -183,7 +183,7 @@ struct BackwardRun {
     steps.project(t0, t1, states);
     for (int64_t t = t0; t < t1; ++t) {
       C* state = states + (t - t0) * block;
-      steps.step(t > t0 || before ? state - block : nullptr, state);
+      steps.step(t, t > t0 || before ? state - block : nullptr, state);
     }
     return before;
   }
@@ -213,9 +213,9 @@ struct BackwardRun {
     }
   }
 
-  // delta, which holds the cotangent of the states of one step, becomes that of
+  // delta, which holds the cotangent of the states of step t, becomes that of
   // its pre-activations; `later` is delta of the step after it.
-  void step(const C* later, const C* state, C* delta) const {
+  void step(int64_t t, const C* later, const C* state, C* delta) const {
     Vec<C> one = splat<C>(C(1));
     auto finish =
         [&](int64_t row, int64_t column, C* at, int64_t)
@@ -238,6 +238,7 @@ struct BackwardRun {
           steps.panels.last,
           steps.chains,
           Sums<C>{delta, steps.ldh, delta, steps.ldh},
+          t % 2 == 1,
           [&](const Tile<C>& tile)
               __attribute__((always_inline)) { tile.each(finish); });
     } else {
@@ -346,6 +347,7 @@ struct BackwardRun {
         inputs.last,
         1,
         Sums<C>{},
+        false,
         [&](const Tile<C>& tile) {
           tile.each([&](int64_t row, int64_t column, C* at, int64_t left) {
             store_some<T>(row_at(row) + column, load_as<Vec<C>>(at), left);
@@ -366,6 +368,7 @@ struct BackwardRun {
         steps.panels.last,
         steps.chains,
         Sums<C>{},
+        false,
         [&](const Tile<C>& tile) {
           tile.each([&](int64_t row, int64_t column, C* at, int64_t left) {
             store_some<T>(
@@ -413,7 +416,7 @@ struct BackwardRun {
       load_cotangents(t0, t1, delta);
       for (int64_t t = t1 - 1; t >= t0; --t) {
         C* now = delta + (t - t0) * block;
-        step(later, layout.states + (t - t0 + 1) * block, now);
+        step(t, later, layout.states + (t - t0 + 1) * block, now);
         later = now;
       }
       int64_t K = (t1 - t0) * count();

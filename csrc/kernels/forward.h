@@ -177,12 +177,14 @@ struct ForwardSteps {
         panels.last,
         1,
         Sums<C>{memory.bias, 0, states, ldh},
+        false,
         [](const Tile<C>&) {});
   }
 
-  // The step that turns z into the state in `state` (rows, ldh). Row n of it
+  // Step t, which turns z into the state in `state` (rows, ldh). Row n of it
   // goes to out + n * out_stride as well, unless `out` is null.
   void step(
+      int64_t t,
       const C* previous,
       C* state,
       Element<T>* out = nullptr,
@@ -211,6 +213,7 @@ struct ForwardSteps {
           panels.last,
           chains,
           Sums<C>{state, ldh, state, ldh},
+          t % 2 == 1,
           [&](const Tile<C>& tile)
               __attribute__((always_inline)) { tile.each(finish); });
     } else {
@@ -308,6 +311,7 @@ static void run_forward(
         C* state = states + (t - t0) * count * steps.ldh;
         bool keep = (t + 1) % every == 0 || t + 1 == g.L;
         steps.step(
+            t,
             previous,
             state,
             keep ? out + (steps.rows.first * kept + t / every) * g.H : nullptr,

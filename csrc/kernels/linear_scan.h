@@ -120,6 +120,7 @@ static void run_linear_scan(
             panels.last,
             chains,
             Sums<C>{},
+            t % 2 == 1,
             [&](const Tile<C>& tile) __attribute__((always_inline)) {
               tile.each([&](int64_t n, int64_t column, C* at, int64_t left) {
                 Vec<C> s = factor<T>(g.s, rows.first + n, t, column, left);

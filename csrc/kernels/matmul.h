@@ -95,6 +95,7 @@ static void run_matmul(
         columns.last,
         chains_for(g.N * g.L),
         Sums<C>{layout.bias, 0, nullptr, 0},
+        false,
         [&](const Tile<C>& tile) __attribute__((always_inline)) {
           tile.each([&](int64_t row, int64_t column, C* at, int64_t left) {
             store_some<T>(

@@ -279,7 +279,9 @@ struct Tile {
 
 // Rows a (rows, K) times panels [first, last) of a packed (K, M) matrix. Each
 // finished tile goes to `consume`; without a `result` of the sums, in a buffer
-// that the next tile overwrites.
+// that the next tile overwrites. With `backward` from the last panel to the
+// first: where the panels exceed a cache, products that go over them in turn
+// forward and backward find some of them there.
 template <class C, class Consume>
 INLINE void multiply(
     int64_t rows,
@@ -292,6 +294,7 @@ INLINE void multiply(
     int64_t last,
     int chains,
     const Sums<C>& sums,
+    bool backward,
     Consume consume) {
   alignas(64) C buffer[kRows * kPanel<C>];
   if (rows == 0) {
@@ -304,7 +307,8 @@ INLINE void multiply(
   MicroKernel<C> high = nullptr;
   MicroKernel<C> low = nullptr;
   int chosen_for = 0;
-  for (int64_t p = first; p < last; ++p) {
+  for (int64_t i = first; i < last; ++i) {
+    int64_t p = backward ? first + last - 1 - i : i;
     int64_t column = p * kPanel<C>;
     int64_t columns = minimum(kPanel<C>, M - column);
     int vectors = static_cast<int>(ceil_div(columns, Simd<C>::lanes));
