@@ -338,6 +338,16 @@ def test_tanh_ulps_of_every_half(dtype):
     assert mx.abs(got).max().item() <= 1
 
 
+def test_the_caller_keeps_its_denormals(rng):
+    """Kernels flush denormal numbers; the threads they run on go back to before."""
+    x, Wxh, Whh = (
+        draw(rng, shape, mx.float32) for shape in [(1, 2, 1), (1, 1), (1, 1)]
+    )
+    tiny = mx.array([2.0**-140])
+    mx.eval(mlx_recurrent.rnn(x, Wxh, Whh))
+    assert (tiny * 2).item() == 2.0**-139
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_every_binade(rng, activation, dtype):

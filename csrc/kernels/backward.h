@@ -16,8 +16,8 @@ struct BackwardLayout {
   int64_t steps;
   int64_t rows;
   ForwardMemory<T> forward;
-  C* transposed; // packed Whh
-  C* Wxh;        // packed Wxh, for dx
+  Panels<T> transposed; // Whh
+  Panels<T> Wxh;        // for dx
   C* states; // ((steps + 1) * rows, ldh): the state before the chunk, then its
              // states; by group
   C* delta[2]; // (steps * rows, ldh) each, by group
@@ -51,9 +51,10 @@ struct BackwardLayout {
     int64_t ldd = leading_dimension<C>(g.D);
     int groups = Shares::groups(shares.partition);
     int slices = shares.partition.slices;
-    transposed = arena.take<C>(packed_size<C>(g.H, g.H));
+    transposed =
+        take_panels<T>(arena, g.H, g.H, stays_stored<T>(chains_for(g.N)));
     bool input = args.dx && !g.projected;
-    Wxh = arena.take<C>(input ? packed_size<C>(g.H, g.D) : 0);
+    Wxh = take_panels<T>(arena, input ? g.H : 0, g.D, false);
     int64_t size = (steps + 1) * rows * ldh;
     states = arena.take<C>(groups * size) + shares.group() * size;
     size = steps * rows * ldh;
@@ -125,7 +126,7 @@ struct BackwardRun {
     Range own = shares.once(panel_count<C>(g.H));
     pack<T>(
         layout.transposed,
-        static_cast<const Element<T>*>(g.Whh.data),
+        g.Whh.data,
         g.Whh.row_stride,
         g.Whh.column_stride,
         g.H,
@@ -136,7 +137,7 @@ struct BackwardRun {
       own = shares.once(panel_count<C>(g.D));
       pack<T>(
           layout.Wxh,
-          static_cast<const Element<T>*>(g.Wxh.data),
+          g.Wxh.data,
           g.Wxh.row_stride,
           g.Wxh.column_stride,
           g.H,
@@ -227,7 +228,7 @@ struct BackwardRun {
                       mlx_recurrent::elman::slope<f, VectorOps<C>>(h, one));
             };
     if (later) {
-      multiply<C>(
+      multiply<T>(
           count(),
           g.H,
           later,
@@ -336,7 +337,7 @@ struct BackwardRun {
       }
       return;
     }
-    multiply<C>(
+    multiply<T>(
         (t1 - t0) * count(),
         g.H,
         delta,
@@ -357,7 +358,7 @@ struct BackwardRun {
 
   void write_dhidden(const C* delta) const {
     Element<T>* out = static_cast<Element<T>*>(args.dhidden);
-    multiply<C>(
+    multiply<T>(
         count(),
         g.H,
         delta,

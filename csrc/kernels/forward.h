@@ -42,8 +42,8 @@ INLINE int64_t forward_chunk_steps(int64_t L, int64_t rows, int64_t row_bytes) {
 template <class T>
 struct ForwardMemory {
   typedef Compute<T> C;
-  C* Whh; // packed, Whh^T
-  C* Wxh; // packed, Wxh^T
+  Panels<T> Whh; // Whh^T
+  Panels<T> Wxh; // Wxh^T
   C* bias;
   C* x; // (steps * rows, ldd), by member
 
@@ -56,8 +56,9 @@ struct ForwardMemory {
       int member) {
     int64_t ldd = leading_dimension<C>(g.D);
     bool projects = steps > 0 && !g.projected;
-    Whh = arena.take<C>(steps > 0 ? packed_size<C>(g.H, g.H) : 0);
-    Wxh = arena.take<C>(projects ? packed_size<C>(g.D, g.H) : 0);
+    Whh = take_panels<T>(
+        arena, steps > 0 ? g.H : 0, g.H, stays_stored<T>(chains_for(g.N)));
+    Wxh = take_panels<T>(arena, projects ? g.D : 0, g.H, false);
     bias = arena.take<C>(steps > 0 ? leading_dimension<C>(g.H) : 0);
     int64_t staged = projects ? steps * rows * ldd : 0;
     x = arena.take<C>(p.threads * staged) + member * staged;
@@ -94,7 +95,7 @@ struct ForwardSteps {
     Range own = shares.once(panel_count<C>(g.H));
     pack<T>(
         memory.Whh,
-        static_cast<const Element<T>*>(g.Whh.data),
+        g.Whh.data,
         g.Whh.column_stride,
         g.Whh.row_stride,
         g.H,
@@ -104,7 +105,7 @@ struct ForwardSteps {
     if (!g.projected) {
       pack<T>(
           memory.Wxh,
-          static_cast<const Element<T>*>(g.Wxh.data),
+          g.Wxh.data,
           g.Wxh.column_stride,
           g.Wxh.row_stride,
           g.D,
@@ -166,7 +167,7 @@ struct ForwardSteps {
         stage_row<T>(to, row_of<T>(g.x, n, t), g.x.feature_stride, 0, g.D);
       }
     }
-    multiply<C>(
+    multiply<T>(
         (t1 - t0) * count,
         g.D,
         memory.x,
@@ -189,20 +190,21 @@ struct ForwardSteps {
       C* state,
       Element<T>* out = nullptr,
       int64_t out_stride = 0) const {
-    auto finish =
-        [&](int64_t row, int64_t column, C* at, int64_t left)
-            __attribute__((always_inline)) {
-              Vec<C> h = mlx_recurrent::elman::activate<f, VectorOps<C>>(
-                  load_as<Vec<C>>(at));
-              h = T::round(h);
-              store_as(at, h);
-              if (out) {
-                store_some<T>(out + row * out_stride + column, h, left);
-              }
-            };
+    auto finish = [&](int64_t row,
+                      int64_t column,
+                      C* at,
+                      int64_t left) __attribute__((always_inline)) {
+      Vec<C> h =
+          mlx_recurrent::elman::activate<f, VectorOps<C>>(load_as<Vec<C>>(at));
+      h = T::round(h);
+      store_as(at, h);
+      if (out) {
+        store_some<Rounded<T>>(out + row * out_stride + column, h, left);
+      }
+    };
     int64_t count = rows.last - rows.first;
     if (previous) {
-      multiply<C>(
+      multiply<T>(
           count,
           g.H,
           previous,

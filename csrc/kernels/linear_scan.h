@@ -9,7 +9,7 @@ namespace {
 template <class T>
 struct LinearScanLayout {
   typedef Compute<T> C;
-  C* V;          // packed, V^T
+  Panels<T> V;   // V^T
   C* carried[2]; // gamma * y of the step before and of this one, (rows, ldh)
 
   LinearScanLayout(
@@ -17,7 +17,7 @@ struct LinearScanLayout {
       const LinearScanArgs& g,
       const Shares& shares) {
     int64_t size = shares.most_rows() * leading_dimension<C>(g.H);
-    V = arena.take<C>(packed_size<C>(g.H, g.H));
+    V = take_panels<T>(arena, g.H, g.H, stays_stored<T>(chains_for(g.N)));
     C* all = arena.take<C>(2 * Shares::groups(shares.partition) * size);
     carried[0] = all + 2 * shares.group() * size;
     carried[1] = carried[0] + size;
@@ -65,7 +65,7 @@ static void run_linear_scan(
   Range own = shares.once(panel_count<C>(g.H));
   pack<T>(
       layout.V,
-      static_cast<const Element<T>*>(g.V.data),
+      g.V.data,
       g.V.column_stride,
       g.V.row_stride,
       g.H,
@@ -109,7 +109,7 @@ static void run_linear_scan(
           }
         }
       } else {
-        multiply<C>(
+        multiply<T>(
             count,
             g.H,
             before,

@@ -13,7 +13,7 @@ constexpr int64_t kOuterRows = 256;
 template <class T>
 struct MatmulLayout {
   typedef Compute<T> C;
-  C* w; // packed, w^T
+  Panels<T> w; // w^T
   C* bias;
   C* x; // (kMatmulRows, ldk), by member
 
@@ -23,7 +23,7 @@ struct MatmulLayout {
       const Partition& p,
       int member) {
     int64_t staged = kMatmulRows * leading_dimension<C>(g.K);
-    w = arena.take<C>(packed_size<C>(g.K, g.M));
+    w = take_panels<T>(arena, g.K, g.M, false);
     bias = arena.take<C>(leading_dimension<C>(g.M));
     x = arena.take<C>(p.threads * staged) + member * staged;
   }
@@ -51,7 +51,7 @@ static void run_matmul(
   Range own = shares.once(panels);
   pack<T>(
       layout.w,
-      static_cast<const Element<T>*>(g.w.data),
+      g.w.data,
       g.w.column_stride,
       g.w.row_stride,
       g.K,
@@ -84,7 +84,7 @@ static void run_matmul(
           0,
           g.K);
     }
-    multiply<C>(
+    multiply<T>(
         r1 - r0,
         g.K,
         layout.x,

@@ -51,11 +51,24 @@ INLINE int64_t leading_dimension(int64_t columns) {
   return (lines | 1) * line;
 }
 
-// Packs panels [first, last) of B (K, M), B(k, j) = data[k * k_stride + j *
-// j_stride].
+// A packed matrix; `stored`: of the storage type T, else of what T is computed
+// with.
 template <class T>
-static void pack(
-    Compute<T>* panels,
+struct Panels {
+  char* data;
+  bool stored;
+
+  INLINE_MEMBER int64_t bytes(int64_t K, int64_t columns) const {
+    return packed_size<Compute<T>>(K, columns) *
+        static_cast<int64_t>(stored ? sizeof(Element<T>) : sizeof(Compute<T>));
+  }
+};
+
+// Packs panels [first, last) of B (K, M), B(k, j) = data[k * k_stride + j *
+// j_stride], as storage type S.
+template <class T, class S>
+static void pack_as(
+    Element<S>* panels,
     const Element<T>* data,
     int64_t k_stride,
     int64_t j_stride,
@@ -67,7 +80,7 @@ static void pack(
   constexpr int width = kPanel<C>;
   constexpr int lanes = Simd<C>::lanes;
   for (int64_t p = first; p < last; ++p) {
-    C* panel = panels + p * K * width;
+    Element<S>* panel = panels + p * K * width;
     int64_t j0 = p * width;
     int64_t columns = minimum(width, M - j0);
     const Element<T>* source = data + j0 * j_stride;
@@ -78,7 +91,7 @@ static void pack(
           if (j < columns) {
             v = load_some<T>(source + k * k_stride + j, columns - j);
           }
-          store_as(panel + k * width + j, v);
+          S::store(panel + k * width + j, v);
         }
       }
       continue;
@@ -97,7 +110,7 @@ static void pack(
           }
           transpose<C>(block);
           for (int64_t k = 0; k < depth; ++k) {
-            store_as(panel + (k0 + k) * width + j0, block[k]);
+            S::store(panel + (k0 + k) * width + j0, block[k]);
           }
         }
       }
@@ -105,11 +118,47 @@ static void pack(
     }
     for (int64_t k = 0; k < K; ++k) {
       for (int64_t j = 0; j < width; ++j) {
-        panel[k * width + j] = j < columns
+        C value = j < columns
             ? load_one<T>(source + k * k_stride + j * j_stride)
             : C(0);
+        store_some<S>(panel + k * width + j, splat<C>(value), 1);
       }
     }
+  }
+}
+
+template <class T>
+INLINE void pack(
+    const Panels<T>& to,
+    const void* data,
+    int64_t k_stride,
+    int64_t j_stride,
+    int64_t K,
+    int64_t M,
+    int64_t first,
+    int64_t last) {
+  typedef AsComputed<Compute<T>> S;
+  const Element<T>* from = static_cast<const Element<T>*>(data);
+  if (to.stored) {
+    pack_as<T, T>(
+        reinterpret_cast<Element<T>*>(to.data),
+        from,
+        k_stride,
+        j_stride,
+        K,
+        M,
+        first,
+        last);
+  } else {
+    pack_as<T, S>(
+        reinterpret_cast<Element<S>*>(to.data),
+        from,
+        k_stride,
+        j_stride,
+        K,
+        M,
+        first,
+        last);
   }
 }
 
@@ -135,14 +184,16 @@ struct Sums {
 // sums[m][:] gets the sum over k of a(m, k) * panel[k][:]. With `unit_k`
 // a(m, k) is a[m * stride + k] (rows of a matrix), else a[k * stride + m] (its
 // columns). `Chains` sums are kept side by side, to hide the latency of the
-// additions where there are few rows.
-template <class C, int Rows, int Vectors, int Chains, bool unit_k>
+// additions where there are few rows. S is the panel's storage type.
+template <class S, int Rows, int Vectors, int Chains, bool unit_k>
 static void micro_kernel(
     int64_t K,
-    const C* a,
+    const Compute<S>* a,
     int64_t stride,
-    const C* panel,
-    const Sums<C>& sums) {
+    const void* panel_data,
+    const Sums<Compute<S>>& sums) {
+  typedef Compute<S> C;
+  const Element<S>* panel = static_cast<const Element<S>*>(panel_data);
   constexpr int lanes = Simd<C>::lanes;
   constexpr int width = kPanel<C>;
   Vec<C> sum[Chains][Rows][Vectors] = {};
@@ -153,7 +204,7 @@ static void micro_kernel(
       Vec<C> w[Vectors];
 #pragma GCC unroll 8
       for (int j = 0; j < Vectors; ++j) {
-        w[j] = load_as<Vec<C>>(panel + (k + c) * width + j * lanes);
+        w[j] = S::load(panel + (k + c) * width + j * lanes);
       }
 #pragma GCC unroll 8
       for (int m = 0; m < Rows; ++m) {
@@ -172,8 +223,7 @@ static void micro_kernel(
         C value = unit_k ? a[m * stride + k] : a[k * stride + m];
 #pragma GCC unroll 8
         for (int j = 0; j < Vectors; ++j) {
-          sum[0][m][j] +=
-              load_as<Vec<C>>(panel + k * width + j * lanes) * value;
+          sum[0][m][j] += S::load(panel + k * width + j * lanes) * value;
         }
       }
     }
@@ -209,29 +259,29 @@ static void micro_kernel(
 
 template <class C>
 using MicroKernel =
-    void (*)(int64_t, const C*, int64_t, const C*, const Sums<C>&);
+    void (*)(int64_t, const C*, int64_t, const void*, const Sums<C>&);
 
 // The kernels for 1 to Rows rows and 1 to kPanelVectors vectors.
 template <
-    class C,
+    class S,
     int Chains,
     bool unit_k,
     int Rows,
     int Vectors = kPanelVectors>
-static MicroKernel<C> micro_kernel_for(int rows, int vectors) {
+static MicroKernel<Compute<S>> micro_kernel_for(int rows, int vectors) {
   if constexpr (Vectors > 1) {
     if (vectors < Vectors) {
-      return micro_kernel_for<C, Chains, unit_k, Rows, Vectors - 1>(
+      return micro_kernel_for<S, Chains, unit_k, Rows, Vectors - 1>(
           rows, vectors);
     }
   }
   if constexpr (Rows > 1) {
     if (rows < Rows) {
-      return micro_kernel_for<C, Chains, unit_k, Rows - 1, Vectors>(
+      return micro_kernel_for<S, Chains, unit_k, Rows - 1, Vectors>(
           rows, vectors);
     }
   }
-  return micro_kernel<C, Rows, Vectors, Chains, unit_k>;
+  return micro_kernel<S, Rows, Vectors, Chains, unit_k>;
 }
 
 // How many sums stand side by side: a function of the whole call's rows, never
@@ -240,15 +290,28 @@ INLINE int chains_for(int64_t rows) {
   return rows == 1 ? 4 : rows == 2 ? 2 : 1;
 }
 
-template <class C>
-static MicroKernel<C> row_kernel(int chains, int rows, int vectors) {
+// Weights that every step of a single row reads whole: their bytes are its
+// price, so they keep their storage type.
+template <class T>
+INLINE bool stays_stored(int chains) {
+  return T::widens_fast && chains == 4;
+}
+
+template <class T>
+static MicroKernel<Compute<T>> row_kernel(
+    bool stored,
+    int chains,
+    int rows,
+    int vectors) {
+  typedef AsComputed<Compute<T>> S;
   if (chains == 4) {
-    return micro_kernel_for<C, 4, true, 1>(1, vectors);
+    return stored ? micro_kernel_for<T, 4, true, 1>(1, vectors)
+                  : micro_kernel_for<S, 4, true, 1>(1, vectors);
   }
   if (chains == 2) {
-    return micro_kernel_for<C, 2, true, 2>(rows, vectors);
+    return micro_kernel_for<S, 2, true, 2>(rows, vectors);
   }
-  return micro_kernel_for<C, 1, true, kRows>(rows, vectors);
+  return micro_kernel_for<S, 1, true, kRows>(rows, vectors);
 }
 
 INLINE int most_rows(int chains) {
@@ -282,20 +345,21 @@ struct Tile {
 // that the next tile overwrites. With `backward` from the last panel to the
 // first: where the panels exceed a cache, products that go over them in turn
 // forward and backward find some of them there.
-template <class C, class Consume>
+template <class T, class Consume>
 INLINE void multiply(
     int64_t rows,
     int64_t K,
-    const C* a,
+    const Compute<T>* a,
     int64_t lda,
-    const C* panels,
+    const Panels<T>& panels,
     int64_t M,
     int64_t first,
     int64_t last,
     int chains,
-    const Sums<C>& sums,
+    const Sums<Compute<T>>& sums,
     bool backward,
     Consume consume) {
+  typedef Compute<T> C;
   alignas(64) C buffer[kRows * kPanel<C>];
   if (rows == 0) {
     return;
@@ -313,11 +377,12 @@ INLINE void multiply(
     int64_t columns = minimum(kPanel<C>, M - column);
     int vectors = static_cast<int>(ceil_div(columns, Simd<C>::lanes));
     if (vectors != chosen_for) {
-      low = row_kernel<C>(chains, height, vectors);
-      high = taller ? row_kernel<C>(chains, height + 1, vectors) : low;
+      low = row_kernel<T>(panels.stored, chains, height, vectors);
+      high = taller ? row_kernel<T>(panels.stored, chains, height + 1, vectors)
+                    : low;
       chosen_for = vectors;
     }
-    const C* panel = panels + p * K * kPanel<C>;
+    const char* panel = panels.data + panels.bytes(K, column);
     int64_t row = 0;
     for (int64_t b = 0; b < blocks; ++b) {
       int count = height + (b < taller);
@@ -359,7 +424,7 @@ INLINE void accumulate_outer(
     for (int64_t row = first; row < last; row += kRows) {
       int count = static_cast<int>(minimum(kRows, last - row));
       C* to = sums + row * ld;
-      micro_kernel_for<C, 1, false, kRows>(count, vectors)(
+      micro_kernel_for<AsComputed<C>, 1, false, kRows>(count, vectors)(
           k1 - k0, a + k0 * lda + row, lda, panel, Sums<C>{to, ld, to, ld});
     }
   }

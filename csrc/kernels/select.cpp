@@ -1,5 +1,9 @@
 // Chooses the instruction set once, when the library is first used.
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <cstdlib>
 #include <cstring>
 
@@ -15,6 +19,15 @@ namespace mlx_recurrent::kernels {
 
 namespace {
 
+#if defined(__x86_64__)
+// F16C, which Clang's __builtin_cpu_supports did not know before version 18.
+// What it needs of the operating system AVX2 needs too.
+bool converts_halves() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
+}
+#endif
+
 // From the most capable to the least.
 struct Candidates {
   static constexpr int kMost = 8;
@@ -25,7 +38,8 @@ struct Candidates {
   Candidates() {
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    bool avx2 = __builtin_cpu_supports("avx2") &&
+        __builtin_cpu_supports("fma") && converts_halves();
     bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
         __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") &&

@@ -28,6 +28,17 @@ INLINE Arena arena_at(char* scratch) {
   return Arena{(reinterpret_cast<uintptr_t>(scratch) + 63) & ~uintptr_t{63}};
 }
 
+template <class T>
+INLINE Panels<T> take_panels(
+    Arena& arena,
+    int64_t K,
+    int64_t columns,
+    bool stored) {
+  Panels<T> panels{nullptr, stored};
+  panels.data = arena.take<char>(panels.bytes(K, columns));
+  return panels;
+}
+
 struct Range {
   int64_t first, last;
 };

@@ -8,6 +8,18 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#if defined(__AVX2__)
+// Only intrinsics, which are always inlined: nothing for the linker to share.
+// GCC 12 takes the header's undefined vectors for mistakes of ours.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#if !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+#endif
+
 namespace {
 
 #define INLINE static inline __attribute__((always_inline))
@@ -61,6 +73,7 @@ INLINE void store_as(P* p, V v) {
 struct Float32 {
   typedef float element;
   typedef float compute;
+  static constexpr bool widens_fast = false;
   INLINE_MEMBER static Vec<float> load(const element* p) {
     return load_as<Vec<float>>(p);
   }
@@ -75,6 +88,7 @@ struct Float32 {
 struct Float64 {
   typedef double element;
   typedef double compute;
+  static constexpr bool widens_fast = false;
   INLINE_MEMBER static Vec<double> load(const element* p) {
     return load_as<Vec<double>>(p);
   }
@@ -90,15 +104,52 @@ typedef Simd<float>::bits Bits;
 typedef Simd<float>::ints Ints;
 typedef Simd<float>::half Half;
 
-// Half types are kept as their bits. Both conversions are exact integer
-// arithmetic with rounding to the nearest even, so that every instruction set
-// gives the same bits, subnormals included.
+// 16-bit lanes to 32 bits and back. GCC 12 would do it in halves of a vector.
+INLINE Bits extend(Half h) {
+#if defined(__AVX512F__)
+  return (Bits)_mm512_cvtepu16_epi32((__m256i)h);
+#elif defined(__AVX2__)
+  return (Bits)_mm256_cvtepu16_epi32((__m128i)h);
+#else
+  return __builtin_convertvector(h, Bits);
+#endif
+}
+
+INLINE Half truncate(Bits x) {
+#if defined(__AVX512F__)
+  return (Half)_mm512_cvtepi32_epi16((__m512i)x);
+#else
+  return __builtin_convertvector(x, Half);
+#endif
+}
+
+// Half types are kept as their bits. Conversions round to the nearest even, by
+// the processor's instruction or by integer arithmetic, so that every
+// instruction set gives the same numbers, subnormals included.
 struct Float16 {
   typedef uint16_t element;
   typedef float compute;
 
+#if defined(__AVX512F__)
+  static constexpr bool widens_fast = true;
   INLINE_MEMBER static Vec<float> widen(Half h) {
-    Bits x = __builtin_convertvector(h, Bits);
+    return (Vec<float>)_mm512_cvtph_ps((__m256i)h);
+  }
+  INLINE_MEMBER static Half narrow(Vec<float> v) {
+    return (Half)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT);
+  }
+#elif defined(__F16C__)
+  static constexpr bool widens_fast = true;
+  INLINE_MEMBER static Vec<float> widen(Half h) {
+    return (Vec<float>)_mm256_cvtph_ps((__m128i)h);
+  }
+  INLINE_MEMBER static Half narrow(Vec<float> v) {
+    return (Half)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
+  }
+#else
+  static constexpr bool widens_fast = false;
+  INLINE_MEMBER static Vec<float> widen(Half h) {
+    Bits x = extend(h);
     Bits sign = (x & 0x8000u) << 16;
     Bits magnitude = x & 0x7fffu;
     Bits normal = (magnitude << 13) + (112u << 23);
@@ -122,8 +173,9 @@ struct Float16 {
     Bits out = (Ints)magnitude < 0x38800000 ? tiny : normal;
     out = (Ints)magnitude >= 0x477ff000 ? (Bits{} + 0x7c00u) : out;
     out = (Ints)magnitude > 0x7f800000 ? (Bits{} + 0x7e00u) : out;
-    return __builtin_convertvector(out | sign, Half);
+    return truncate(out | sign);
   }
+#endif
 
   INLINE_MEMBER static Vec<float> load(const element* p) {
     return widen(load_as<Half>(p));
@@ -139,17 +191,21 @@ struct Float16 {
 struct BFloat16 {
   typedef uint16_t element;
   typedef float compute;
+  static constexpr bool widens_fast = true;
 
   INLINE_MEMBER static Vec<float> widen(Half h) {
-    return (Vec<float>)(__builtin_convertvector(h, Bits) << 16);
+    return (Vec<float>)(extend(h) << 16);
+  }
+
+  // The rounded value in the upper half of each lane; what is below is noise.
+  INLINE_MEMBER static Bits rounded(Vec<float> v) {
+    Bits x = (Bits)v;
+    Bits out = x + 0x7fffu + ((x >> 16) & 1u);
+    return (Ints)(x & 0x7fffffffu) > 0x7f800000 ? x | 0x400000u : out;
   }
 
   INLINE_MEMBER static Half narrow(Vec<float> v) {
-    Bits x = (Bits)v;
-    Bits out = (x + 0x7fffu + ((x >> 16) & 1u)) >> 16;
-    Bits nan = (x >> 16) | 0x40u;
-    out = (Ints)(x & 0x7fffffffu) > 0x7f800000 ? nan : out;
-    return __builtin_convertvector(out, Half);
+    return truncate(rounded(v) >> 16);
   }
 
   INLINE_MEMBER static Vec<float> load(const element* p) {
@@ -159,9 +215,27 @@ struct BFloat16 {
     store_as(p, narrow(v));
   }
   INLINE_MEMBER static Vec<float> round(Vec<float> v) {
-    return widen(narrow(v));
+    return (Vec<float>)(rounded(v) & 0xffff0000u);
   }
 };
+
+// T where the values are rounded already, so that storing them is exact.
+template <class T>
+struct Rounded : T {};
+template <>
+struct Rounded<BFloat16> : BFloat16 {
+  INLINE_MEMBER static void store(element* p, Vec<float> v) {
+    store_as(p, truncate((Bits)v >> 16));
+  }
+};
+
+// The storage type of scratch memory, which holds what is computed with.
+template <class C>
+struct AsComputed;
+template <>
+struct AsComputed<float> : Float32 {};
+template <>
+struct AsComputed<double> : Float64 {};
 
 template <class T>
 using Compute = typename T::compute;
