@@ -60,7 +60,7 @@ def measure_multiply_add(threads: int) -> float:
     """Return the operations a second of float32 multiply-adds on ``threads``."""
 
 def measure_read(threads: int, bytes: int) -> float:
-    """Return the bytes a second that ``threads`` read, each from ``bytes`` of its own."""
+    """Return the bytes a second that ``threads`` read, from ``bytes`` each."""
 
 def measure_tanh() -> float:
     """Return the seconds for one element of tanh on one thread."""

@@ -1,0 +1,162 @@
+"""A library in a process of its own, and turns that several of them take."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mlx_recurrent.benchmarks.cases import Work
+from mlx_recurrent.benchmarks.peers import LIBRARIES
+
+WORKER = Path(__file__).with_name("worker.py")
+# A short call is repeated for so long: its steady state is measured.
+TURN = 0.06
+
+
+class LibraryError(Exception):
+    """A library failed at what was asked of it."""
+
+
+class Library:
+    """A library in a process of its own, started when it is first asked."""
+
+    def __init__(self, name: str, threads: int, preload: str | None = None) -> None:
+        self.name = name
+        self.label = LIBRARIES[name].label
+        if preload:
+            self.label += " + OpenBLAS" if "openblas" in preload else f" + {preload}"
+        self.passes = LIBRARIES[name].passes
+        self.threads = threads
+        self.preload = preload
+        self._process: subprocess.Popen[str] | None = None
+        self._errors = tempfile.TemporaryFile("w+")
+
+    def missing(self) -> str:
+        """Return the first module that it lacks, or nothing."""
+        for module in LIBRARIES[self.name].needs:
+            if importlib.util.find_spec(module) is None:
+                return module
+        return ""
+
+    def version(self) -> str:
+        """Return the version that is installed."""
+        return version(LIBRARIES[self.name].distribution)
+
+    def prepare(
+        self, key: str, work: Work, save: bool = False
+    ) -> tuple[float, dict[str, np.ndarray]]:
+        """Run a piece of work once; return the seconds and, to ``save``, the result."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "result.npz")
+            request = {"prepare": work, "as": key, "save": str(path) if save else None}
+            seconds = self._ask(**request)["seconds"]
+            if not save:
+                return seconds, {}
+            with np.load(path) as saved:
+                return seconds, {name: saved[name] for name in saved.files}
+
+    def seconds(self, key: str, turn: float = TURN) -> float:
+        """Return the median time of a call, over a turn."""
+        return self._ask(time=key, seconds=turn)["seconds"]
+
+    def memory(self, key: str) -> int:
+        """Return the bytes that MLX held at the peak of a call, beyond those before."""
+        return self._ask(memory=key)["bytes"]
+
+    def resident(self) -> int:
+        """Return the peak of resident memory so far, in bytes."""
+        return self._ask(resident=True)["bytes"]
+
+    def forget(self) -> None:
+        """Drop what was prepared."""
+        if self._process is not None:
+            self._ask(forget=True)
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.communicate()
+            self._process = None
+
+    def _ask(self, **request: Any) -> dict[str, Any]:
+        process = self._process or self._start()
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+            answer = process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if not answer:
+            code = process.wait()
+            self._process = None
+            self._errors.seek(0)
+            said = self._errors.read().strip().splitlines()
+            raise LibraryError(
+                f"its process ended with code {code}"
+                + (f": {said[-1]}" if said else "")
+            )
+        found: dict[str, Any] = json.loads(answer)
+        if "error" in found:
+            raise LibraryError(" ".join(found["error"].split()))
+        return found
+
+    def _start(self) -> "subprocess.Popen[str]":
+        threads = str(self.threads)
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": threads,
+            "OPENBLAS_NUM_THREADS": threads,
+        }
+        if self.preload:
+            environment["LD_PRELOAD"] = self.preload
+        self._process = subprocess.Popen(
+            [sys.executable, str(WORKER), self.name, threads],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env=environment,
+        )
+        if self.preload and not self._ask(loaded=Path(self.preload).name)["loaded"]:
+            raise LibraryError(f"{self.preload} could not be preloaded")
+        return self._process
+
+
+def take_turns(
+    turns: list[tuple[Library, str]],
+    rounds: int,
+    budget: float,
+    pause: float,
+    turn: float = TURN,
+) -> list[list[float]]:
+    """Return the medians of each turn, by library and round.
+
+    Args:
+        turns (list): Libraries and the keys of what they prepared.
+        rounds (int): Turns of each, at most.
+        budget (float): Seconds after which a library takes no further turn.
+        pause (float): Seconds between turns, for the threads of the last to park.
+        turn (float, optional): Seconds for which a short call is repeated.
+    """
+    medians: list[list[float]] = [[] for _ in turns]
+    spent = [0.0] * len(turns)
+    for round_ in range(rounds):
+        for i in range(len(turns)):
+            # Nobody always follows the same neighbour.
+            at = (i + round_) % len(turns)
+            if medians[at] and spent[at] >= budget:
+                continue
+            library, key = turns[at]
+            time.sleep(pause)
+            start = time.perf_counter()
+            medians[at].append(library.seconds(key, turn))
+            spent[at] += time.perf_counter() - start
+    return medians
