@@ -8,6 +8,7 @@ from functools import lru_cache
 
 import mlx.core as mx
 import numpy as np
+
 from mlx_recurrent.benchmarks import reference, tolerances
 from mlx_recurrent.benchmarks.cases import Work
 

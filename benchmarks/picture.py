@@ -5,10 +5,11 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
 from mlx_recurrent.benchmarks.cases import PASSES
 from mlx_recurrent.benchmarks.peers import LIBRARIES, OURS, UPSTREAM
-from mlx_recurrent.benchmarks.result import Result
+from mlx_recurrent.benchmarks.result import Result, Row
 
 INK, FAINT, GRID = "#1f2328", "#6e7781", "#e4e7eb"
 # Distinct in hue, in lightness and in form.
@@ -52,7 +53,13 @@ def draw(result: Result, path: Path) -> None:
         if lengths:
             _lengths(axes[-1], result)
         _legend(figure, result)
-        figure.tight_layout(rect=(0, 0, 1, 0.9), w_pad=2.5)
+        _same_scale(axes[: len(panels)])
+        machine = f"{result.system['processor']}, {result.machine.threads} threads"
+        figure.text(
+            0.995, 0.01, f"{machine}, float32, {result.date}", ha="right", color=FAINT,
+            fontsize=8.5,
+        )  # fmt: skip
+        figure.tight_layout(rect=(0, 0.03, 1, 1 - 0.4 / height), w_pad=2.5)
         figure.savefig(path, dpi=160, facecolor="white")
 
 
@@ -110,9 +117,10 @@ def _lengths(axis: Any, result: Result) -> None:
             markeredgecolor="white",
             linewidth=1.8,
         )
-    case = rows[0].case
     axis.set_xscale("log")
     axis.set_yscale("log")
+    case = rows[0].case
+    _gap(axis, rows)
     axis.set_title("Training over the length", loc="left", fontweight="bold", pad=18)
     axis.set_xlabel(f"steps L, at N = {case.N}, D = {case.D}, H = {case.H}")
     axis.set_ylabel("milliseconds")
@@ -121,6 +129,33 @@ def _lengths(axis: Any, result: Result) -> None:
     axis.tick_params(length=0, labelcolor=FAINT)
     axis.grid(color=GRID, zorder=0)
     _bare(axis)
+
+
+def _gap(axis: Any, rows: list[Row]) -> None:
+    """Name the ratio at the longest sequence that both ran."""
+    ours = {r.case.L: 1e3 * r.median for r in rows if r.library == OURS and r.median}
+    theirs = {r.case.L: 1e3 * r.median for r in rows if r.library != OURS and r.median}
+    if not ours.keys() & theirs.keys():
+        return
+    at = max(ours.keys() & theirs.keys())
+    axis.annotate(
+        "", (at, ours[at]), (at, theirs[at]),
+        arrowprops={"arrowstyle": "-", "color": FAINT, "linestyle": ":", "shrinkA": 7,
+                    "shrinkB": 7},
+    )  # fmt: skip
+    middle = (ours[at] * theirs[at]) ** 0.5
+    ratio = theirs[at] / ours[at]
+    axis.text(
+        0.93 * at, middle, f"{ratio:,.0f} times", ha="right", va="center", color=INK
+    )
+
+
+def _same_scale(axes: Any) -> None:
+    """Give the panels of passes one scale, so that they compare."""
+    if len(axes):
+        most = max(axis.get_xlim()[1] for axis in axes)
+        for axis in axes:
+            axis.set_xlim(0.8, most)
 
 
 def _legend(figure: Any, result: Result) -> None:
@@ -154,7 +189,7 @@ def _legend(figure: Any, result: Result) -> None:
 def _ticks(axis: Any) -> None:
     axis.set_major_locator(LogLocator(base=10))
     axis.set_major_formatter(FuncFormatter(_plain))
-    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_locator(NullLocator())
 
 
 def _plain(value: float, _: object) -> str:

@@ -9,9 +9,10 @@ import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
+
 from mlx_recurrent.benchmarks.cases import Work
 from mlx_recurrent.benchmarks.peers import LIBRARIES
 
@@ -36,7 +37,7 @@ class Library:
         self.threads = threads
         self.preload = preload
         self._process: subprocess.Popen[str] | None = None
-        self._errors = tempfile.TemporaryFile("w+")
+        self._errors: IO[str] | None = None
 
     def missing(self) -> str:
         """Return the first module that it lacks, or nothing."""
@@ -84,6 +85,9 @@ class Library:
         if self._process is not None:
             self._process.communicate()
             self._process = None
+        if self._errors is not None:
+            self._errors.close()
+            self._errors = None
 
     def _ask(self, **request: Any) -> dict[str, Any]:
         process = self._process or self._start()
@@ -95,18 +99,20 @@ class Library:
         except BrokenPipeError:
             answer = ""
         if not answer:
-            code = process.wait()
-            self._process = None
-            self._errors.seek(0)
-            said = self._errors.read().strip().splitlines()
-            raise LibraryError(
-                f"its process ended with code {code}"
-                + (f": {said[-1]}" if said else "")
-            )
+            raise LibraryError(self._last_words(process))
         found: dict[str, Any] = json.loads(answer)
         if "error" in found:
             raise LibraryError(" ".join(found["error"].split()))
         return found
+
+    def _last_words(self, process: "subprocess.Popen[str]") -> str:
+        """Why the process ended, by what it printed last."""
+        code = process.wait()
+        assert self._errors is not None
+        self._errors.seek(0)
+        said = self._errors.read().strip().splitlines()
+        self.close()
+        return f"its process ended with code {code}: {said[-1] if said else 'silently'}"
 
     def _start(self) -> "subprocess.Popen[str]":
         threads = str(self.threads)
@@ -117,6 +123,7 @@ class Library:
         }
         if self.preload:
             environment["LD_PRELOAD"] = self.preload
+        self._errors = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
             [sys.executable, str(WORKER), self.name, threads],
             stdin=subprocess.PIPE,

@@ -8,15 +8,14 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+import mlx_recurrent
+from mlx_recurrent import _native
 from mlx_recurrent.benchmarks import machine, report, sections
 from mlx_recurrent.benchmarks.cases import DECODE, Work
 from mlx_recurrent.benchmarks.options import Options
 from mlx_recurrent.benchmarks.peers import LIBRARIES, OURS, PEERS, UPSTREAM
 from mlx_recurrent.benchmarks.process import Library, take_turns
 from mlx_recurrent.benchmarks.result import Result
-
-import mlx_recurrent
-from mlx_recurrent import _native
 
 
 def run(options: Options, arguments: list[str]) -> int:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
+
+from mlx_recurrent import _native
 from mlx_recurrent.benchmarks import gate
 from mlx_recurrent.benchmarks.cases import (
     ALONE,
@@ -23,8 +25,6 @@ from mlx_recurrent.benchmarks.options import Options
 from mlx_recurrent.benchmarks.peers import OURS, UPSTREAM
 from mlx_recurrent.benchmarks.process import Library, LibraryError, take_turns
 from mlx_recurrent.benchmarks.result import Result, Row
-
-from mlx_recurrent import _native
 
 if TYPE_CHECKING:
     import numpy as np
@@ -268,8 +268,8 @@ VARIANTS = {
 
 def types(run: Run) -> None:
     """Time half types, and denormal states or deltas, relative to float32."""
-    cases = run.options.cases if run.options.chosen else TYPE_CASES
-    for case in cases[2:3] if run.options.quick else cases:
+    cases = TYPE_CASES[2:3] if run.options.quick else TYPE_CASES
+    for case in run.options.cases if run.options.chosen else cases:
         run.say(f"types: {case.name} ({case.shape})")
         for pass_ in PASSES:
             ready = []

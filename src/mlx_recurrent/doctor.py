@@ -89,11 +89,9 @@ def loaded(found: Findings) -> Any:
         there = _version("mlx") or "none"
         agree = "the same" if there == build.MLX_VERSION else "NOT the same"
         found.say("ABI", f"built for MLX {build.MLX_VERSION}, found {there}: {agree}")
-    # A stand-in without contents says nothing about the package.
-    if not hasattr(sys.modules.get("mlx_recurrent"), "__file__"):
-        for name in [m for m in sys.modules if m.partition(".")[0] == "mlx_recurrent"]:
-            if name != __name__:
-                sys.modules.pop(name)
+    # The command's stand-in for a package that cannot be imported would hide why.
+    if not hasattr(sys.modules["mlx_recurrent"], "__file__"):
+        del sys.modules["mlx_recurrent"]
     native = _try(lambda: (import_module("mlx_recurrent"), _native())[1])
     if isinstance(native, str):
         found.say("native module", "cannot be loaded")
