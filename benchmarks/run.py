@@ -14,7 +14,7 @@ from mlx_recurrent.benchmarks import machine, report, sections
 from mlx_recurrent.benchmarks.cases import DECODE, Work
 from mlx_recurrent.benchmarks.options import Options
 from mlx_recurrent.benchmarks.peers import LIBRARIES, OURS, PEERS, UPSTREAM
-from mlx_recurrent.benchmarks.process import Library, take_turns
+from mlx_recurrent.benchmarks.process import Library, LibraryError, take_turns
 from mlx_recurrent.benchmarks.result import Result
 
 
@@ -26,7 +26,7 @@ def run(options: Options, arguments: list[str]) -> int:
         arguments (list of str): The command line, for the report.
 
     Returns:
-        int: 0, or 1 where a result of ours was wrong.
+        int: 0, or 1 where a result of ours was wrong, or none.
     """
     if options.picture:
         # Before the minutes that it takes, not after.
@@ -63,7 +63,14 @@ def run(options: Options, arguments: list[str]) -> int:
     print(report.terminal(report.machine_tables(result)), flush=True)
     try:
         for section in options.sections:
-            sections.RUN[section](state)
+            try:
+                sections.RUN[section](state)
+            except LibraryError as error:
+                # The others go on: a run takes minutes.
+                state.failed = True
+                print(f"{section} ended early: {error}", file=sys.stderr)
+                result.rows = [r for r in result.rows if r.section != section]
+                continue
             print(report.terminal(report.TABLES[section](result)), flush=True)
     finally:
         for library in libraries.values():
@@ -79,9 +86,9 @@ def run(options: Options, arguments: list[str]) -> int:
     written = [options.csv, options.picture, options.report]
     for path in filter(None, written):
         print(f"wrote {path}")
-    if state.ours_was_wrong:
-        print("A result of this package was wrong: see above.", file=sys.stderr)
-    return int(state.ours_was_wrong)
+    if state.failed:
+        print("A result of this package is wrong or missing.", file=sys.stderr)
+    return int(state.failed)
 
 
 def evaluation_seconds(library: Library, pause: float) -> float:

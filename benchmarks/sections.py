@@ -37,7 +37,7 @@ class Run:
     options: Options
     libraries: dict[str, Library]
     result: Result
-    ours_was_wrong: bool = False
+    failed: bool = False
 
     @property
     def ours(self) -> Library:
@@ -75,7 +75,7 @@ class Run:
         """Name what could not be timed, in place of its time."""
         label = self.result.labels[row.library]
         self.say(f"{label}, {row.case.name}, {row.kind}: {why}")
-        self.ours_was_wrong |= row.library == OURS
+        self.failed |= row.library == OURS
         self.add(replace(row, note=why))
 
 
@@ -85,14 +85,14 @@ def passes(run: Run, section: str) -> None:
         run.say(f"{section}: {case.name} ({case.shape})")
         work = Work(section, case)
         limit = run.result.machine.limit(case, section)
-        base = upstream_result(run, work)
+        base, why_not = upstream_result(run, work)
         ready = []
         for library in run.libraries.values():
             if section not in library.passes or library.name not in run.result.labels:
                 continue
             row = Row(section, case, section, library.name, limit=limit)
             if library.name == UPSTREAM and base is None:
-                run.refuse(row, "not timed: its time grows with the square of L")
+                run.refuse(row, why_not)
                 continue
             try:
                 _, got = library.prepare("pass", work, save=True)
@@ -111,11 +111,14 @@ def passes(run: Run, section: str) -> None:
         run.forget()
 
 
-def upstream_result(run: Run, work: Work) -> "dict[str, np.ndarray] | None":
-    """What ``mlx.nn.RNN`` makes of it; ``None`` where that would take too long."""
+def upstream_result(run: Run, work: Work) -> "tuple[dict[str, np.ndarray] | None, str]":
+    """What ``mlx.nn.RNN`` makes of it, or why there is nothing."""
     if work.kind == "training" and work.case.L > UPSTREAM_LENGTH:
-        return None
-    return run.upstream.prepare("base", work, save=True)[1]
+        return None, "not timed: its time grows with the square of L"
+    try:
+        return run.upstream.prepare("base", work, save=True)[1], ""
+    except LibraryError as error:
+        return None, f"failed: {error}"
 
 
 def threads(run: Run) -> None:
@@ -236,7 +239,7 @@ def length(run: Run) -> None:
         work = Work("training", case)
         row = Row("length", case, "training", OURS)
         ready = []
-        base = upstream_result(run, work)
+        base, _ = upstream_result(run, work)
         _, got = run.ours.prepare("length", work, save=base is not None)
         # Without a base the same code has just been judged at smaller lengths.
         why = "" if base is None else gate.ours_is_wrong(got, base, work)
@@ -250,11 +253,13 @@ def length(run: Run) -> None:
         run.forget()
     # Of a process that did nothing else.
     longest = Library(OURS, run.options.threads)
-    for kind, variant in (("addition", "before"), ("training", "after")):
-        longest.prepare(kind, Work(kind, case))
-        row = Row("length", case, "resident", OURS, variant=variant, unit="bytes")
-        run.add(row.of([float(longest.resident())]))
-    longest.close()
+    try:
+        for kind, variant in (("addition", "before"), ("training", "after")):
+            longest.prepare(kind, Work(kind, case if variant == "after" else DECODE))
+            row = Row("length", case, "resident", OURS, variant=variant, unit="bytes")
+            run.add(row.of([float(longest.resident())]))
+    finally:
+        longest.close()
 
 
 # Dtype and what is tiny, by name.

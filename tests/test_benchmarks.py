@@ -134,7 +134,7 @@ def test_a_wrong_result_is_named_and_never_timed(capsys):
     sections.passes(run, "forward")
     rows = {row.library: row for row in run.result.rows}
     assert rows["torch"].median is None and rows["torch"].note.startswith("wrong: h")
-    assert run.libraries["torch"].turns == 0 and not run.ours_was_wrong
+    assert run.libraries["torch"].turns == 0 and not run.failed
     assert rows[OURS].median == 2e-3 and rows[OURS].rounds == 3
     assert "torch" in capsys.readouterr().err
 
@@ -142,7 +142,7 @@ def test_a_wrong_result_is_named_and_never_timed(capsys):
 def test_our_wrong_result_fails_the_run(capsys):
     run = scripted_run({OURS: 0.01, UPSTREAM: 0})
     sections.passes(run, "forward")
-    assert run.ours_was_wrong and run.ours.turns == 0
+    assert run.failed and run.ours.turns == 0
     assert "wrong" in capsys.readouterr().err
 
 
