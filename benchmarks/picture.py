@@ -1,5 +1,6 @@
 """The result at a glance: how near each library comes to the machine's limit."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def draw(result: Result, path: Path) -> None:
         "svg.hashsalt": "mlx-recurrent",
     }
     with matplotlib.rc_context(style):
-        height = max(4.2, 1.9 + 0.52 * cases)
+        height = max(4.2, 1.9 + 0.6 * cases)
         figure = Figure(figsize=(1.5 + 4.6 * columns, height), facecolor="white")
         axes = figure.subplots(1, columns, squeeze=False, width_ratios=[1] * columns)[0]
         for i, (axis, pass_) in enumerate(zip(axes, panels, strict=False)):
@@ -64,22 +65,24 @@ def draw(result: Result, path: Path) -> None:
 
 
 def _limits(axis: Any, result: Result, pass_: str, named: bool) -> None:
-    rows = [r for r in result.find(pass_) if r.median and r.limit]
     cases = list(dict.fromkeys(r.case for r in result.find(pass_)))
-    for row in rows:
-        colour, marker = STYLES[row.library]
-        ours = row.library == OURS
-        axis.plot(
-            row.median / row.limit,
-            cases.index(row.case),
-            marker,
-            color=colour,
-            markersize=9 if ours else 7,
-            markeredgecolor="white",
-            markeredgewidth=0.8,
-            zorder=4 if ours else 3,
-            clip_on=False,
-        )
+    for i, case in enumerate(cases):
+        rows = result.find(pass_, case=case)
+        times = {r.library: r.median / r.limit for r in rows if r.median and r.limit}
+        for library, aside in _apart(times).items():
+            colour, marker = STYLES[library]
+            ours = library == OURS
+            axis.plot(
+                times[library],
+                i + aside,
+                marker,
+                color=colour,
+                markersize=9 if ours else 7,
+                markeredgecolor="white",
+                markeredgewidth=0.8,
+                zorder=4 if ours else 3,
+                clip_on=False,
+            )
     axis.axvline(1, color=INK, linewidth=1.2, zorder=2)
     axis.set_xscale("log")
     axis.set_title(TITLES[pass_], loc="left", fontweight="bold", pad=18)
@@ -100,6 +103,26 @@ def _limits(axis: Any, result: Result, pass_: str, named: bool) -> None:
     for y in range(len(cases)):
         axis.axhspan(y - 0.5, y + 0.5, color="#f6f8fa" if y % 2 else "white", zorder=0)
     _bare(axis)
+
+
+def _apart(times: dict[str, float]) -> dict[str, float]:
+    """How far each library moves up or down in its band, so that none hides another.
+
+    Ours stays in the middle.
+    """
+    placed: dict[str, float] = {}
+    for library in sorted(times, key=lambda name: (name != OURS, times[name])):
+        for aside in (0.0, 0.27, -0.27, 0.4, -0.4):
+            near = [
+                other
+                for other, taken in placed.items()
+                if abs(taken - aside) < 0.2
+                and abs(math.log10(times[other] / times[library])) < 0.08
+            ]
+            placed[library] = aside
+            if not near:
+                break
+    return placed
 
 
 def _lengths(axis: Any, result: Result) -> None:

@@ -71,10 +71,6 @@ class Library:
         """Return the bytes that MLX held at the peak of a call, beyond those before."""
         return self._ask(memory=key)["bytes"]
 
-    def resident(self) -> int:
-        """Return the peak of resident memory so far, in bytes."""
-        return self._ask(resident=True)["bytes"]
-
     def forget(self) -> None:
         """Drop what was prepared."""
         if self._process is not None:

@@ -272,16 +272,16 @@ def length_tables(result: Result) -> list[Table]:
                 f"between L = {a.case.L:,} and {b.case.L:,} {what} grows as L to the "
                 f"power {slope:.2f}"
             )
-    resident = {r.variant: r.median for r in rows if r.kind == "resident"}
-    longest = max(row.case.L for row in times)
     text = f"Training at N = {case.N}, D = {case.D}, H = {case.H}, milliseconds"
     text += ": " + "; ".join(slopes) + "." if slopes else "."
-    if resident.get("after") and resident.get("before"):
-        text += (
-            f" A process that trains over {longest:,} steps peaks at "
-            f"{(resident['after'] or 0) / 1e9:.2f} GB of resident memory, "
-            f"{(resident['before'] or 0) / 1e9:.2f} before it."
-        )
+    for row in rows:
+        if row.kind == "memory" and row.median is not None:
+            output = 4 * row.case.N * row.case.L * row.case.H
+            text += (
+                f" Over {row.case.L:,} steps MLX's allocator holds "
+                f"{row.median / 1e9:.2f} GB at the peak of a training step beside its "
+                f"inputs; the output alone is {output / 1e9:.2f}."
+            )
     label = result.labels.get(UPSTREAM, "mlx.nn.RNN")
     table = Table(
         "Length", text, ["L", "ours", "us a step", label, f"{label} / ours"], names=0

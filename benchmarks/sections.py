@@ -251,15 +251,10 @@ def length(run: Run) -> None:
             ready.append((run.upstream, "base", replace(row, library=UPSTREAM)))
         run.time(ready)
         run.forget()
-    # Of a process that did nothing else.
-    longest = Library(OURS, run.options.threads)
-    try:
-        for kind, variant in (("addition", "before"), ("training", "after")):
-            longest.prepare(kind, Work(kind, case if variant == "after" else DECODE))
-            row = Row("length", case, "resident", OURS, variant=variant, unit="bytes")
-            run.add(row.of([float(longest.resident())]))
-    finally:
-        longest.close()
+    run.ours.prepare("length", work)
+    row = Row("length", case, "memory", OURS, unit="bytes")
+    run.add(row.of([float(run.ours.memory("length"))]))
+    run.forget()
 
 
 # Dtype and what is tiny, by name.

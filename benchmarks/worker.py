@@ -10,7 +10,6 @@ request a line; each is answered with one JSON line, ``{"error": ...}`` where it
   median seconds of a call;
 * ``{"memory": key}`` runs it and answers with the bytes that MLX held at the peak,
   beyond what it held before;
-* ``{"resident": true}`` answers with the peak of resident memory so far, in bytes;
 * ``{"loaded": name}`` answers whether a library of this name is in the process;
 * ``{"forget": true}`` drops what was prepared.
 """
@@ -18,7 +17,6 @@ request a line; each is answered with one JSON line, ``{"error": ...}`` where it
 import gc
 import json
 import os
-import resource
 import statistics
 import sys
 import time
@@ -103,12 +101,9 @@ class Worker:
         if "loaded" in request:
             maps = Path("/proc/self/maps").read_text()
             return {"loaded": request["loaded"].partition(".so")[0] in maps}
-        if "forget" in request:
-            self.prepared.clear()
-            gc.collect()
-            return {}
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return {"bytes": peak * (1 if sys.platform == "darwin" else 1024)}
+        self.prepared.clear()
+        gc.collect()
+        return {}
 
 
 def main(library: str, threads: int) -> None:

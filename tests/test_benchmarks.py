@@ -203,9 +203,7 @@ def synthetic():
         for steps in (10, 100):
             case = CASES[0]._replace(L=steps)
             add(Row("length", case, "training", library).of([1e-5 * steps]))
-    for variant in ("before", "after"):
-        row = Row("length", case, "resident", OURS, variant, unit="bytes")
-        add(row.of([1e8]))
+    add(Row("length", case, "memory", OURS, unit="bytes").of([1e8]))
     add(Row("decode", DECODE, "forward", OURS).of([30e-6]))
     add(Row("decode", DECODE, "addition", OURS).of([15e-6]))
     add(Row("call", CASES[0], "call", OURS).of([9e-6]))
