@@ -1,7 +1,6 @@
 """What the machine can do, measured in the same run, and the limit that follows."""
 
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +77,19 @@ class Machine:
             seconds += L * self.step(case) + 2.0 * N * L * H * (D + H) / self.flops
         return seconds
 
+    def better(self, other: "Machine") -> "Machine":
+        """Return the better of each figure: other programs only ever take from it."""
+        both = zip(self.caches, other.caches, strict=True)
+        return Machine(
+            threads=self.threads,
+            flops_one=max(self.flops_one, other.flops_one),
+            flops=max(self.flops, other.flops),
+            caches=tuple((size, max(rate, again)) for (size, rate), (_, again) in both),
+            exchange=min(self.exchange, other.exchange),
+            evaluation=min(self.evaluation, other.evaluation),
+            tanh=min(self.tanh, other.tanh),
+        )
+
     def figures(self) -> list[tuple[str, float, str]]:
         """Return the figures as name, value and unit."""
         levels = [f"L{i + 1}" for i in range(len(self.caches) - 1)]
@@ -120,21 +132,10 @@ def measure(threads: int, evaluation: float) -> Machine:
         flops_one=_native.measure_multiply_add(1),
         flops=_native.measure_multiply_add(threads),
         caches=tuple(caches),
-        exchange=exchange_seconds() if threads > 1 else 0.0,
+        exchange=_native.measure_exchange() if threads > 1 else 0.0,
         evaluation=evaluation,
         tanh=_native.measure_tanh(),
     )
-
-
-def exchange_seconds() -> float:
-    """Return the least of some exchanges: a virtual machine's cores move about."""
-    from mlx_recurrent import _native
-
-    found = []
-    for _ in range(5):
-        time.sleep(0.05)
-        found.append(_native.measure_exchange())
-    return min(found)
 
 
 def cache_sizes() -> list[int]:

@@ -81,8 +81,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=_seconds,
         default=0.02,
         metavar="SECONDS",
-        help="between two turns, for the threads of the last library to park (default: "
-        "0.02)",
+        help="between two turns, repeated until the threads of the last library have "
+        "stopped spinning (default: 0.02)",
     )
     parser.add_argument(
         "--threads",

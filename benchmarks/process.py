@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,8 @@ from mlx_recurrent.benchmarks.peers import LIBRARIES
 WORKER = Path(__file__).with_name("worker.py")
 # A short call is repeated for so long: its steady state is measured.
 TURN = 0.06
+# How long a turn waits for the threads of the last to stop spinning.
+LONGEST_SPIN = 0.5
 
 
 class LibraryError(Exception):
@@ -70,6 +73,10 @@ class Library:
     def memory(self, key: str) -> int:
         """Return the bytes that MLX held at the peak of a call, beyond those before."""
         return self._ask(memory=key)["bytes"]
+
+    def process_id(self) -> int:
+        """Return the number of its process, or of this one where it has none."""
+        return self._process.pid if self._process is not None else os.getpid()
 
     def forget(self) -> None:
         """Drop what was prepared."""
@@ -146,20 +153,53 @@ def take_turns(
         turns (list): Libraries and the keys of what they prepared.
         rounds (int): Turns of each, at most.
         budget (float): Seconds after which a library takes no further turn.
-        pause (float): Seconds between turns, for the threads of the last to park.
+        pause (float): Seconds between turns, repeated until the threads of the last
+            have parked.
         turn (float, optional): Seconds for which a short call is repeated.
     """
     medians: list[list[float]] = [[] for _ in turns]
     spent = [0.0] * len(turns)
-    for round_ in range(rounds):
-        for i in range(len(turns)):
-            # Nobody always follows the same neighbour.
-            at = (i + round_) % len(turns)
+    # Nobody always follows the same neighbour.
+    order = random.Random(0)
+    for process in {os.getpid(), *(library.process_id() for library, _ in turns)}:
+        wait_until_idle(process, pause)
+    for _ in range(rounds):
+        for at in order.sample(range(len(turns)), len(turns)):
             if medians[at] and spent[at] >= budget:
                 continue
             library, key = turns[at]
-            time.sleep(pause)
             start = time.perf_counter()
             medians[at].append(library.seconds(key, turn))
             spent[at] += time.perf_counter() - start
+            wait_until_idle(library.process_id(), pause)
     return medians
+
+
+def wait_until_idle(process: int, pause: float) -> None:
+    """Wait until the threads of a process have parked.
+
+    Some spin for a while after their work, OpenBLAS's for a tenth of a second, and the
+    next library would have to share the cores with them.
+    """
+    give_up = time.perf_counter() + LONGEST_SPIN
+    before = _busy_seconds(process)
+    if before is None:  # the system does not say
+        time.sleep(3 * pause)
+        return
+    while time.perf_counter() < give_up:
+        time.sleep(pause)
+        now = _busy_seconds(process)
+        if now is None or now - before <= 0.05 * pause:
+            return
+        before = now
+
+
+def _busy_seconds(process: int) -> float | None:
+    """What the threads of a process have run for, where the system says."""
+    try:
+        tasks = list(Path(f"/proc/{process}/task").iterdir())
+        return sum(
+            1e-9 * int((task / "schedstat").read_text().split()[0]) for task in tasks
+        )
+    except (OSError, ValueError):
+        return None

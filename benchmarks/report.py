@@ -330,7 +330,7 @@ def machine_tables(result: Result) -> list[Table]:
     """The machine's figures, and who is not there."""
     table = Table(
         "The machine",
-        "Measured in the same run.",
+        "The best of several measurements, before and after the sections.",
         ["figure", "value", "unit"],
         [[n, f"{v:.3g}" if v < 100 else f"{v:.0f}", u] for n, v, u in _figures(result)],
     )

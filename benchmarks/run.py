@@ -55,9 +55,7 @@ def run(options: Options, arguments: list[str]) -> int:
         system=system(options, [libraries[name] for name in compared]),
         labels=compared,
         absent=absent,
-        machine=machine.measure(
-            options.threads, evaluation_seconds(libraries[OURS], options.pause)
-        ),
+        machine=best_of_machine(options, libraries[OURS]),
     )
     state = sections.Run(options, libraries, result)
     print(report.terminal(report.machine_tables(result)), flush=True)
@@ -72,6 +70,10 @@ def run(options: Options, arguments: list[str]) -> int:
                 result.rows = [r for r in result.rows if r.section != section]
                 continue
             print(report.terminal(report.TABLES[section](result)), flush=True)
+        # Once more: whoever else used the machine at first may be gone.
+        again = best_of_machine(options, libraries[OURS])
+        result.machine = result.machine.better(again)
+        result.rows = [sections.with_limit(row, result.machine) for row in result.rows]
     finally:
         for library in libraries.values():
             library.close()
@@ -89,6 +91,16 @@ def run(options: Options, arguments: list[str]) -> int:
     if state.failed:
         print("A result of this package is wrong or missing.", file=sys.stderr)
     return int(state.failed)
+
+
+def best_of_machine(options: Options, library: Library) -> machine.Machine:
+    """The machine's best figures over a second or two."""
+    evaluation = evaluation_seconds(library, options.pause)
+    best = machine.measure(options.threads, evaluation)
+    for _ in range(1 if options.quick else 3):
+        time.sleep(0.1)
+        best = best.better(machine.measure(options.threads, evaluation))
+    return best
 
 
 def evaluation_seconds(library: Library, pause: float) -> float:

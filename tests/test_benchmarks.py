@@ -2,6 +2,9 @@
 
 import csv
 import struct
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -11,7 +14,12 @@ from mlx_recurrent.benchmarks.cases import CASES, DECODE, SECTIONS, Case, Work
 from mlx_recurrent.benchmarks.machine import Machine
 from mlx_recurrent.benchmarks.options import Options
 from mlx_recurrent.benchmarks.peers import LIBRARIES, OURS, PEERS, UPSTREAM
-from mlx_recurrent.benchmarks.process import Library, LibraryError, take_turns
+from mlx_recurrent.benchmarks.process import (
+    Library,
+    LibraryError,
+    take_turns,
+    wait_until_idle,
+)
 from mlx_recurrent.benchmarks.result import Result, Row
 
 SMALL = Case("small", 3, 9, 5, 33)
@@ -53,6 +61,14 @@ def test_one_thread_divides_nothing():
     case = CASES[3]
     assert alone.step(case) == pytest.approx(2 * case.N * case.H**2 / 265e9)
     assert alone.limit(case, "forward") > MEASURED.limit(case, "forward")
+
+
+def test_better_takes_the_best_of_each_figure():
+    worse = Machine(
+        2, 200e9, 600e9, tuple((s, r / 2) for s, r in MEASURED.caches), 1e-6, 9e-6, 1e-9
+    )
+    best = Machine(2, 265e9, 600e9, MEASURED.caches, 0.126e-6, 9e-6, 0.15e-9)
+    assert MEASURED.better(worse) == worse.better(MEASURED) == best
 
 
 def test_caches_grow():
@@ -149,14 +165,34 @@ def test_our_wrong_result_fails_the_run(capsys):
 def test_a_slow_library_takes_fewer_turns():
     class Slow(Scripted):
         def seconds(self, key, turn=0):
-            import time
-
             time.sleep(0.02)
             return super().seconds(key)
 
     slow, fast = Slow("torch", 0), Scripted("jax", 0)
     medians = take_turns([(slow, ""), (fast, "")], rounds=5, budget=0.03, pause=0)
     assert len(medians[0]) == 2 and len(medians[1]) == 5
+
+
+SPIN = """
+import time
+print(flush=True)
+end = time.perf_counter() + 0.25
+while time.perf_counter() < end: pass
+time.sleep(9)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_turn_waits_for_threads_that_spin():
+    with subprocess.Popen(
+        [sys.executable, "-c", SPIN], stdout=subprocess.PIPE
+    ) as spinning:
+        spinning.stdout.readline()
+        start = time.perf_counter()
+        wait_until_idle(spinning.pid, 0.02)
+        waited = time.perf_counter() - start
+        spinning.kill()
+    assert waited > 0.1
 
 
 def test_a_library_that_fails_says_why():
