@@ -1,10 +1,13 @@
-# `make demo` and `make test` each work as the only command on a fresh clone.
+# `make demo`, `make test` and `make bench` each work as the only command on a fresh
+# clone.
 #
 #   PYTHON=python3.12   the Python that the environment is made from
 #   PEERS="torch ..."   more packages for the tests that compare with them
+#   BENCH="--quick"     options of `mlx-recurrent bench`
 
 PYTHON ?= python3
 PEERS ?=
+BENCH ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
@@ -12,11 +15,12 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 MADE := $(VENV)/made
 SOURCES := pyproject.toml CMakeLists.txt \
-  $(shell find csrc src -name '*.cpp' -o -name '*.h' -o -name '*.py*' -not -name '*.pyc')
+  tests/reference.py tests/tolerances.py \
+  $(shell find csrc src benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.py*' -not -name '*.pyc')
 
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*/*.h csrc/*/*.cpp)
 
-.PHONY: demo test lint clean
+.PHONY: demo test bench lint clean
 
 demo: $(VENV)/demo
 	$(RUN) examples/char_lm.py train $(if $(wildcard runs/char_lm/checkpoint.json),--resume)
@@ -24,6 +28,11 @@ demo: $(VENV)/demo
 test: $(VENV)/test
 	$(if $(PEERS),$(RUN) -m pip install --quiet $(PEERS))
 	$(RUN) -m pytest
+
+bench: $(VENV)/bench
+	@mkdir -p docs
+	$(VENV)/bin/mlx-recurrent bench --csv docs/performance.csv \
+	  --picture docs/performance.png --report docs/performance.md $(BENCH)
 
 lint: $(VENV)/test
 	$(RUN) -m ruff check .
@@ -38,6 +47,10 @@ $(VENV)/demo: $(SOURCES) | $(MADE)
 
 $(VENV)/test: $(SOURCES) | $(MADE)
 	$(RUN) -m pip install --quiet ".[cpu,examples,test]"
+	@touch $@
+
+$(VENV)/bench: $(SOURCES) | $(MADE)
+	$(RUN) -m pip install --quiet ".[cpu,bench]"
 	@touch $@
 
 define require

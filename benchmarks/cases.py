@@ -3,13 +3,14 @@
 Letters: ``N`` rows of the batch, ``L`` steps, ``D`` input and ``H`` hidden features.
 """
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
+if TYPE_CHECKING:  # the command's options need the names alone
+    import numpy as np
 
 
 class Case(NamedTuple):
-    """One layer, tanh with a bias, in float32."""
+    """One layer, tanh with a bias."""
 
     name: str
     N: int
@@ -17,22 +18,57 @@ class Case(NamedTuple):
     D: int
     H: int
 
-    def arrays(self) -> dict[str, np.ndarray]:
+    @property
+    def shape(self) -> str:
+        """``N, L, D, H`` as text."""
+        return ", ".join(map(str, self[1:]))
+
+
+class Work(NamedTuple):
+    """One thing that is timed.
+
+    Args:
+        kind (str): ``"forward"``; ``"training"``, the vector-Jacobian product with
+            respect to the weights; ``"call"``, the forward pass never evaluated;
+            ``"matmul"`` or ``"linear"`` of ``(L, D)`` and ``(H, D)``; ``"addition"``.
+        case (Case): The shapes.
+        dtype (str, optional): The type of every array. Default: ``"float32"``.
+        tiny (str, optional): ``"states"`` or ``"deltas"`` are below the least normal
+            number. Default: ``""``.
+        threads (int, optional): Threads of this package's kernels; 0 leaves them.
+            Default: ``0``.
+    """
+
+    kind: str
+    case: Case
+    dtype: str = "float32"
+    tiny: str = ""
+    threads: int = 0
+
+    def arrays(self) -> "dict[str, np.ndarray]":
         """Input, parameters and a cotangent of the output: equal in every process."""
+        import numpy as np
+
+        _, N, L, D, H = self.case
         rng = np.random.default_rng(0)
-        bound = self.H**-0.5
+        bound = H**-0.5
         draw = {
-            "x": rng.standard_normal((self.N, self.L, self.D)),
-            "Wxh": rng.uniform(-bound, bound, (self.H, self.D)),
-            "Whh": rng.uniform(-bound, bound, (self.H, self.H)),
-            "bias": rng.uniform(-bound, bound, self.H),
-            "cotangent": rng.standard_normal((self.N, self.L, self.H)),
+            "x": rng.standard_normal((N, L, D)),
+            "Wxh": rng.uniform(-bound, bound, (H, D)),
+            "Whh": rng.uniform(-bound, bound, (H, H)),
+            "bias": rng.uniform(-bound, bound, H),
+            "cotangent": rng.standard_normal((N, L, H)),
         }
+        if self.tiny == "states":
+            draw["x"] *= 1e-39
+            draw["bias"] *= 0
+        if self.tiny == "deltas":
+            draw["cotangent"] *= 1e-39
         return {name: a.astype(np.float32) for name, a in draw.items()}
 
 
 CASES = [
-    Case("control, short", 1, 128, 64, 64),
+    Case("streaming control", 1, 128, 64, 64),
     Case("sensor stream", 1, 512, 256, 256),
     Case("small batch", 8, 256, 128, 128),
     Case("character model", 32, 128, 128, 256),
@@ -41,8 +77,49 @@ CASES = [
     Case("wide", 128, 64, 512, 1024),
     Case("wide, alone", 1, 2048, 512, 1024),
 ]
+QUICK_CASES = [CASES[0], CASES[2]]
 
-# One training step over these lengths shows whether its time is linear in L.
-LENGTHS = [3_000, 30_000]
-LENGTH_CASE = Case("long", 1, LENGTHS[0], 32, 64)
-LONGEST = 1_000_000
+# Beside CASES: a batch of one with 512 hidden units, where the units are divided.
+ALONE = Case("medium, alone", 1, 512, 256, 512)
+# Half types against float32, and numbers below the least normal one.
+TYPE_CASES = [ALONE, CASES[7]._replace(L=512), CASES[2], CASES[3]]
+
+SIDES = [64, 128, 256, 512, 1024, 2048]
+DECODE = Case("one step", 1, 1, 16, 64)
+
+# A training step's time over these lengths shows whether it is linear in L.
+LENGTH_CASE = Case("length", 1, 1, 32, 64)
+LENGTHS = [100, 300, 1_000, 3_000, 10_000, 30_000, 100_000, 1_000_000]
+# mlx.nn.RNN trains in time quadratic in L: half a minute above this.
+UPSTREAM_LENGTH = 10_000
+
+SECTIONS = {
+    "forward": "the forward pass beside every peer",
+    "training": "the vector-Jacobian product with respect to the weights",
+    "threads": "one thread against all",
+    "matmul": "the matrix product beside MLX's with OpenBLAS",
+    "decode": "one evaluated step beside an evaluated addition",
+    "memory": "extra memory of the forward pass and of training",
+    "call": "from Python to the primitive",
+    "length": "training over the length, beside mlx.nn.RNN",
+    "types": "half types and denormal numbers relative to float32",
+}
+PASSES = ("forward", "training")
+
+
+def named_case(text: str) -> Case:
+    """Return the case that ``text`` names, or the shape ``N,L,D,H`` that it is.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    for case in CASES:
+        if text == case.name:
+            return case
+    sizes = [part.strip() for part in text.split(",")]
+    if len(sizes) != 4 or not all(s.isdecimal() and int(s) > 0 for s in sizes):
+        names = ", ".join(f'"{case.name}"' for case in CASES)
+        raise ValueError(
+            f"must be four integers N,L,D,H from 1 on, or one of {names}, not {text!r}"
+        )
+    return Case("chosen", *map(int, sizes))

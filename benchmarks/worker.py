@@ -1,82 +1,127 @@
 """One library in one process, timed on request.
 
-The parent writes one JSON request a line; each is answered with one JSON line:
+Run as a script, so that nothing but the library and this folder's ``cases`` and
+``peers`` is loaded: ``python worker.py LIBRARY THREADS``. The parent writes one JSON
+request a line; each is answered with one JSON line, ``{"error": ...}`` where it failed:
 
-* ``{"case": [...], "pass": "forward" | "training", "save": path | null}`` prepares,
-  runs once to warm up, and saves what it computed;
-* ``{"run": true}`` runs once more and answers with the seconds it took;
+* ``{"prepare": [...], "as": key, "save": path | null}`` prepares a piece of work, runs
+  it once and saves the result;
+* ``{"time": key, "seconds": s}`` runs it for about s seconds and answers with the
+  median seconds of a call;
+* ``{"memory": key}`` runs it and answers with the bytes that MLX held at the peak,
+  beyond what it held before;
 * ``{"loaded": name}`` answers whether a library of this name is in the process;
-* ``{"peak": true}`` answers with the peak of resident memory so far, in bytes.
+* ``{"forget": true}`` drops what was prepared.
 """
 
+import gc
 import json
-import resource
+import os
+import statistics
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from cases import Case
 
-Run = Callable[[], dict[str, object]]
+from cases import Case, Work
+from peers import LIBRARIES, Prepared
+
+# A turn begins with calls that are not timed: caches and threads come back. A call
+# longer than LONG brings them back itself.
+WARM_UP = 3e-3
+LONG = 0.5
+MOST_CALLS = 1000
 
 
-def mlx_layer(package: str, case: Case, pass_: str) -> Run:
-    """A pass of ``package.RNN``: its states, or its vector-Jacobian product."""
+def median_seconds(run: Callable[[], Any], seconds: float) -> float:
+    """The median time of calls in a row, of at least one."""
+    start = time.perf_counter()
+    while True:
+        run()
+        now = time.perf_counter()
+        if now - start >= LONG:
+            return now - start
+        if now - start >= WARM_UP:
+            break
+    times: list[float] = []
+    end = now + seconds
+    while not times or (now < end and len(times) < MOST_CALLS):
+        before = time.perf_counter()
+        run()
+        now = time.perf_counter()
+        times.append(now - before)
+    return statistics.median(times)
+
+
+def peak_bytes(run: Callable[[], Any]) -> int:
+    """What MLX holds at the peak of a call, beyond what it held before."""
     import mlx.core as mx
 
-    if package == "mlx_recurrent":
-        from mlx_recurrent import RNN
-    else:
-        from mlx.nn import RNN
-
-    arrays = {name: mx.array(a) for name, a in case.arrays().items()}
-    x, cotangent = arrays.pop("x"), arrays.pop("cotangent")
-    layer = RNN(case.D, case.H)
-    names = list(arrays)
-
-    def states(*parameters: mx.array) -> list[mx.array]:
-        layer.update(dict(zip(names, parameters, strict=True)))
-        return [layer(x)]
-
-    def forward() -> dict[str, object]:
-        (h,) = states(*arrays.values())
-        mx.eval(h)
-        return {"h": h}
-
-    def training() -> dict[str, object]:
-        _, grads = mx.vjp(states, list(arrays.values()), [cotangent])
-        mx.eval(grads)
-        return dict(zip(names, grads, strict=True))
-
-    return forward if pass_ == "forward" else training
+    mx.synchronize()
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    run()
+    mx.synchronize()
+    return mx.get_peak_memory() - before
 
 
-def main(package: str) -> None:
-    """Serve requests for one library."""
-    run: Run | None = None
-    for line in sys.stdin:
-        request = json.loads(line)
-        answer: dict[str, object] = {}
-        if "case" in request:
-            run = mlx_layer(package, Case(*request["case"]), request["pass"])
-            result = run()
-            if request["save"]:
-                np.savez(request["save"], **{k: np.array(a) for k, a in result.items()})
-        elif "run" in request:
-            assert run is not None
+class Worker:
+    """Answers the requests for one library."""
+
+    def __init__(self, library: str, threads: int) -> None:
+        self.peer = LIBRARIES[library]
+        self.threads = threads
+        self.prepared: dict[str, Prepared] = {}
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        if "prepare" in request:
+            kind, case, *rest = request["prepare"]
+            work = Work(kind, Case(*case), *rest)
+            prepared = self.peer.prepare(work, self.threads)
+            prepared.begin()
             start = time.perf_counter()
-            run()
-            answer["seconds"] = time.perf_counter() - start
-        elif "loaded" in request:
+            result = prepared.run()
+            seconds = time.perf_counter() - start
+            if request["save"]:
+                np.savez(request["save"], **prepared.named(result))
+            self.prepared[request["as"]] = prepared
+            return {"seconds": seconds}
+        if "time" in request:
+            prepared = self.prepared[request["time"]]
+            prepared.begin()
+            return {"seconds": median_seconds(prepared.run, request["seconds"])}
+        if "memory" in request:
+            prepared = self.prepared[request["memory"]]
+            prepared.begin()
+            return {"bytes": peak_bytes(prepared.run)}
+        if "loaded" in request:
             maps = Path("/proc/self/maps").read_text()
-            answer["loaded"] = request["loaded"].partition(".so")[0] in maps
-        else:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            answer["bytes"] = peak * (1 if sys.platform == "darwin" else 1024)
-        print(json.dumps(answer), flush=True)
+            return {"loaded": request["loaded"].partition(".so")[0] in maps}
+        self.prepared.clear()
+        gc.collect()
+        return {}
+
+
+def main(library: str, threads: int) -> None:
+    """Serve requests until there are none."""
+    if hasattr(os, "sched_setaffinity"):
+        # Libraries that count cores count these.
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    # What a library prints must not mix with the answers.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    worker = Worker(library, threads)
+    for line in sys.stdin:
+        try:
+            answer = worker.answer(json.loads(line))
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]))

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "kernels/partition.h"
+#include "kernels/rates.h"
 #include "kernels/team.h"
 #include "primitives/matmul.h"
 #include "primitives/operand.h"
@@ -120,4 +121,17 @@ NB_MODULE(_native, m) {
 
   m.def("get_num_threads", &kernels::num_threads);
   m.def("set_num_threads", &kernels::set_num_threads, "n"_a);
+  m.def("usable_cores", &kernels::usable_cores);
+  m.def("isa", [] { return kernels::table()->isa; });
+  m.def("available_isas", &kernels::available_isas);
+
+  nb::call_guard<nb::gil_scoped_release> released;
+  m.def(
+      "measure_multiply_add",
+      &kernels::multiply_add_rate,
+      "threads"_a,
+      released);
+  m.def("measure_read", &kernels::read_rate, "threads"_a, "bytes"_a, released);
+  m.def("measure_tanh", &kernels::tanh_seconds, released);
+  m.def("measure_exchange", &kernels::exchange_seconds, released);
 }

@@ -6,6 +6,7 @@
 #include "forward.h"
 #include "linear_scan.h"
 #include "matmul.h"
+#include "measure.h"
 
 namespace {
 
@@ -113,4 +114,5 @@ const KernelTable JOIN(mlx_recurrent_kernels_, MLX_RECURRENT_ISA) = {
     {kernels_of<Float32>(),
      kernels_of<Float64>(),
      kernels_of<Float16>(),
-     kernels_of<BFloat16>()}};
+     kernels_of<BFloat16>()},
+    {run_multiply_add, run_read, run_tanh}};

@@ -137,9 +137,20 @@ struct TypedKernels {
   Kernel<LinearScanArgs> linear_scan;
 };
 
+// Loops whose time is a figure of the machine, by the number of their rounds.
+struct MeasureLoops {
+  // Returns the float32 operations it did; `operands` has room for a vector.
+  double (*multiply_add)(int64_t rounds, float* operands);
+  // Reads `count` floats, a multiple of 256.
+  void (*read)(int64_t rounds, const float* data, int64_t count, float* sink);
+  // out = tanh(data), `count` a multiple of 16.
+  void (*tanh)(int64_t rounds, const float* data, int64_t count, float* out);
+};
+
 struct KernelTable {
   const char* isa;
   TypedKernels types[4]; // by Type
+  MeasureLoops measure;
 };
 
 // States that the forward pass leaves.

@@ -46,3 +46,24 @@ def set_num_threads(n: int) -> None:
 
 def get_num_threads() -> int:
     """Return how many threads the kernels use."""
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+
+def isa() -> str:
+    """Return the instruction set of the kernels in use."""
+
+def available_isas() -> str:
+    """Return those of this build that this processor has, separated by commas."""
+
+def measure_multiply_add(threads: int) -> float:
+    """Return the operations a second of float32 multiply-adds on ``threads``."""
+
+def measure_read(threads: int, bytes: int) -> float:
+    """Return the bytes a second that ``threads`` read, from ``bytes`` each."""
+
+def measure_tanh() -> float:
+    """Return the seconds for one element of tanh on one thread."""
+
+def measure_exchange() -> float:
+    """Return the seconds for a cache line to another core and back, 0 without one."""

@@ -1,0 +1,1 @@
+"""The benchmark behind ``mlx-recurrent bench``: ``mlx_recurrent.benchmarks``."""

@@ -1,0 +1,76 @@
+"""What must be right before it is timed.
+
+The truth is the float64 reference of the tests. Ours is judged by the tests' rule
+beside ``mlx.nn.RNN``, the others by a multiple of it.
+"""
+
+from functools import lru_cache
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_recurrent.benchmarks import reference, tolerances
+from mlx_recurrent.benchmarks.cases import Work
+
+# A peer may sum in another order, and round at each step: so much of upstream's
+# error, and so many last places of the largest value.
+PEER_OF_UPSTREAM = 16.0
+PEER_ULPS = 64.0
+# Below the least normal number a kernel may flush to zero.
+LEAST = 2.0**-126
+
+
+@lru_cache(maxsize=2)
+def truth(work: Work) -> dict[str, np.ndarray]:
+    """Return the result of a piece of work, from the reference."""
+    arrays = work.arrays()
+    if work.dtype != "float32":
+        dtype = getattr(mx, work.dtype)
+        arrays = {
+            name: np.array(mx.array(a).astype(dtype).astype(mx.float32))
+            for name, a in arrays.items()
+        }
+    cotangent = arrays.pop("cotangent")
+    if work.kind == "training":
+        _, dWxh, dWhh, dbias, _ = reference.rnn_grad(
+            **arrays, hidden=None, d_states=cotangent
+        )
+        return {"Wxh": dWxh, "Whh": dWhh, "bias": dbias}
+    if work.kind == "matmul":
+        return {"h": reference.matmul(arrays["x"][0], arrays["Wxh"])}
+    if work.kind == "linear":
+        return {"h": reference.matmul(arrays["x"][0], arrays["Wxh"], arrays["bias"])}
+    return {"h": reference.rnn(**arrays)}
+
+
+def ours_is_wrong(
+    got: dict[str, np.ndarray], upstream: dict[str, np.ndarray], work: Work
+) -> str:
+    """Return what is wrong with our result by the tests' rule, or nothing."""
+    try:
+        tolerances.all_close(
+            {name: mx.array(a) for name, a in got.items()},
+            {name: mx.array(a) for name, a in upstream.items()},
+            truth(work),
+        )
+    except AssertionError as error:
+        return str(error)
+    return ""
+
+
+def peer_is_wrong(
+    got: dict[str, np.ndarray],
+    work: Work,
+    upstream: dict[str, np.ndarray] | None = None,
+) -> str:
+    """Return what is wrong with a result by a multiple of the rule, or nothing."""
+    eps = tolerances.EPS[getattr(mx, work.dtype)]
+    for name, expected in truth(work).items():
+        if got[name].shape != expected.shape:
+            return f"{name} has shape {got[name].shape}, not {expected.shape}"
+        error = np.max(np.abs(got[name] - expected))
+        base = 0.0 if upstream is None else np.max(np.abs(upstream[name] - expected))
+        bound = PEER_OF_UPSTREAM * base + PEER_ULPS * eps * np.max(np.abs(expected))
+        if not error <= bound + LEAST:
+            return f"{name} has error {error:.3g} > {bound:.3g}"
+    return ""

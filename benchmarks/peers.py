@@ -1,0 +1,281 @@
+"""How each library runs one piece of work: the layer as its users would write it.
+
+Imported in the worker's process, where a library is loaded when it is first used;
+elsewhere only for the names.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from cases import Work
+
+
+class Prepared(NamedTuple):
+    """A piece of work, ready to run.
+
+    Args:
+        run (callable): Does it once, and returns when the result is there.
+        named (callable): Gives what ``run`` returned as NumPy arrays by name.
+        begin (callable, optional): Called before a turn.
+    """
+
+    run: Callable[[], Any]
+    named: Callable[[Any], "dict[str, np.ndarray]"]
+    begin: Callable[[], None] = lambda: None
+
+
+WEIGHTS = ("Wxh", "Whh", "bias")
+
+
+def _states(h: Any) -> "dict[str, np.ndarray]":
+    import numpy as np
+
+    return {"h": np.asarray(h)}
+
+
+def _gradients(gradients: Sequence[Any]) -> "dict[str, np.ndarray]":
+    import numpy as np
+
+    return dict(zip(WEIGHTS, map(np.asarray, gradients), strict=True))
+
+
+def mlx(work: "Work", threads: int, package: str) -> Prepared:
+    """``package.RNN``, or one of MLX's operations and this package's own."""
+    import mlx.core as mx
+    import mlx.nn as nn
+    import numpy as np
+
+    if package == "mlx_recurrent":
+        import mlx_recurrent as library
+
+        product = library.matmul
+    else:
+        library = nn
+
+        def product(x: mx.array, w: mx.array) -> mx.array:
+            return x @ w.T
+
+    def begin() -> None:
+        if package == "mlx_recurrent":
+            library.set_num_threads(work.threads or threads)
+
+    dtype = getattr(mx, work.dtype)
+    arrays = {name: mx.array(a).astype(dtype) for name, a in work.arrays().items()}
+    x, cotangent = arrays.pop("x"), arrays.pop("cotangent")
+    weights = list(arrays.values())
+    mx.eval(x, cotangent, weights)
+    layer = library.RNN(work.case.D, work.case.H)
+    layer.Wxh, layer.Whh, layer.bias = weights
+
+    def wide(*results: mx.array) -> list[np.ndarray]:
+        if work.dtype == "bfloat16":  # which NumPy does not have
+            results = tuple(a.astype(mx.float32) for a in results)
+        return [np.array(a) for a in results]
+
+    def evaluated(function: Callable[..., mx.array], *operands: mx.array) -> Prepared:
+        def run() -> mx.array:
+            result = function(*operands)
+            mx.eval(result)
+            return result
+
+        return Prepared(run, lambda h: {"h": wide(h)[0]}, begin)
+
+    def states(Wxh: mx.array, Whh: mx.array, bias: mx.array) -> list[mx.array]:
+        layer.Wxh, layer.Whh, layer.bias = Wxh, Whh, bias
+        return [layer(x)]
+
+    def training() -> list[mx.array]:
+        _, gradients = mx.vjp(states, weights, [cotangent])
+        mx.eval(gradients)
+        return gradients
+
+    if work.kind == "training":
+        return Prepared(training, lambda g: _gradients(wide(*g)), begin)
+    if work.kind == "call":
+        return Prepared(lambda: layer(x), lambda h: {"h": wide(h)[0]}, begin)
+    if work.kind == "matmul":
+        return evaluated(product, x[0], layer.Wxh)
+    if work.kind == "linear":
+        linear = library.Linear(work.case.D, work.case.H)
+        linear.weight, linear.bias = layer.Wxh, layer.bias
+        return evaluated(linear, x[0])
+    if work.kind == "addition":
+        return evaluated(mx.add, layer.bias, layer.bias)
+    return evaluated(layer, x)
+
+
+def torch(work: "Work", threads: int) -> Prepared:
+    """``torch.nn.RNN``."""
+    import torch
+
+    torch.set_num_threads(threads)
+    arrays = {name: torch.from_numpy(a) for name, a in work.arrays().items()}
+    x, cotangent = arrays["x"], arrays["cotangent"]
+    layer = torch.nn.RNN(work.case.D, work.case.H, batch_first=True)
+    weights = [layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0]
+    with torch.no_grad():
+        for weight, name in zip(weights, WEIGHTS, strict=True):
+            weight.copy_(arrays[name])
+        layer.bias_hh_l0.zero_()
+
+    def forward() -> Any:
+        with torch.inference_mode():
+            return layer(x)[0]
+
+    def training() -> Any:
+        return torch.autograd.grad(layer(x)[0], weights, grad_outputs=cotangent)
+
+    if work.kind == "training":
+        return Prepared(training, _gradients)
+    return Prepared(forward, _states)
+
+
+def jax(work: "Work", threads: int) -> Prepared:
+    """``jax.lax.scan`` under ``jax.jit``, the projection before it."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    import jax
+    import jax.numpy as jnp
+
+    arrays = {name: jnp.asarray(a) for name, a in work.arrays().items()}
+    x, cotangent = arrays["x"], arrays["cotangent"]
+    weights = [arrays[name] for name in WEIGHTS]
+
+    def states(x: Any, Wxh: Any, Whh: Any, bias: Any) -> Any:
+        def step(h: Any, z: Any) -> tuple[Any, Any]:
+            h = jnp.tanh(z + h @ Whh.T)
+            return h, h
+
+        z = x.swapaxes(0, 1) @ Wxh.T + bias
+        _, h = jax.lax.scan(step, jnp.zeros((x.shape[0], Whh.shape[0])), z)
+        return h.swapaxes(0, 1)
+
+    @jax.jit
+    def gradients(x: Any, cotangent: Any, *weights: Any) -> Any:
+        _, pull_back = jax.vjp(lambda *w: states(x, *w), *weights)
+        return pull_back(cotangent)
+
+    compiled = jax.jit(states)
+    if work.kind == "training":
+        return Prepared(
+            lambda: jax.block_until_ready(gradients(x, cotangent, *weights)),
+            _gradients,
+        )
+    return Prepared(lambda: compiled(x, *weights).block_until_ready(), _states)
+
+
+def onnxruntime(work: "Work", threads: int) -> Prepared:
+    """ONNX's ``RNN`` operator, given the time-major input that it asks for."""
+    import numpy as np
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    arrays = work.arrays()
+    _, N, L, D, H = work.case
+    x = np.ascontiguousarray(arrays["x"].swapaxes(0, 1))
+    constants = {
+        "W": arrays["Wxh"][None],
+        "R": arrays["Whh"][None],
+        "B": np.concatenate([arrays["bias"], np.zeros(H, np.float32)])[None],
+    }
+    graph = helper.make_graph(
+        [helper.make_node("RNN", ["X", "W", "R", "B"], ["Y"], hidden_size=H)],
+        "layer",
+        [helper.make_tensor_value_info("X", TensorProto.FLOAT, (L, N, D))],
+        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, (L, 1, N, H))],
+        [numpy_helper.from_array(a, name) for name, a in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)])
+    model.ir_version = 8
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    inputs = {"X": x}
+    return Prepared(
+        lambda: session.run(None, inputs)[0],
+        lambda y: _states(y[:, 0].swapaxes(0, 1)),
+    )
+
+
+def openvino(work: "Work", threads: int) -> Prepared:
+    """OpenVINO's ``RNNSequence``, in float32 throughout."""
+    import numpy as np
+    import openvino
+    from openvino import opset13 as ops
+
+    arrays = work.arrays()
+    _, N, L, D, H = work.case
+    x = ops.parameter([N, L, D], np.float32)
+    sequence = ops.rnn_sequence(
+        x,
+        ops.constant(np.zeros((N, 1, H), np.float32)),
+        ops.constant(np.full(N, L, np.int32)),
+        ops.constant(arrays["Wxh"][None]),
+        ops.constant(arrays["Whh"][None]),
+        ops.constant(arrays["bias"][None]),
+        H,
+        "forward",
+        activations=["tanh"],
+    )
+    model = openvino.Model([sequence.output(0)], [x], "layer")
+    request = openvino.compile_model(
+        model,
+        "CPU",
+        {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+        },
+    ).create_infer_request()
+    request.set_input_tensor(0, openvino.Tensor(arrays["x"]))
+
+    def run() -> Any:
+        request.infer()
+        return request.get_output_tensor(0).data
+
+    return Prepared(run, lambda y: _states(y[:, 0].copy()))
+
+
+class Peer(NamedTuple):
+    """A library to compare with.
+
+    Args:
+        label (str): Its name in tables.
+        prepare (callable): Makes a piece of work ready, given it and the threads.
+        needs (tuple of str): The modules without which it cannot run.
+        distribution (str): What carries its version.
+        passes (tuple of str, optional): What it can do.
+    """
+
+    label: str
+    prepare: Callable[["Work", int], Prepared]
+    needs: tuple[str, ...]
+    distribution: str
+    passes: tuple[str, ...] = ("forward", "training")
+
+
+OURS, UPSTREAM = "mlx_recurrent", "mlx.nn"
+LIBRARIES = {
+    OURS: Peer(
+        "ours", lambda w, n: mlx(w, n, OURS), ("mlx_recurrent",), "mlx-recurrent"
+    ),
+    UPSTREAM: Peer("mlx.nn.RNN", lambda w, n: mlx(w, n, UPSTREAM), ("mlx",), "mlx"),
+    "torch": Peer("PyTorch", torch, ("torch",), "torch"),
+    "onnxruntime": Peer(
+        "ONNX Runtime",
+        onnxruntime,
+        ("onnxruntime", "onnx"),
+        "onnxruntime",
+        ("forward",),
+    ),
+    "jax": Peer("JAX scan", jax, ("jax",), "jax"),
+    "openvino": Peer("OpenVINO", openvino, ("openvino",), "openvino", ("forward",)),
+}
+PEERS = [name for name in LIBRARIES if name != OURS]

@@ -1,0 +1,83 @@
+"""What a run found."""
+
+import statistics
+from dataclasses import dataclass, field, replace
+
+from mlx_recurrent.benchmarks.cases import Case
+from mlx_recurrent.benchmarks.machine import Machine
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure: the median of the rounds, and their quartiles.
+
+    Args:
+        section (str): The section that it belongs to.
+        case (Case): The shapes.
+        kind (str): What was done.
+        library (str): What did it.
+        variant (str, optional): How, where a section compares ways. Default: ``""``.
+        median, low, high (float, optional): In the unit; ``None`` where there is none.
+        rounds (int, optional): How many there were. Default: ``0``.
+        unit (str, optional): ``"s"`` or ``"bytes"``. Default: ``"s"``.
+        limit (float, optional): The least time, or the most memory. Default: ``None``.
+        note (str, optional): Why there is no figure. Default: ``""``.
+    """
+
+    section: str
+    case: Case
+    kind: str
+    library: str
+    variant: str = ""
+    median: float | None = None
+    low: float | None = None
+    high: float | None = None
+    rounds: int = 0
+    unit: str = "s"
+    limit: float | None = None
+    note: str = ""
+
+    def of(self, medians: list[float]) -> "Row":
+        """Return this row with the figures of some rounds."""
+        low, high = min(medians), max(medians)
+        if len(medians) > 3:
+            low, _, high = statistics.quantiles(medians, n=4, method="inclusive")
+        return replace(
+            self,
+            median=statistics.median(medians),
+            low=low,
+            high=high,
+            rounds=len(medians),
+        )
+
+
+@dataclass
+class Result:
+    """Everything that a run found.
+
+    Args:
+        command (str): What was run.
+        date (str): When.
+        system (dict): The machine and the versions, by name.
+        labels (dict): The names of libraries in tables, in their order.
+        absent (dict): Why a library was not compared, by label.
+        machine (Machine): What the machine can do.
+        rows (list, optional): The figures.
+    """
+
+    command: str
+    date: str
+    system: dict[str, str]
+    labels: dict[str, str]
+    absent: dict[str, str]
+    machine: Machine
+    rows: list[Row] = field(default_factory=list)
+
+    def find(self, section: str, **what: object) -> list[Row]:
+        """Return the rows of a section with these values."""
+        return [
+            row
+            for row in self.rows
+            if row.section == section
+            and all(getattr(row, name) == value for name, value in what.items())
+        ]

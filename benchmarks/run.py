@@ -1,0 +1,142 @@
+"""A run of the benchmark, from its options to its exit code."""
+
+import datetime
+import platform
+import shlex
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import mlx_recurrent
+from mlx_recurrent import _native
+from mlx_recurrent.benchmarks import machine, report, sections
+from mlx_recurrent.benchmarks.cases import DECODE, Work
+from mlx_recurrent.benchmarks.options import Options
+from mlx_recurrent.benchmarks.peers import LIBRARIES, OURS, PEERS, UPSTREAM
+from mlx_recurrent.benchmarks.process import Library, LibraryError, take_turns
+from mlx_recurrent.benchmarks.result import Result
+
+
+def run(options: Options, arguments: list[str]) -> int:
+    """Measure, print and write what the options ask for.
+
+    Args:
+        options (Options): What is asked for.
+        arguments (list of str): The command line, for the report.
+
+    Returns:
+        int: 0, or 1 where a result of ours was wrong, or none.
+    """
+    if options.picture:
+        # Before the minutes that it takes, not after.
+        from mlx_recurrent.benchmarks import picture
+    start = time.perf_counter()
+    mlx_recurrent.set_num_threads(options.threads)
+    libraries = {
+        name: Library(name, options.threads, options.blas if name == UPSTREAM else None)
+        for name in LIBRARIES
+    }
+    compared, absent = {}, {}
+    for name, library in libraries.items():
+        missing = library.missing()
+        if missing:
+            absent[LIBRARIES[name].label] = f"not installed (no module {missing})"
+        elif name == OURS or name in options.peers:
+            compared[name] = library.label
+        elif name in PEERS:
+            absent[LIBRARIES[name].label] = "not asked for"
+    command = shlex.join(["mlx-recurrent", *arguments])
+    date = datetime.date.today().isoformat()
+    print(f"{command}\n\nmeasuring the machine", file=sys.stderr, flush=True)
+    result = Result(
+        command=command,
+        date=date,
+        system=system(options, [libraries[name] for name in compared]),
+        labels=compared,
+        absent=absent,
+        machine=best_of_machine(options, libraries[OURS]),
+    )
+    state = sections.Run(options, libraries, result)
+    print(report.terminal(report.machine_tables(result)), flush=True)
+    try:
+        for section in options.sections:
+            try:
+                sections.RUN[section](state)
+            except LibraryError as error:
+                # The others go on: a run takes minutes.
+                state.failed = True
+                print(f"{section} ended early: {error}", file=sys.stderr)
+                result.rows = [r for r in result.rows if r.section != section]
+                continue
+            print(report.terminal(report.TABLES[section](result)), flush=True)
+        # Once more: whoever else used the machine at first may be gone.
+        again = best_of_machine(options, libraries[OURS])
+        result.machine = result.machine.better(again)
+        result.rows = [sections.with_limit(row, result.machine) for row in result.rows]
+    finally:
+        for library in libraries.values():
+            library.close()
+    minutes = (time.perf_counter() - start) / 60
+    result.system["the run"] = f"{minutes:.1f} minutes"
+    if options.csv:
+        report.write_csv(result, options.csv)
+    if options.picture:
+        picture.draw(result, options.picture)
+    if options.report:
+        report.write_markdown(result, options.report, options.picture)
+    written = [options.csv, options.picture, options.report]
+    for path in filter(None, written):
+        print(f"wrote {path}")
+    if state.failed:
+        print("A result of this package is wrong or missing.", file=sys.stderr)
+    return int(state.failed)
+
+
+def best_of_machine(options: Options, library: Library) -> machine.Machine:
+    """The machine's best figures over a second or two."""
+    evaluation = evaluation_seconds(library, options.pause)
+    best = machine.measure(options.threads, evaluation)
+    for _ in range(1 if options.quick else 3):
+        time.sleep(0.1)
+        best = best.better(machine.measure(options.threads, evaluation))
+    return best
+
+
+def evaluation_seconds(library: Library, pause: float) -> float:
+    """The least median time of an ``mx.eval`` of an addition over some turns."""
+    library.prepare("addition", Work("addition", DECODE))
+    (medians,) = take_turns([(library, "addition")], 9, float("inf"), pause)
+    library.forget()
+    return min(medians)
+
+
+def system(options: Options, libraries: list[Library]) -> dict[str, str]:
+    """The machine and the versions, by name."""
+    found = {
+        "processor": machine.processor(),
+        "cores": f"{options.threads} of {_native.usable_cores()}, as many threads",
+        "instruction set": _native.isa(),
+        "system": _system_name(),
+        "Python": platform.python_version(),
+        "mlx_recurrent": mlx_recurrent.__version__,
+        "MLX": version("mlx"),
+        "NumPy": version("numpy"),
+        "rounds": f"at most {options.rounds} of each library, interleaved",
+    }
+    for library in libraries:
+        if library.name not in (OURS, UPSTREAM):
+            found[library.label] = library.version()
+    if options.blas:
+        found["mlx.nn with"] = options.blas
+    return found
+
+
+def _system_name() -> str:
+    try:
+        for line in Path("/etc/os-release").read_text().splitlines():
+            if line.startswith("PRETTY_NAME="):
+                return line.partition("=")[2].strip('"')
+    except OSError:
+        pass
+    return f"{platform.system()} {platform.release()}"

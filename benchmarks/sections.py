@@ -1,0 +1,309 @@
+"""The sections of the benchmark: each adds its rows to the result of a run."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+
+from mlx_recurrent import _native
+from mlx_recurrent.benchmarks import gate
+from mlx_recurrent.benchmarks.cases import (
+    ALONE,
+    DECODE,
+    LENGTH_CASE,
+    LENGTHS,
+    PASSES,
+    SIDES,
+    TYPE_CASES,
+    UPSTREAM_LENGTH,
+    Case,
+    Work,
+)
+from mlx_recurrent.benchmarks.machine import Machine
+from mlx_recurrent.benchmarks.options import Options
+from mlx_recurrent.benchmarks.peers import OURS, UPSTREAM
+from mlx_recurrent.benchmarks.process import Library, LibraryError, take_turns
+from mlx_recurrent.benchmarks.result import Result, Row
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass
+class Run:
+    """A run: what was asked for, the libraries, and what was found so far."""
+
+    options: Options
+    libraries: dict[str, Library]
+    result: Result
+    failed: bool = False
+
+    @property
+    def ours(self) -> Library:
+        """This package."""
+        return self.libraries[OURS]
+
+    @property
+    def upstream(self) -> Library:
+        """``mlx.nn``: every gate needs it."""
+        return self.libraries[UPSTREAM]
+
+    def say(self, text: str) -> None:
+        """Tell what is being measured."""
+        print(f"  {text}", file=sys.stderr, flush=True)
+
+    def add(self, row: Row) -> None:
+        """Add a row."""
+        self.result.rows.append(row)
+
+    def time(self, rows: list[tuple[Library, str, Row]]) -> None:
+        """Take turns at what was prepared under the keys, and add the rows."""
+        o = self.options
+        medians = take_turns(
+            [(library, key) for library, key, _ in rows], o.rounds, o.budget, o.pause
+        )
+        for (_, _, row), found in zip(rows, medians, strict=True):
+            self.add(row.of(found))
+
+    def forget(self) -> None:
+        """Drop what the libraries prepared."""
+        for library in self.libraries.values():
+            library.forget()
+
+    def refuse(self, row: Row, why: str) -> None:
+        """Name what could not be timed, in place of its time."""
+        label = self.result.labels[row.library]
+        self.say(f"{label}, {row.case.name}, {row.kind}: {why}")
+        self.failed |= row.library == OURS
+        self.add(replace(row, note=why))
+
+
+def passes(run: Run, section: str) -> None:
+    """Time a pass of each case beside every peer."""
+    for case in run.options.cases:
+        run.say(f"{section}: {case.name} ({case.shape})")
+        work = Work(section, case)
+        base, why_not = upstream_result(run, work)
+        ready = []
+        for library in run.libraries.values():
+            if section not in library.passes or library.name not in run.result.labels:
+                continue
+            row = with_limit(
+                Row(section, case, section, library.name), run.result.machine
+            )
+            if library.name == UPSTREAM and base is None:
+                run.refuse(row, why_not)
+                continue
+            try:
+                _, got = library.prepare("pass", work, save=True)
+            except LibraryError as error:
+                run.refuse(row, f"failed: {error}")
+                continue
+            if library.name == OURS and base is not None:
+                why = gate.ours_is_wrong(got, base, work)
+            else:
+                why = gate.peer_is_wrong(got, work, base)
+            if why:
+                run.refuse(row, f"wrong: {why}")
+            else:
+                ready.append((library, "pass", row))
+        run.time(ready)
+        run.forget()
+
+
+def with_limit(row: Row, machine: Machine) -> Row:
+    """A pass with the least time that the machine allows; any other row as it is."""
+    if row.section not in PASSES:
+        return row
+    return replace(row, limit=machine.limit(row.case, row.section))
+
+
+def upstream_result(run: Run, work: Work) -> "tuple[dict[str, np.ndarray] | None, str]":
+    """What ``mlx.nn.RNN`` makes of it, or why there is nothing."""
+    if work.kind == "training" and work.case.L > UPSTREAM_LENGTH:
+        return None, "not timed: its time grows with the square of L"
+    try:
+        return run.upstream.prepare("base", work, save=True)[1], ""
+    except LibraryError as error:
+        return None, f"failed: {error}"
+
+
+def threads(run: Run) -> None:
+    """Time our layer on one thread and on all, where the work is divided."""
+    count = run.options.threads
+    if count < 2:
+        run.say("threads: there is only one")
+        return
+    cases = [*run.options.cases, *([] if run.options.chosen else [ALONE])]
+    for case in cases:
+        split = _native.partition(*case[1:], mx.float32)["split"]
+        if split != "batch" and (case.N > 1 or case.H < 512):
+            continue
+        run.say(f"threads: {case.name} ({case.shape})")
+        for pass_ in PASSES:
+            ready = []
+            for used in (1, count):
+                work = Work(pass_, case, threads=used)
+                row = Row("threads", case, pass_, OURS, variant=str(used))
+                _, got = run.ours.prepare(str(used), work, save=True)
+                if why := gate.peer_is_wrong(got, work):
+                    run.refuse(row, f"wrong: {why}")
+                else:
+                    ready.append((run.ours, str(used), row))
+            run.time(ready)
+        run.forget()
+
+
+def matmul(run: Run) -> None:
+    """Time ``matmul`` and ``Linear`` beside MLX's."""
+    for side in SIDES[:3] if run.options.quick else SIDES:
+        case = Case(f"{side} on a side", 1, side, side, side)
+        run.say(f"matmul: {case.name}")
+        for kind in ("matmul", "linear"):
+            work = Work(kind, case)
+            base = run.upstream.prepare(kind, work, save=True)[1]
+            _, got = run.ours.prepare(kind, work, save=True)
+            row = Row("matmul", case, kind, OURS)
+            ready = [(run.upstream, kind, replace(row, library=UPSTREAM))]
+            if why := gate.peer_is_wrong(got, work, base):
+                run.refuse(row, f"wrong: {why}")
+            else:
+                ready.append((run.ours, kind, row))
+            run.time(ready)
+        run.forget()
+
+
+def decode(run: Run) -> None:
+    """Time one evaluated step of the layer beside an evaluated addition."""
+    run.say("decode: one step, and an addition")
+    ready = []
+    for kind in ("forward", "addition"):
+        work = Work(kind, DECODE)
+        _, got = run.ours.prepare(kind, work, save=True)
+        row = Row("decode", DECODE, kind, OURS)
+        if kind == "forward" and (why := gate.peer_is_wrong(got, work)):
+            run.refuse(row, f"wrong: {why}")
+        else:
+            ready.append((run.ours, kind, row))
+    run.time(ready)
+    run.forget()
+
+
+def memory(run: Run) -> None:
+    """Measure what a pass holds at its peak beside its output."""
+    for case in run.options.cases:
+        run.say(f"memory: {case.name}")
+        for pass_ in PASSES:
+            run.ours.prepare(pass_, Work(pass_, case))
+            extra = run.ours.memory(pass_) - output_bytes(case)
+            row = Row(
+                "memory",
+                case,
+                pass_,
+                OURS,
+                unit="bytes",
+                limit=allowed_bytes(case, pass_, run.options.threads),
+            )
+            run.add(row.of([float(extra)]))
+        run.forget()
+
+
+def output_bytes(case: Case) -> int:
+    """The size of the layer's output."""
+    return 4 * case.N * case.L * case.H
+
+
+def allowed_bytes(case: Case, pass_: str, threads: int) -> int:
+    """What a pass may hold beside its output.
+
+    The weights packed, in panels of up to 64 columns, and a megabyte a thread; training
+    one more array of the output's size, and the gradients.
+    """
+    packed = 4 * (case.D + case.H) * -(-case.H // 64) * 64
+    allowed = packed + threads * 2**20
+    if pass_ == "training":
+        allowed += output_bytes(case) + 4 * case.H * (case.D + case.H + 1)
+    return allowed
+
+
+def call(run: Run) -> None:
+    """Time the call of the layer without its evaluation."""
+    ready = []
+    for case in run.options.cases:
+        work = Work("call", case)
+        run.ours.prepare(case.shape, work)
+        ready.append((run.ours, case.shape, Row("call", case, "call", OURS)))
+    run.say("call: from Python to the primitive")
+    run.time(ready)
+    run.forget()
+
+
+def length(run: Run) -> None:
+    """Time a training step over the length, beside ``mlx.nn.RNN``."""
+    for steps in LENGTHS[:4] if run.options.quick else LENGTHS:
+        case = LENGTH_CASE._replace(L=steps)
+        run.say(f"length: L = {steps:,}")
+        work = Work("training", case)
+        row = Row("length", case, "training", OURS)
+        ready = []
+        base, _ = upstream_result(run, work)
+        _, got = run.ours.prepare("length", work, save=base is not None)
+        # Without a base the same code has just been judged at smaller lengths.
+        why = "" if base is None else gate.ours_is_wrong(got, base, work)
+        if why:
+            run.refuse(row, f"wrong: {why}")
+        else:
+            ready.append((run.ours, "length", row))
+        if base is not None:
+            ready.append((run.upstream, "base", replace(row, library=UPSTREAM)))
+        run.time(ready)
+        run.forget()
+    run.ours.prepare("length", work)
+    row = Row("length", case, "memory", OURS, unit="bytes")
+    run.add(row.of([float(run.ours.memory("length"))]))
+    run.forget()
+
+
+# Dtype and what is tiny, by name.
+VARIANTS = {
+    "float32": ("float32", ""),
+    "float16": ("float16", ""),
+    "bfloat16": ("bfloat16", ""),
+    "denormal": ("float32", "states"),
+}
+
+
+def types(run: Run) -> None:
+    """Time half types, and denormal states or deltas, relative to float32."""
+    cases = TYPE_CASES[2:3] if run.options.quick else TYPE_CASES
+    for case in run.options.cases if run.options.chosen else cases:
+        run.say(f"types: {case.name} ({case.shape})")
+        for pass_ in PASSES:
+            ready = []
+            for variant, (dtype, tiny) in VARIANTS.items():
+                if tiny and pass_ == "training":
+                    tiny = "deltas"
+                work = Work(pass_, case, dtype=dtype, tiny=tiny)
+                row = Row("types", case, pass_, OURS, variant=variant)
+                _, got = run.ours.prepare(variant, work, save=True)
+                if why := gate.peer_is_wrong(got, work):
+                    run.refuse(row, f"wrong: {why}")
+                else:
+                    ready.append((run.ours, variant, row))
+            run.time(ready)
+        run.forget()
+
+
+RUN: dict[str, Callable[[Run], None]] = {
+    "forward": lambda run: passes(run, "forward"),
+    "training": lambda run: passes(run, "training"),
+    "threads": threads,
+    "matmul": matmul,
+    "decode": decode,
+    "memory": memory,
+    "call": call,
+    "length": length,
+    "types": types,
+}

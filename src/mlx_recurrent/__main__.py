@@ -1,0 +1,5 @@
+import sys
+
+from mlx_recurrent.cli import main
+
+sys.exit(main())

@@ -1,0 +1,68 @@
+"""The command ``mlx-recurrent``.
+
+Nothing here needs the native module before a subcommand does: ``doctor`` must be able
+to say that it cannot be loaded.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code.
+
+    Args:
+        arguments (list of str, optional): The command line without the program's name.
+            ``None`` is that of the process.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = argparse.ArgumentParser(
+        prog="mlx-recurrent", description="The recurrent layer of MLX on a native core."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser(
+        "doctor",
+        help="say what is installed, what is slow and how to mend it",
+        description="Say what is installed, what is slow and how to mend it. The exit "
+        "code is 1 where something is broken.",
+    )
+    bench = commands.add_parser(
+        "bench",
+        help="measure the layer beside mlx.nn.RNN and whichever peers are installed",
+        description="Measure the layer beside mlx.nn.RNN and whichever peers are "
+        "installed. Each library has a process of its own with the same threads, and "
+        "they take turns; a wrong result is never timed.",
+    )
+    from mlx_recurrent.benchmarks.options import add_options
+
+    add_options(bench)
+    parsed = parser.parse_args(arguments)
+    if parsed.command == "doctor":
+        from mlx_recurrent import doctor
+
+        return doctor.main()
+    return _bench(bench, parsed, arguments)
+
+
+def _bench(
+    parser: argparse.ArgumentParser, parsed: argparse.Namespace, arguments: list[str]
+) -> int:
+    try:
+        from mlx_recurrent import _native
+    except ImportError as error:
+        print(f"{error}\nmlx-recurrent doctor says more.", file=sys.stderr)
+        return 1
+    from mlx_recurrent.benchmarks import run
+    from mlx_recurrent.benchmarks.options import options_of
+
+    if parsed.picture:
+        try:
+            import matplotlib  # noqa: F401
+        except ImportError:
+            parser.error("argument --picture: needs matplotlib: pip install matplotlib")
+    try:
+        options = options_of(parsed, _native.usable_cores())
+    except ValueError as error:
+        parser.error(str(error))
+    return int(run.run(options, arguments))

@@ -1,0 +1,317 @@
+"""The benchmark: its limit, its gate, the peers' results, and what it writes."""
+
+import csv
+import struct
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from mlx_recurrent.benchmarks import gate, machine, report, sections
+from mlx_recurrent.benchmarks.cases import CASES, DECODE, SECTIONS, Case, Work
+from mlx_recurrent.benchmarks.machine import Machine
+from mlx_recurrent.benchmarks.options import Options
+from mlx_recurrent.benchmarks.peers import LIBRARIES, OURS, PEERS, UPSTREAM
+from mlx_recurrent.benchmarks.process import (
+    Library,
+    LibraryError,
+    take_turns,
+    wait_until_idle,
+)
+from mlx_recurrent.benchmarks.result import Result, Row
+
+SMALL = Case("small", 3, 9, 5, 33)
+CORES = 2
+
+# One machine and the limits, in milliseconds, that were published for it.
+MEASURED = Machine(
+    threads=2,
+    flops_one=265e9,
+    flops=533e9,
+    caches=(
+        (48 * 2**10, 490e9),
+        (2**20, 135e9),
+        (32 * 2**20, 120e9),
+        (float("inf"), 51e9),
+    ),
+    exchange=0.126e-6,
+    evaluation=35e-6,
+    tanh=0.15e-9,
+)
+PUBLISHED = {
+    "forward": ["0.05", "0.74", "0.31", "1.6", "26.2", "0.62", "50.4", "41"],
+    "training": ["0.06", "1.6", "0.69", "4.2", "67", "1.4", "132", "90"],
+}
+
+
+@pytest.mark.parametrize("pass_", PUBLISHED)
+@pytest.mark.parametrize("index", range(len(CASES)))
+def test_limit_is_the_published_one(index, pass_):
+    published = PUBLISHED[pass_][index]
+    decimals = len(published.partition(".")[2])
+    rounding = max(0.5 * 10**-decimals, 0.03 * float(published))
+    found = 1e3 * MEASURED.limit(CASES[index], pass_)
+    assert abs(found - float(published)) <= rounding
+
+
+def test_one_thread_divides_nothing():
+    alone = Machine(1, 265e9, 265e9, MEASURED.caches, 0.0, 35e-6, 0.15e-9)
+    case = CASES[3]
+    assert alone.step(case) == pytest.approx(2 * case.N * case.H**2 / 265e9)
+    assert alone.limit(case, "forward") > MEASURED.limit(case, "forward")
+
+
+def test_better_takes_the_best_of_each_figure():
+    worse = Machine(
+        2, 200e9, 600e9, tuple((s, r / 2) for s, r in MEASURED.caches), 1e-6, 9e-6, 1e-9
+    )
+    best = Machine(2, 265e9, 600e9, MEASURED.caches, 0.126e-6, 9e-6, 0.15e-9)
+    assert MEASURED.better(worse) == worse.better(MEASURED) == best
+
+
+def test_caches_grow():
+    sizes = machine.cache_sizes()
+    assert sizes == sorted(sizes) and sizes[0] > 0
+
+
+def exact(work):
+    return {name: a.astype(np.float32) for name, a in gate.truth(work).items()}
+
+
+@pytest.mark.parametrize("kind", ["forward", "training", "matmul", "linear"])
+def test_gate_passes_what_is_right(kind):
+    work = Work(kind, SMALL)
+    got = exact(work)
+    assert not gate.peer_is_wrong(got, work)
+    assert not gate.ours_is_wrong(got, got, work)
+
+
+@pytest.mark.parametrize("kind", ["forward", "training"])
+def test_gate_names_what_is_wrong(kind):
+    work = Work(kind, SMALL)
+    got, base = exact(work), exact(work)
+    name = next(iter(got))
+    got[name].flat[0] += 1e-3
+    assert name in gate.peer_is_wrong(got, work, base)
+    assert name in gate.ours_is_wrong(got, base, work)
+    got[name].flat[0] = np.nan
+    assert gate.peer_is_wrong(got, work, base) and gate.ours_is_wrong(got, base, work)
+    got[name] = got[name][:-1]
+    assert "shape" in gate.peer_is_wrong(got, work, base)
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_every_library_passes_the_gate(name):
+    library = Library(name, CORES)
+    if library.missing():
+        pytest.skip(f"{library.label} is not installed: no module {library.missing()}")
+    try:
+        for kind in library.passes:
+            work = Work(kind, SMALL)
+            seconds, got = library.prepare("pass", work, save=True)
+            assert seconds > 0
+            assert gate.peer_is_wrong(got, work) == ""
+        ((first, second),) = take_turns([(library, "pass")], 2, 60, 0, turn=0.001)
+        assert first > 0 and second > 0
+    finally:
+        library.close()
+
+
+class Scripted(Library):
+    """A library that answers what it is told to, and counts its turns."""
+
+    def __init__(self, name, error):
+        super().__init__(name, 1)
+        self.error = error
+        self.turns = 0
+
+    def prepare(self, key, work, save=False):
+        return 0.0, {name: a + self.error for name, a in exact(work).items()}
+
+    def seconds(self, key, turn=0):
+        self.turns += 1
+        return 1e-3 * self.turns
+
+
+def scripted_run(errors):
+    result = Result("", "", {}, {n: n for n in errors}, {}, MEASURED)
+    options = Options(
+        list(SECTIONS), [SMALL], True, PEERS, 3, 9, 0, 1, None, None, None, None, True
+    )
+    return sections.Run(
+        options, {n: Scripted(n, error) for n, error in errors.items()}, result
+    )
+
+
+def test_a_wrong_result_is_named_and_never_timed(capsys):
+    run = scripted_run({OURS: 0, UPSTREAM: 0, "torch": 0.01})
+    sections.passes(run, "forward")
+    rows = {row.library: row for row in run.result.rows}
+    assert rows["torch"].median is None and rows["torch"].note.startswith("wrong: h")
+    assert run.libraries["torch"].turns == 0 and not run.failed
+    assert rows[OURS].median == 2e-3 and rows[OURS].rounds == 3
+    assert "torch" in capsys.readouterr().err
+
+
+def test_our_wrong_result_fails_the_run(capsys):
+    run = scripted_run({OURS: 0.01, UPSTREAM: 0})
+    sections.passes(run, "forward")
+    assert run.failed and run.ours.turns == 0
+    assert "wrong" in capsys.readouterr().err
+
+
+def test_a_slow_library_takes_fewer_turns():
+    class Slow(Scripted):
+        def seconds(self, key, turn=0):
+            time.sleep(0.02)
+            return super().seconds(key)
+
+    slow, fast = Slow("torch", 0), Scripted("jax", 0)
+    medians = take_turns([(slow, ""), (fast, "")], rounds=5, budget=0.03, pause=0)
+    assert len(medians[0]) == 2 and len(medians[1]) == 5
+
+
+SPIN = """
+import time
+print(flush=True)
+end = time.perf_counter() + 0.25
+while time.perf_counter() < end: pass
+time.sleep(9)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_turn_waits_for_threads_that_spin():
+    with subprocess.Popen(
+        [sys.executable, "-c", SPIN], stdout=subprocess.PIPE
+    ) as spinning:
+        spinning.stdout.readline()
+        start = time.perf_counter()
+        wait_until_idle(spinning.pid, 0.02)
+        waited = time.perf_counter() - start
+        spinning.kill()
+    assert waited > 0.1
+
+
+def test_a_library_that_fails_says_why():
+    library = Library(OURS, CORES)
+    with pytest.raises(LibraryError, match="AttributeError"):
+        library.prepare("pass", Work("forward", SMALL, dtype="float8"))
+    library.close()
+
+
+def test_a_process_that_ends_says_why():
+    library = Library(OURS, 0)  # a process without a core
+    with pytest.raises(LibraryError, match=r"ended with code 1: .*Error"):
+        library.prepare("pass", Work("forward", SMALL))
+
+
+def synthetic():
+    """A result with every section, a losing row, a wrong peer and an absent one."""
+    labels = {name: LIBRARIES[name].label for name in (OURS, UPSTREAM, "torch", "jax")}
+    result = Result(
+        "mlx-recurrent bench",
+        "2026-01-01",
+        {"processor": "a processor", "mlx.nn with": "libopenblas.so.0"},
+        labels,
+        {"OpenVINO": "not installed (no module openvino)"},
+        MEASURED,
+    )
+    add = result.rows.append
+    for pass_ in ("forward", "training"):
+        for i, case in enumerate(CASES[:2]):
+            for library, seconds in ((OURS, 2e-3), (UPSTREAM, 8e-3), ("jax", 4e-3)):
+                # Ours takes longer than JAX in the second case.
+                seconds = 1e-3 if (i, library) == (1, "jax") else seconds
+                row = Row(pass_, case, pass_, library, limit=1e-3)
+                add(row.of([seconds, 1.1 * seconds, 0.9 * seconds, seconds]))
+            add(Row(pass_, case, pass_, "torch", note="wrong: h has error 1"))
+            for threads, seconds in (("1", 4e-3), ("2", 2e-3)):
+                add(Row("threads", case, pass_, OURS, threads).of([seconds]))
+            row = Row("memory", case, pass_, OURS, unit="bytes", limit=2e6)
+            add(row.of([1e6 + 2e6 * i]))
+            for variant in ("float32", "float16"):
+                add(Row("types", case, pass_, OURS, variant).of([2e-3]))
+    for library in (OURS, UPSTREAM):
+        add(Row("matmul", Case("64", 1, 64, 64, 64), "matmul", library).of([1e-5]))
+        for steps in (10, 100):
+            case = CASES[0]._replace(L=steps)
+            add(Row("length", case, "training", library).of([1e-5 * steps]))
+    add(Row("length", case, "memory", OURS, unit="bytes").of([1e8]))
+    add(Row("decode", DECODE, "forward", OURS).of([30e-6]))
+    add(Row("decode", DECODE, "addition", OURS).of([15e-6]))
+    add(Row("call", CASES[0], "call", OURS).of([9e-6]))
+    return result
+
+
+def test_tables_of_a_result():
+    result = synthetic()
+    (table,) = report.passes_tables(result, "forward")
+    won, lost, mean = table.rows
+    assert won[2:] == [
+        *("2.00 (1.95 to 2.05)", "8.00 (4.00x)", "wrong", "4.00 (2.00x)"),
+        *("1.00", "50 %", "2.00"),
+    ]
+    assert lost[-1] == "0.50 lost" and lost[5] == "1.00 (0.50x)"
+    assert mean[3:] == ["4.00x", "-", "1.00x", "", "", "1.00x"]
+    (table,) = report.threads_tables(result)
+    assert [row[5] for row in table.rows] == ["2.00"] * 4
+    (table,) = report.decode_tables(result)
+    assert table.rows == [["30.0", "15.0", "15.0", "no, wanted at most 10"]]
+    (table,) = report.memory_tables(result)
+    assert {row[1]: row[-1] for row in table.rows} == {
+        "1, 128, 64, 64": "yes",
+        "1, 512, 256, 256": "no",
+    }
+
+
+def test_page_shows_the_rows_that_lose(tmp_path):
+    result = synthetic()
+    path, image = tmp_path / "docs.md", tmp_path / "images" / "picture.png"
+    report.write_markdown(result, path, image)
+    text = path.read_text()
+    assert "**0.50 lost**" in text and "](images/picture.png)" in text
+    assert "| OpenVINO | not installed (no module openvino) |" in text
+    assert "to the power 1.00" in text and "| processor | a processor |" in text
+    for section in SECTIONS:
+        for table in report.TABLES[section](result):
+            assert f"## {table.title}" in text
+            assert all(len(row) == len(table.header) for row in table.rows)
+    for name in ("multiply-adds", "cache line", "tanh"):
+        assert name in text
+
+
+def test_terminal_aligns_its_columns():
+    lines = report.terminal(report.passes_tables(synthetic(), "forward")).splitlines()
+    assert lines[1] == "Forward pass"
+    ends = {line.index("x") for line in lines[3:5]}
+    assert len({len(line) for line in lines[2:5]}) <= 2 and ends
+
+
+def test_csv_has_every_figure(tmp_path):
+    result = synthetic()
+    report.write_csv(result, tmp_path / "result.csv")
+    with (tmp_path / "result.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(result.rows) + len(MEASURED.figures())
+    assert {len(row) for row in rows} == {len(report.COLUMNS.split(","))}
+    assert rows[0]["median"] == "0.002" and rows[0]["unit"] == "s"
+
+
+def test_picture_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    from mlx_recurrent.benchmarks import picture
+
+    picture.draw(synthetic(), tmp_path / "picture.png")
+    header = (tmp_path / "picture.png").read_bytes()[:24]
+    width, height = struct.unpack(">II", header[16:])
+    assert header[1:4] == b"PNG" and width > height > 400
+
+
+def test_quartiles_of_rounds():
+    row = Row("forward", SMALL, "forward", OURS).of([5.0, 1.0, 3.0, 2.0, 4.0])
+    assert (row.low, row.median, row.high, row.rounds) == (2.0, 3.0, 4.0, 5)
+    row = Row("forward", SMALL, "forward", OURS).of([5.0, 1.0])
+    assert (row.low, row.median, row.high) == (1.0, 3.0, 5.0)
