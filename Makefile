@@ -12,9 +12,9 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 MADE := $(VENV)/made
 SOURCES := pyproject.toml CMakeLists.txt \
-  $(shell find csrc src -name '*.cpp' -o -name '*.h' -o -name '*.py*' -not -name '*.pyc')
+  $(shell find csrc src -name '*.cpp' -o -name '*.h' -o -name '*.py*' -not -name '*.pyc' -o -name CMakeLists.txt)
 
-CXX_FILES := $(wildcard csrc/*.cpp csrc/*/*.h csrc/*/*.cpp)
+CXX_FILES := $(wildcard csrc/*.cpp csrc/*/*.h csrc/*/*.cpp tests/kernels/*.h tests/kernels/*.cpp)
 
 .PHONY: demo test lint clean
 
