@@ -221,13 +221,21 @@ void run_team(
   work(Member{0, 1, nullptr, nullptr}, context);
 }
 
-int usable_cores() {
-  int cores = static_cast<int>(std::thread::hardware_concurrency());
+int cores_now() {
 #if defined(__linux__)
   cpu_set_t set;
   if (sched_getaffinity(0, sizeof(set), &set) == 0) {
-    cores = CPU_COUNT(&set);
+    return CPU_COUNT(&set);
   }
+#endif
+  static const int cores =
+      static_cast<int>(std::thread::hardware_concurrency());
+  return cores < 1 ? 1 : cores;
+}
+
+int usable_cores() {
+  int cores = cores_now();
+#if defined(__linux__)
   if (std::FILE* file = std::fopen("/sys/fs/cgroup/cpu.max", "r")) {
     long quota = 0, period = 0;
     if (std::fscanf(file, "%ld %ld", &quota, &period) == 2 && period > 0) {

@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 #endif
 
+#include <algorithm>
 #include <memory>
 #include <new>
 #include <utility>
@@ -42,7 +43,7 @@ void launch(
       Task{kernel, args, partition, std::move(operands), std::move(scratch)});
   mx::cpu::get_command_encoder(stream).dispatch([task] {
     kernels::run_team(
-        task->partition.threads,
+        std::min(task->partition.threads, kernels::cores_now()),
         [](const kernels::Member& member, void* context) {
           Task& t = *static_cast<Task*>(context);
           t.kernel.run(
