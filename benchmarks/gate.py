@@ -16,7 +16,7 @@ from mlx_recurrent.benchmarks.cases import Work
 # error, and so many last places of the largest value.
 PEER_OF_UPSTREAM = 16.0
 PEER_ULPS = 64.0
-# Below the least normal number a kernel may flush to zero.
+# Below the least normal number a kernel may flush to zero, each term of a sum too.
 LEAST = 2.0**-126
 
 
@@ -65,12 +65,13 @@ def peer_is_wrong(
 ) -> str:
     """Return what is wrong with a result by a multiple of the rule, or nothing."""
     eps = tolerances.EPS[getattr(mx, work.dtype)]
+    terms = work.case.N * work.case.L
     for name, expected in truth(work).items():
         if got[name].shape != expected.shape:
             return f"{name} has shape {got[name].shape}, not {expected.shape}"
         error = np.max(np.abs(got[name] - expected))
         base = 0.0 if upstream is None else np.max(np.abs(upstream[name] - expected))
         bound = PEER_OF_UPSTREAM * base + PEER_ULPS * eps * np.max(np.abs(expected))
-        if not error <= bound + LEAST:
+        if not error <= bound + terms * LEAST:
             return f"{name} has error {error:.3g} > {bound:.3g}"
     return ""

@@ -57,11 +57,17 @@ def median_seconds(run: Callable[[], Any], seconds: float) -> float:
 
 
 def peak_bytes(run: Callable[[], Any]) -> int:
-    """What MLX holds at the peak of a call, beyond what it held before."""
+    """What MLX holds at the peak of a call, beyond what it held before.
+
+    Scratch memory that is kept between calls counts as new.
+    """
     import mlx.core as mx
+
+    from mlx_recurrent import _native
 
     mx.synchronize()
     mx.clear_cache()
+    _native.release_scratch()
     before = mx.get_active_memory()
     mx.reset_peak_memory()
     run()

@@ -11,6 +11,7 @@
 #include "kernels/rates.h"
 #include "kernels/team.h"
 #include "primitives/matmul.h"
+#include "primitives/memory.h"
 #include "primitives/operand.h"
 #include "primitives/recurrence.h"
 
@@ -121,6 +122,7 @@ NB_MODULE(_native, m) {
 
   m.def("get_num_threads", &kernels::num_threads);
   m.def("set_num_threads", &kernels::set_num_threads, "n"_a);
+  m.def("release_scratch", &release_scratch);
   m.def("usable_cores", &kernels::usable_cores);
   m.def("isa", [] { return kernels::table()->isa; });
   m.def("available_isas", &kernels::available_isas);

@@ -1,6 +1,7 @@
 """Importing the package: what it refuses, and how; and what the README promises."""
 
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -53,18 +54,26 @@ def test_no_mlx():
     assert "pip install" in sentence and f"=={MLX_VERSION}" in sentence
 
 
-def test_instruction_set_that_is_not_there():
+def available_isas():
+    """The names that the refusal of a wrong one lists."""
     sentence = error_of(python("import mlx_recurrent", MLX_RECURRENT_ISA="sse9"))
-    assert "MLX_RECURRENT_ISA" in sentence and "baseline" in sentence
+    assert "MLX_RECURRENT_ISA" in sentence
+    return sentence.rpartition(": ")[2].removesuffix(".").split(", ")
 
 
-def test_baseline_instruction_set():
+def test_instruction_set_that_is_not_there():
+    least = "neon" if platform.machine() in ("arm64", "aarch64") else "baseline"
+    assert available_isas()[-1] == least
+
+
+@pytest.mark.parametrize("isa", available_isas())
+def test_instruction_set(isa):
     code = (
         "import mlx.core as mx, mlx_recurrent as m;"
         "print(m.RNN(3, 5).plan(mx.zeros((2, 4, 3))).isa)"
     )
-    run = python(code, MLX_RECURRENT_ISA="baseline")
-    assert (run.returncode, run.stdout) == (0, "baseline\n"), run.stderr
+    run = python(code, MLX_RECURRENT_ISA=isa)
+    assert (run.returncode, run.stdout) == (0, f"{isa}\n"), run.stderr
 
 
 @pytest.mark.parametrize(

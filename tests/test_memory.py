@@ -5,6 +5,7 @@ import pytest
 
 import mlx_recurrent
 from conftest import Case, array, draw, gradients, upstream
+from mlx_recurrent import _native
 from tolerances import MEMORY_SLACK, WORKSPACE, close
 
 N, L, D, H = 4, 65536, 4, 32
@@ -22,6 +23,7 @@ def peak(function, *arrays):
     mx.eval(arrays)
     mx.synchronize()
     mx.clear_cache()
+    _native.release_scratch()
     before = mx.get_active_memory()
     mx.reset_peak_memory()
     result = function(*arrays)

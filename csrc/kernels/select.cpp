@@ -9,7 +9,11 @@
 
 #include "kernels.h"
 
+#if defined(__aarch64__)
+extern const mlx_recurrent::kernels::KernelTable mlx_recurrent_kernels_neon;
+#else
 extern const mlx_recurrent::kernels::KernelTable mlx_recurrent_kernels_baseline;
+#endif
 #if defined(__x86_64__)
 extern const mlx_recurrent::kernels::KernelTable mlx_recurrent_kernels_avx2;
 extern const mlx_recurrent::kernels::KernelTable mlx_recurrent_kernels_avx512;
@@ -47,7 +51,11 @@ struct Candidates {
     add(&mlx_recurrent_kernels_avx512, avx512);
     add(&mlx_recurrent_kernels_avx2, avx2);
 #endif
+#if defined(__aarch64__)
+    add(&mlx_recurrent_kernels_neon, true);
+#else
     add(&mlx_recurrent_kernels_baseline, true);
+#endif
   }
 
   void add(const KernelTable* table, bool supported) {

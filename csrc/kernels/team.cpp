@@ -99,7 +99,7 @@ class Pool {
  private:
   struct alignas(128) Worker {
     std::atomic<uint32_t> calls{0};
-    std::atomic<pid_t> id{0};
+    pthread_t thread; // its threads never end
     int avoids = -1;
   };
 
@@ -112,7 +112,9 @@ class Pool {
       pthread_sigmask(SIG_SETMASK, &all, &before);
       bool failed = false;
       try {
-        std::thread(&Pool::serve, this, started_).detach();
+        std::thread worker(&Pool::serve, this, started_);
+        workers_[started_].thread = worker.native_handle();
+        worker.detach();
       } catch (...) { // no thread, or no memory for one
         failed = true;
       }
@@ -127,9 +129,6 @@ class Pool {
 
   void serve(int index) {
     Worker& me = workers_[index];
-#if defined(__linux__)
-    me.id.store(gettid(), std::memory_order_release);
-#endif
     uint32_t seen = 0;
     for (;;) {
       // Layers often follow each other: look out for a while before parking.
@@ -152,8 +151,7 @@ class Pool {
     int core = sched_getcpu();
     for (int i = 0; i < count; ++i) {
       Worker& worker = workers_[i];
-      pid_t id = worker.id.load(std::memory_order_acquire);
-      if (core < 0 || worker.avoids == core || id == 0) {
+      if (core < 0 || worker.avoids == core) {
         continue;
       }
       cpu_set_t set;
@@ -162,7 +160,7 @@ class Pool {
       }
       CPU_CLR(core, &set);
       if (CPU_COUNT(&set) > 0 &&
-          sched_setaffinity(id, sizeof(set), &set) == 0) {
+          pthread_setaffinity_np(worker.thread, sizeof(set), &set) == 0) {
         worker.avoids = core;
       }
     }
@@ -223,13 +221,21 @@ void run_team(
   work(Member{0, 1, nullptr, nullptr}, context);
 }
 
-int usable_cores() {
-  int cores = static_cast<int>(std::thread::hardware_concurrency());
+int cores_now() {
 #if defined(__linux__)
   cpu_set_t set;
   if (sched_getaffinity(0, sizeof(set), &set) == 0) {
-    cores = CPU_COUNT(&set);
+    return CPU_COUNT(&set);
   }
+#endif
+  static const int cores =
+      static_cast<int>(std::thread::hardware_concurrency());
+  return cores < 1 ? 1 : cores;
+}
+
+int usable_cores() {
+  int cores = cores_now();
+#if defined(__linux__)
   if (std::FILE* file = std::fopen("/sys/fs/cgroup/cpu.max", "r")) {
     long quota = 0, period = 0;
     if (std::fscanf(file, "%ld %ld", &quota, &period) == 2 && period > 0) {

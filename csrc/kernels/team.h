@@ -15,6 +15,10 @@ void run_team(
     void (*work)(const Member& member, void* context),
     void* context);
 
+// The cores that the calling thread may run on at this moment. Members of a
+// larger team would wait at every barrier for one that waits for their core.
+int cores_now();
+
 // The most threads a call may use; at first the cores this process may use.
 int num_threads();
 void set_num_threads(int n); // at least 1; at most kMostThreads are used

@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <utility>
 
@@ -41,7 +42,10 @@ void launch(
       std::move(operands),
       Scratch(kernel.scratch(args, partition))});
   mx::cpu::get_command_encoder(stream).dispatch([task] {
-    kernels::run_team(task->partition.threads, Task::run, task.get());
+    kernels::run_team(
+        std::min(task->partition.threads, kernels::cores_now()),
+        Task::run,
+        task.get());
   });
 }
 

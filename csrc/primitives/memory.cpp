@@ -54,6 +54,16 @@ class Shelf {
     return found ? std::exchange(*found, Block{}) : Block{};
   }
 
+  void clear() {
+    std::lock_guard lock(mutex_);
+    for (Block& block : blocks_) {
+      if (block.bytes > 0) {
+        mx::allocator::allocator().free(block.buffer);
+      }
+      block = Block{};
+    }
+  }
+
   // Keeps the block if it is larger than the smallest, and frees what it does
   // not keep.
   void put(Block block) {
@@ -78,8 +88,8 @@ class Shelf {
 
  private:
   static constexpr size_t kMostBytes = size_t{64} << 20;
-  // Only tried, never waited for: a child forked while it is held goes on
-  // without the shelf.
+  // A call only tries it and never waits: a child forked while it is held goes
+  // on without the shelf.
   std::mutex mutex_;
   Block blocks_[4];
 };
@@ -99,6 +109,10 @@ void allocate(mx::array& out) {
   }
   out.set_data(std::move(data));
   ask_for_huge_pages(out.data<char>(), out.nbytes(), size_t{32} << 20);
+}
+
+void release_scratch() {
+  shelf().clear();
 }
 
 Scratch::Scratch(size_t bytes) {

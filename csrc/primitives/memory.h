@@ -12,6 +12,9 @@ namespace mx = mlx::core;
 // Gives `out` its memory; raises std::bad_alloc where there is none.
 void allocate(mx::array& out);
 
+// Frees the scratch memory that no call uses now.
+void release_scratch();
+
 // One call's scratch memory. It comes from MLX's allocator, so MLX counts it,
 // and goes to a small shelf afterwards: new memory costs a page fault for each
 // page that is touched, more than the computation of a short call.

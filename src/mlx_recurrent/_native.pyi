@@ -47,6 +47,9 @@ def set_num_threads(n: int) -> None:
 def get_num_threads() -> int:
     """Return how many threads the kernels use."""
 
+def release_scratch() -> None:
+    """Free the scratch memory that is kept for the next calls."""
+
 def usable_cores() -> int:
     """Return how many cores this process may use."""
 

@@ -1,0 +1,138 @@
+#include "case.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <sstream>
+#include <vector>
+
+namespace kernel_tests {
+
+namespace {
+
+struct Field {
+  const char* name;
+  int64_t Case::* value;
+  std::vector<const char*> words; // of the values from 0 on; none: a number
+};
+
+const std::vector<Field>& fields() {
+  static const std::vector<Field> all = {
+      {"entry",
+       &Case::entry,
+       {"matmul", "outer_sum", "forward", "backward", "linear_scan"}},
+      {"type", &Case::type, {"float32", "float64", "float16", "bfloat16"}},
+      {"N", &Case::N, {}},
+      {"L", &Case::L, {}},
+      {"D", &Case::D, {}},
+      {"H", &Case::H, {}},
+      {"activation",
+       &Case::activation,
+       {"tanh", "relu", "sigmoid", "identity"}},
+      {"projected", &Case::projected, {}},
+      {"bias", &Case::bias, {}},
+      {"hidden", &Case::hidden, {}},
+      {"beta", &Case::beta, {}},
+      {"gamma", &Case::gamma, {}},
+      {"reverse", &Case::reverse, {}},
+      {"keep_every", &Case::keep_every, {}},
+      {"wanted", &Case::wanted, {}},
+      {"layout",
+       &Case::layout,
+       {"contiguous", "transposed", "gaps", "reversed", "broadcast"}},
+      {"split", &Case::split, {"none", "batch", "units"}},
+      {"threads", &Case::threads, {}},
+      {"slices", &Case::slices, {}},
+      {"members", &Case::members, {}},
+      {"seed", &Case::seed, {}}};
+  return all;
+}
+
+bool parse_value(const Field& field, const std::string& text, int64_t& value) {
+  for (size_t i = 0; i < field.words.size(); ++i) {
+    if (text == field.words[i]) {
+      value = static_cast<int64_t>(i);
+      return true;
+    }
+  }
+  char* end = nullptr;
+  value = std::strtoll(text.c_str(), &end, 10);
+  return field.words.empty() && !text.empty() && *end == '\0';
+}
+
+} // namespace
+
+void Case::settle() {
+  bool layer = which() == Entry::forward || which() == Entry::backward;
+  bool scan = which() == Entry::linear_scan;
+  if (!layer) {
+    activation = projected = keep_every = 0;
+  }
+  if (scan || projected) {
+    D = H;
+    bias = 0;
+  }
+  if (which() == Entry::outer_sum) {
+    bias = 0;
+  }
+  if (!layer && !scan) {
+    hidden = 0;
+  }
+  if (!scan) {
+    beta = gamma = reverse = 0;
+  }
+  if (which() != Entry::backward) {
+    wanted = want_all;
+  }
+  if (split == 0) {
+    threads = slices = 1;
+  } else if (split == 2) {
+    slices = 1;
+  }
+  if (members > threads) {
+    members = threads;
+  }
+}
+
+std::string Case::text() const {
+  const Case ordinary;
+  std::string out;
+  for (const Field& field : fields()) {
+    int64_t value = this->*field.value;
+    bool always = field.value == &Case::entry || field.value == &Case::type ||
+        field.value == &Case::N || field.value == &Case::L ||
+        field.value == &Case::D || field.value == &Case::H;
+    if (!always && value == ordinary.*field.value) {
+      continue;
+    }
+    out += out.empty() ? "" : " ";
+    out += field.name;
+    out += "=";
+    out += field.words.empty() ? std::to_string(value)
+                               : field.words[static_cast<size_t>(value)];
+  }
+  return out;
+}
+
+bool Case::parse(const std::string& text, Case& result) {
+  result = Case();
+  std::istringstream words(text);
+  std::string word;
+  while (words >> word) {
+    size_t equals = word.find('=');
+    bool understood = false;
+    for (const Field& field : fields()) {
+      if (equals != std::string::npos && word.substr(0, equals) == field.name) {
+        understood =
+            parse_value(field, word.substr(equals + 1), result.*field.value);
+      }
+    }
+    if (!understood) {
+      std::fprintf(stderr, "not understood: %s\n", word.c_str());
+      return false;
+    }
+  }
+  result.settle();
+  return true;
+}
+
+} // namespace kernel_tests

@@ -1,0 +1,51 @@
+// One call of one kernel, as a line of text: `entry=forward type=float32 N=3`.
+
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace kernel_tests {
+
+enum class Entry : int { matmul, outer_sum, forward, backward, linear_scan };
+constexpr int kEntries = 5;
+
+// Of the backward pass, which outputs are wanted: a sum of these.
+enum Wanted : int64_t {
+  want_dx = 1,
+  want_dWxh = 2,
+  want_dbias = 4,
+  want_dWhh = 8,
+  want_dhidden = 16,
+  want_all = 31
+};
+
+// Everything is a whole number, so that one table names, prints and reads it.
+struct Case {
+  int64_t entry = 0;
+  int64_t type = 0;
+  int64_t N = 3, L = 5, D = 6, H = 8; // matrix products: D is K, H is M
+  int64_t activation = 0;
+  int64_t projected = 0;
+  int64_t bias = 1, hidden = 1;
+  int64_t beta = 1, gamma = 1, reverse = 0; // linear_scan
+  int64_t keep_every = 0;
+  int64_t wanted = want_all; // backward
+  int64_t layout = 0;
+  int64_t split = 0;
+  int64_t threads = 1, slices = 1; // of the partition
+  int64_t members = 1;             // of the team that runs it; at most threads
+  int64_t seed = 0;
+
+  Entry which() const {
+    return static_cast<Entry>(entry);
+  }
+  // What it says twice or in vain is settled: a term that its entry lacks is
+  // absent, a projected input has H features.
+  void settle();
+  std::string text() const;
+  // Reads text(); false with a message where that is not understood.
+  static bool parse(const std::string& text, Case& result);
+};
+
+} // namespace kernel_tests

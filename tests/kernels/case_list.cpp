@@ -1,0 +1,188 @@
+// Which calls are tried: every size around the vector widths on every axis, and
+// every choice, each with the others drawn anew.
+
+#include <initializer_list>
+#include <utility>
+
+#include "checks.h"
+#include "operand.h"
+
+namespace kernel_tests {
+
+namespace {
+
+constexpr int64_t kSizes[] = {1, 7, 8, 15, 16, 17, 31, 33, 64, 100, 257};
+constexpr int64_t kSizeCount = sizeof kSizes / sizeof *kSizes;
+constexpr int64_t kTypes = 4, kActivations = 4, kSplits = 3;
+constexpr int64_t kMostMembers = 5;
+// Products of the reference, which is slow.
+constexpr int64_t kMostProducts = 400'000;
+
+int64_t products(const Case& c) {
+  return c.N * c.L * c.H * (c.D + c.H);
+}
+
+// Makes the larger axes smaller, but the one named, until the reference is
+// quick.
+void fit(Case& c, int64_t Case::* keep = nullptr) {
+  while (products(c) > kMostProducts) {
+    int64_t Case::* largest = nullptr;
+    for (auto axis : {&Case::N, &Case::L, &Case::D, &Case::H}) {
+      if (axis != keep && (!largest || c.*axis > c.*largest)) {
+        largest = axis;
+      }
+    }
+    c.*largest = c.*largest / 2;
+  }
+}
+
+Case drawn(Random& random) {
+  Case c;
+  c.entry = random.whole(0, kEntries - 1);
+  c.type = random.whole(0, kTypes - 1);
+  for (auto axis : {&Case::N, &Case::L, &Case::D, &Case::H}) {
+    c.*axis = random.whole(0, 1) ? kSizes[random.whole(0, kSizeCount - 1)]
+                                 : random.whole(1, 40);
+  }
+  c.activation = random.whole(0, kActivations - 1);
+  c.projected = random.whole(0, 3) == 0;
+  c.bias = random.whole(0, 1);
+  c.hidden = random.whole(0, 1);
+  c.beta = random.whole(0, 1);
+  c.gamma = random.whole(0, 1);
+  c.reverse = random.whole(0, 1);
+  c.keep_every = random.whole(0, 1) ? 0 : random.whole(1, 12);
+  c.wanted = random.whole(0, 1) ? want_all : random.whole(1, want_all);
+  c.layout = random.whole(0, kLayouts - 1);
+  c.split = random.whole(0, kSplits - 1);
+  c.threads = random.whole(1, kMostMembers);
+  c.slices = random.whole(0, 1) ? c.threads : random.whole(1, kMostMembers);
+  c.members = random.whole(0, 1) ? c.threads : random.whole(1, c.threads);
+  c.seed = random.whole(0, 1'000'000'000);
+  return c;
+}
+
+} // namespace
+
+Case random_case(uint64_t seed) {
+  Random random(seed);
+  Case c = drawn(random);
+  for (auto axis : {&Case::N, &Case::L, &Case::D, &Case::H}) {
+    if (random.whole(0, 99) == 0) {
+      c.*axis = 0;
+    }
+  }
+  fit(c);
+  c.settle();
+  return c;
+}
+
+std::vector<Case> listed_cases() {
+  std::vector<Case> cases;
+  Random random(0);
+  auto draw = [&](int64_t entry, int64_t type) {
+    Case c = drawn(random);
+    c.entry = entry;
+    c.type = type;
+    return c;
+  };
+  auto add = [&](Case c, int64_t Case::* keep = nullptr) {
+    c.settle();
+    fit(c, keep);
+    c.settle();
+    cases.push_back(c);
+  };
+
+  for (int64_t entry = 0; entry < kEntries; ++entry) {
+    for (int64_t type = 0; type < kTypes; ++type) {
+      for (auto axis : {&Case::N, &Case::L, &Case::D, &Case::H}) {
+        for (int64_t size : kSizes) {
+          Case c = draw(entry, type);
+          c.*axis = size;
+          add(c, axis);
+        }
+        for (int64_t split = 0; split < kSplits; ++split) {
+          Case c = draw(entry, type);
+          c.*axis = 0;
+          c.split = split;
+          add(c);
+        }
+      }
+      for (int64_t split = 1; split < kSplits; ++split) {
+        for (int64_t threads = 1; threads <= kMostMembers; ++threads) {
+          for (int64_t members : {threads, (threads + 1) / 2}) {
+            Case c = draw(entry, type);
+            c.split = split;
+            c.threads = threads;
+            c.members = members;
+            add(c);
+          }
+        }
+      }
+      for (int64_t layout = 0; layout < kLayouts; ++layout) {
+        for (int repeat = 0; repeat < 3; ++repeat) {
+          Case c = draw(entry, type);
+          c.layout = layout;
+          add(c);
+        }
+      }
+      // More steps, or rows, than are worked on at a time.
+      for (auto [N, L] :
+           {std::pair<int64_t, int64_t>{1, 1000},
+            {2, 600},
+            {5, 300},
+            {100, 40},
+            {700, 3}}) {
+        Case c = draw(entry, type);
+        c.N = N;
+        c.L = L;
+        c.D = random.whole(1, 17);
+        c.H = random.whole(1, 9);
+        add(c);
+      }
+      // Every vector of a panel, and several panels, with few rows.
+      for (int64_t size = 1; size <= 145; size += 16) {
+        Case c = draw(entry, type);
+        c.N = random.whole(1, 3);
+        c.L = random.whole(2, 4);
+        c.D = random.whole(1, 30);
+        c.H = size + random.whole(0, 15);
+        add(c);
+      }
+    }
+  }
+  for (Entry entry : {Entry::forward, Entry::backward}) {
+    for (int64_t type = 0; type < kTypes; ++type) {
+      for (int64_t activation = 0; activation < kActivations; ++activation) {
+        for (int64_t terms = 0; terms < 6; ++terms) {
+          for (int64_t every : {0, 1, 3, 100}) {
+            Case c = draw(static_cast<int64_t>(entry), type);
+            c.activation = activation;
+            c.projected = terms >= 4;
+            c.bias = terms & 1;
+            c.hidden = c.projected ? terms & 1 : terms >> 1;
+            c.keep_every = every;
+            c.L = random.whole(1, 20);
+            add(c);
+          }
+        }
+      }
+    }
+  }
+  for (int64_t wanted = 1; wanted <= want_all; ++wanted) {
+    for (int64_t projected : {0, 1}) {
+      for (int64_t split = 0; split < kSplits; ++split) {
+        Case c = draw(
+            static_cast<int64_t>(Entry::backward), random.whole(0, kTypes - 1));
+        c.wanted = wanted;
+        c.projected = projected;
+        c.bias = c.hidden = 1;
+        c.split = split;
+        add(c);
+      }
+    }
+  }
+  return cases;
+}
+
+} // namespace kernel_tests

@@ -1,0 +1,33 @@
+// The checks, and what they find.
+
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "case.h"
+#include "kernels/kernels.h"
+
+namespace kernel_tests {
+
+// The largest error so far of each entry point, of what is allowed, and where.
+struct Largest {
+  double error = 0;
+  Case where;
+};
+
+// Runs a case and says what is wrong; empty where nothing is.
+std::string check_case(
+    const mlx_recurrent::kernels::KernelTable& table,
+    const Case& c,
+    Largest (&largest)[kEntries]);
+
+// The cases that every run takes, and one at random.
+std::vector<Case> listed_cases();
+Case random_case(uint64_t seed);
+
+// The activations and the conversions of elements; one line for each fault.
+std::vector<std::string> check_elementary(
+    const mlx_recurrent::kernels::KernelTable& table);
+
+} // namespace kernel_tests
