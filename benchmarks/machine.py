@@ -92,13 +92,12 @@ class Machine:
 
     def figures(self) -> list[tuple[str, float, str]]:
         """Return the figures as name, value and unit."""
-        levels = [f"L{i + 1}" for i in range(len(self.caches) - 1)]
         rows = [
             ("multiply-adds, one thread", self.flops_one / 1e9, "GFLOP/s"),
             (f"multiply-adds, {self.threads} threads", self.flops / 1e9, "GFLOP/s"),
         ]
-        for level, (size, rate) in zip(levels, self.caches, strict=False):
-            name = f"read from {level} ({size / 1024:.0f} KB), one thread"
+        for size, rate in self.caches[:-1]:
+            name = f"read of up to {size / 1024:,.0f} KB again and again, one thread"
             rows.append((name, rate / 1e9, "GB/s"))
         rows.append(("read from memory, all threads", self.caches[-1][1] / 1e9, "GB/s"))
         return [
@@ -119,13 +118,16 @@ def measure(threads: int, evaluation: float) -> Machine:
     """
     from mlx_recurrent import _native
 
-    sizes = cache_sizes()
-    caches: list[tuple[float, float]] = []
-    for i, size in enumerate(sizes):
-        # Half of the private caches; less of one that is shared with others.
-        part = size // 2 if i < 2 else min(size // 4, 8 << 20)
-        caches.append((float(size), _native.measure_read(1, part)))
-    beyond = max(64 << 20, 2 * sizes[-1])
+    level1, level2, level3 = cache_sizes()
+    # Half of the first; less of the last, which is shared with others. What the second
+    # gives depends on how much of it is read.
+    parts = {level1: level1 // 2}
+    parts |= {s: s for s in (level2 >> k for k in (3, 2, 1, 0)) if s > level1}
+    parts[level3] = min(level3 // 4, 8 << 20)
+    caches = [
+        (float(size), _native.measure_read(1, part)) for size, part in parts.items()
+    ]
+    beyond = max(64 << 20, 2 * level3)
     caches.append((float("inf"), _native.measure_read(threads, beyond)))
     return Machine(
         threads=threads,
