@@ -87,7 +87,7 @@ class Check {
   double gain(int64_t terms) const {
     double count = static_cast<double>(terms > 0 ? terms : 1);
     return layout() == Layout::broadcast || c_.L > 100 ? 1 / count
-                                                       : 0.8 / std::sqrt(count);
+                                                       : 0.6 / std::sqrt(count);
   }
 
   void expect(bool right, const char* message) {
@@ -111,6 +111,11 @@ class Check {
 
   void compare(const char* name, const Output& got, const Numbers& expected) {
     expect(got.intact(), "memory around a result was changed");
+    double largest = 0;
+    for (Uncertain e : expected) {
+      largest = std::fmax(largest, std::fabs(e.value));
+    }
+    double vanishing = kVanishing * rounding_.unit * largest + ulp(type_, 0);
     for (int64_t i = 0; i < got.count() && fault_.empty(); ++i) {
       Uncertain e = expected[static_cast<size_t>(i)];
       double error = std::fabs(got[i] - e.value);
@@ -118,8 +123,7 @@ class Check {
       double rounding = format(type_).bytes == 2
           ? 0.5 * ulp(type_, std::fabs(e.value) + error)
           : 0;
-      // The smallest number: where products underflow.
-      double allowed = rounding_.allowed(e) + rounding + ulp(type_, 0);
+      double allowed = rounding_.allowed(e) + rounding + vanishing;
       if (error <= allowed) {
         double used = (error - rounding) / (allowed - rounding);
         if (used > largest_.error) {

@@ -220,7 +220,11 @@ void check_narrowing(
   double tiny = type == Type::float16 ? 0x1.004p-12 : 0x1.02p-100;
   for (double factor : {1.0, 0.5, -1.5, 0.75, 255.0, 1.0 / 3, tiny, -tiny}) {
     Operand w(
-        type, {1, 1}, {rounded(type, factor)}, Layout::contiguous, random);
+        type,
+        {1, 1},
+        std::vector<double>{rounded(type, factor)},
+        Layout::contiguous,
+        random);
     Output out(type, rows);
     MatmulArgs args = {};
     args.N = rows;

@@ -36,7 +36,7 @@ int64_t product(const std::vector<int64_t>& shape) {
 
 } // namespace
 
-Guarded::Guarded(size_t size, size_t offset) : size_(size), offset_(offset) {
+Guarded::Guarded(size_t size, size_t offset) : size_(size) {
   size_t whole = (kGuard + offset + size + kGuard + 63) / 64 * 64;
   block_ = static_cast<char*>(std::aligned_alloc(64, whole));
   if (!block_) {
@@ -62,7 +62,7 @@ void Guarded::forbid(bool forbidden) const {
 #if defined(FORBIDS)
   auto mark =
       forbidden ? __asan_poison_memory_region : __asan_unpoison_memory_region;
-  mark(block_, kGuard + offset_);
+  mark(block_, static_cast<size_t>(data_ - block_));
   mark(data_ + size_, kGuard);
 #else
   (void)forbidden;

@@ -56,7 +56,7 @@ class Guarded {
  private:
   void forbid(bool forbidden) const;
 
-  size_t size_, offset_;
+  size_t size_;
   char* block_;
   char* data_;
 };
