@@ -340,6 +340,10 @@ struct Tile {
   }
 };
 
+// Terms that one sum adds up before it is added to the whole: a running sum
+// over thousands of terms would lose what each adds.
+constexpr int64_t kTerms = 256;
+
 // Rows a (rows, K) times panels [first, last) of a packed (K, M) matrix. Each
 // finished tile goes to `consume`; without a `result` of the sums, in a buffer
 // that the next tile overwrites. With `backward` from the last panel to the
@@ -368,6 +372,8 @@ INLINE void multiply(
   int64_t blocks = ceil_div(rows, most_rows(chains));
   int height = static_cast<int>(rows / blocks);
   int64_t taller = rows % blocks;
+  int64_t parts = ceil_div(K, kTerms * chains);
+  parts = parts > 0 ? parts : 1;
   MicroKernel<C> high = nullptr;
   MicroKernel<C> low = nullptr;
   int chosen_for = 0;
@@ -383,6 +389,7 @@ INLINE void multiply(
       chosen_for = vectors;
     }
     const char* panel = panels.data + panels.bytes(K, column);
+    int64_t row_bytes = panels.bytes(1, 1);
     int64_t row = 0;
     for (int64_t b = 0; b < blocks; ++b) {
       int count = height + (b < taller);
@@ -391,7 +398,16 @@ INLINE void multiply(
         to.result = buffer;
         to.stride = kPanel<C>;
       }
-      (b < taller ? high : low)(K, a + row * lda, lda, panel, to);
+      MicroKernel<C> kernel = b < taller ? high : low;
+      Sums<C> from = to;
+      for (int64_t i = 0; i < parts; ++i) {
+        // Whole rounds of the chains in all parts but the last.
+        int64_t k = K * i / parts & ~int64_t{3};
+        int64_t end = i + 1 == parts ? K : K * (i + 1) / parts & ~int64_t{3};
+        kernel(end - k, a + row * lda + k, lda, panel + k * row_bytes, from);
+        from.start = from.result;
+        from.start_stride = from.stride;
+      }
       consume(Tile<C>{to.result, to.stride, row, count, column, columns});
       row += count;
     }

@@ -243,6 +243,38 @@ using Compute = typename T::compute;
 template <class T>
 using Element = typename T::element;
 
+// The first `count` elements, fewer than a whole vector of `lanes`, between
+// memory that ends there and a buffer; without a loop where the processor
+// masks.
+#if defined(__AVX512F__)
+#define MASKED_COPIES(E, bits, lanes, vector, width)                      \
+  INLINE void load_lanes(E* buffer, const E* p, int64_t count) {          \
+    auto mask = static_cast<__mmask##lanes>((uint32_t{1} << count) - 1);  \
+    store_as(buffer, _mm##width##_maskz_loadu_epi##bits(mask, p));        \
+  }                                                                       \
+  INLINE void store_lanes(E* p, const E* buffer, int64_t count) {         \
+    auto mask = static_cast<__mmask##lanes>((uint32_t{1} << count) - 1);  \
+    _mm##width##_mask_storeu_epi##bits(p, mask, load_as<vector>(buffer)); \
+  }
+MASKED_COPIES(uint16_t, 16, 16, __m256i, 256)
+MASKED_COPIES(float, 32, 16, __m512i, 512)
+MASKED_COPIES(double, 64, 8, __m512i, 512)
+#undef MASKED_COPIES
+#else
+template <class E>
+INLINE void load_lanes(E* buffer, const E* p, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    buffer[i] = p[i];
+  }
+}
+template <class E>
+INLINE void store_lanes(E* p, const E* buffer, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    p[i] = buffer[i];
+  }
+}
+#endif
+
 // The first `count` lanes only; the others are zero, or left alone.
 template <class T>
 INLINE Vec<Compute<T>> load_some(const Element<T>* p, int64_t count) {
@@ -251,9 +283,7 @@ INLINE Vec<Compute<T>> load_some(const Element<T>* p, int64_t count) {
     return T::load(p);
   }
   Element<T> buffer[lanes] = {};
-  for (int64_t i = 0; i < count; ++i) {
-    buffer[i] = p[i];
-  }
+  load_lanes(buffer, p, count);
   return T::load(buffer);
 }
 
@@ -266,9 +296,7 @@ INLINE void store_some(Element<T>* p, Vec<Compute<T>> v, int64_t count) {
   }
   Element<T> buffer[lanes];
   T::store(buffer, v);
-  for (int64_t i = 0; i < count; ++i) {
-    p[i] = buffer[i];
-  }
+  store_lanes(p, buffer, count);
 }
 
 #if defined(__clang__)

@@ -15,10 +15,10 @@ namespace {
 
 // Large memory that is new at each call costs more to touch a small page at a
 // time than to compute: ask for huge pages before the first write.
-void ask_for_huge_pages(void* memory, size_t bytes, size_t least) {
+void ask_for_huge_pages(void* memory, size_t bytes) {
 #if defined(__linux__)
   constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
-  if (bytes >= least) {
+  if (bytes >= 2 * kHugePage) {
     uintptr_t first = reinterpret_cast<uintptr_t>(memory);
     uintptr_t last = (first + bytes) & ~(kHugePage - 1);
     first = (first + kHugePage - 1) & ~(kHugePage - 1);
@@ -27,7 +27,7 @@ void ask_for_huge_pages(void* memory, size_t bytes, size_t least) {
     }
   }
 #else
-  (void)memory, (void)bytes, (void)least;
+  (void)memory, (void)bytes;
 #endif
 }
 
@@ -87,7 +87,7 @@ class Shelf {
   }
 
  private:
-  static constexpr size_t kMostBytes = size_t{64} << 20;
+  static constexpr size_t kMostBytes = size_t{128} << 20;
   // A call only tries it and never waits: a child forked while it is held goes
   // on without the shelf.
   std::mutex mutex_;
@@ -108,7 +108,7 @@ void allocate(mx::array& out) {
     throw std::bad_alloc();
   }
   out.set_data(std::move(data));
-  ask_for_huge_pages(out.data<char>(), out.nbytes(), size_t{32} << 20);
+  ask_for_huge_pages(out.data<char>(), out.nbytes());
 }
 
 void release_scratch() {
@@ -122,7 +122,7 @@ Scratch::Scratch(size_t bytes) {
     if (!block.buffer.raw_ptr()) {
       throw std::bad_alloc();
     }
-    ask_for_huge_pages(block.buffer.raw_ptr(), bytes, size_t{4} << 20);
+    ask_for_huge_pages(block.buffer.raw_ptr(), bytes);
   }
   buffer_ = block.buffer;
   bytes_ = block.bytes;
