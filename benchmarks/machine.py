@@ -127,7 +127,9 @@ def measure(threads: int, evaluation: float) -> Machine:
     caches = [
         (float(size), _native.measure_read(1, part)) for size, part in parts.items()
     ]
-    beyond = max(64 << 20, 2 * level3)
+    # Each thread reads memory of its own: all of them an eighth of it at most.
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    beyond = min(max(64 << 20, 2 * level3), physical // 8 // threads)
     caches.append((float("inf"), _native.measure_read(threads, beyond)))
     return Machine(
         threads=threads,

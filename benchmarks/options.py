@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mlx_recurrent.benchmarks.cases import (
     CASES,
+    PASSES,
     QUICK_CASES,
     SECTIONS,
     Case,
@@ -114,8 +115,14 @@ def options_of(parsed: argparse.Namespace, usable_cores: int) -> Options:
     """Return the options, with what was left out filled in.
 
     Raises:
-        ValueError: If more threads are asked for than there are cores.
+        ValueError: If more threads are asked for than there are cores, or a picture of
+            sections that it does not show.
     """
+    if parsed.picture and not set(parsed.sections) & {*PASSES, "length"}:
+        raise ValueError(
+            "argument --picture: shows the sections forward, training and length, and "
+            "none of them is run"
+        )
     threads = parsed.threads or usable_cores
     if threads > usable_cores:
         raise ValueError(
@@ -127,7 +134,8 @@ def options_of(parsed: argparse.Namespace, usable_cores: int) -> Options:
         budget = 1.0 if parsed.quick else 6.0
     return Options(
         sections=parsed.sections,
-        cases=parsed.case or (QUICK_CASES if parsed.quick else CASES),
+        cases=list(dict.fromkeys(parsed.case or []))
+        or (QUICK_CASES if parsed.quick else CASES),
         chosen=bool(parsed.case),
         peers=parsed.peers,
         rounds=parsed.rounds or (3 if parsed.quick else 11),

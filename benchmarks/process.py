@@ -136,6 +136,7 @@ class Library:
             env=environment,
         )
         if self.preload and not self._ask(loaded=Path(self.preload).name)["loaded"]:
+            self.close()
             raise LibraryError(f"{self.preload} could not be preloaded")
         return self._process
 

@@ -81,10 +81,10 @@ def run(options: Options, arguments: list[str]) -> int:
     result.system["the run"] = f"{minutes:.1f} minutes"
     if options.csv:
         report.write_csv(result, options.csv)
-    if options.picture:
-        picture.draw(result, options.picture)
     if options.report:
         report.write_markdown(result, options.report, options.picture)
+    if options.picture:
+        picture.draw(result, options.picture)
     written = [options.csv, options.picture, options.report]
     for path in filter(None, written):
         print(f"wrote {path}")

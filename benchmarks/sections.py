@@ -248,10 +248,16 @@ def length(run: Run) -> None:
         work = Work("training", case)
         row = Row("length", case, "training", OURS)
         ready = []
-        base, _ = upstream_result(run, work)
-        _, got = run.ours.prepare("length", work, save=base is not None)
-        # Without a base the same code has just been judged at smaller lengths.
-        why = "" if base is None else gate.ours_is_wrong(got, base, work)
+        base, failed = upstream_result(run, work)
+        short = steps <= UPSTREAM_LENGTH
+        _, got = run.ours.prepare("length", work, save=short)
+        # The same code has just been judged at smaller lengths.
+        why = ""
+        if base is not None:
+            why = gate.ours_is_wrong(got, base, work)
+        elif short:
+            why = gate.peer_is_wrong(got, work)
+            run.refuse(replace(row, library=UPSTREAM), failed)
         if why:
             run.refuse(row, f"wrong: {why}")
         else:

@@ -96,6 +96,7 @@ def test_bench_where_the_package_cannot_be_imported():
         (["--pause", "nan"], "--pause: must be a number of seconds"),
         (["--threads", "100000"], "--threads: must be at most"),
         (["--csv", "no/such/folder/file.csv"], "--csv: must be a file in a folder"),
+        (["--picture", "a.png", "--sections", "matmul"], "--picture: shows"),
     ],
 )
 def test_options_that_are_refused(arguments, said):
@@ -109,7 +110,7 @@ def test_a_small_run(tmp_path):
     run = command(
         *("bench", "--quick", "--rounds", "1", "--peers", "none"),
         *("--sections", "forward,training,threads,decode,memory,call,types"),
-        *("--case", "2,5,3,8", "--case", "1,7,4,512"),
+        *("--case", "2,5,3,8", "--case", "1,7,4,512", "--case", "2,5,3,8"),
         *("--csv", str(table), "--report", str(page)),
     )
     assert run.returncode == 0, run.stdout + run.stderr

@@ -143,3 +143,19 @@ def test_a_million_steps(rng):
     got = gradient(x, *weights)[0][-500:]
     expected = gradients(upstream, end, c, ["x"])["x"][500:]
     close(got, expected, end.gradients(c)["x"][500:])
+
+
+def test_scratch_is_used_again(rng):
+    """What a call leaves on the shelf serves the next one, and can be released."""
+    arrays = inputs(rng, L=64)
+
+    def held():
+        mx.eval(mlx_recurrent.rnn(*arrays))
+        mx.synchronize()
+        return mx.get_active_memory()
+
+    peak(lambda *a: mlx_recurrent.rnn(*a), *arrays)
+    before = mx.get_active_memory()
+    assert held() == held() == before
+    _native.release_scratch()
+    assert mx.get_active_memory() < before

@@ -10,6 +10,65 @@ namespace {
 // Terms that the weight gradients sum at a time.
 constexpr int64_t kBackwardChunkRows = 256;
 
+// A sum (M, K) that each slice forms for itself, and the result that they are
+// added up to in order. A single slice sums in the result where that has whole
+// vectors of what is computed with.
+template <class T>
+struct SliceSums {
+  typedef Compute<T> C;
+  static constexpr int lanes = Simd<C>::lanes;
+  Element<T>* out = nullptr; // null: not wanted
+  C* sums = nullptr;         // (M, ld), by slice
+  int64_t M = 0, K = 0, ld = 0;
+  int slices = 0;
+
+  SliceSums() = default;
+
+  SliceSums(Arena& arena, void* result, int64_t rows, int64_t columns, int n)
+      : out(static_cast<Element<T>*>(result)), M(rows), K(columns), slices(n) {
+    if (sums_in_result()) {
+      ld = K;
+      sums = reinterpret_cast<C*>(out);
+    } else {
+      ld = leading_dimension<C>(K);
+      sums = arena.take<C>(out ? slices * M * ld : 0);
+    }
+  }
+
+  bool sums_in_result() const {
+    return sizeof(Element<T>) == sizeof(C) && slices == 1 && K % lanes == 0;
+  }
+
+  C* of(int slice) const {
+    return sums + slice * M * ld;
+  }
+
+  // Columns of panels [first, last) become zero.
+  void clear_columns(int slice, Range panels) const {
+    Range columns = columns_of<C>(panels, K);
+    int64_t last = ceil_div(columns.last, lanes) * lanes;
+    for (int64_t i = 0; out && i < M; ++i) {
+      clear(of(slice) + i * ld + columns.first, last - columns.first);
+    }
+  }
+
+  // Adds the slices up; rows [own.first, own.last).
+  void write(Range own) const {
+    if (!out || sums_in_result()) {
+      return;
+    }
+    for (int64_t i = own.first; i < own.last; ++i) {
+      for (int64_t j = 0; j < K; j += lanes) {
+        Vec<C> total = load_as<Vec<C>>(sums + i * ld + j);
+        for (int s = 1; s < slices; ++s) {
+          total += load_as<Vec<C>>(of(s) + i * ld + j);
+        }
+        store_some<T>(out + i * K + j, total, K - j);
+      }
+    }
+  }
+};
+
 template <class T>
 struct BackwardLayout {
   typedef Compute<T> C;
@@ -20,13 +79,11 @@ struct BackwardLayout {
   Panels<T> Wxh;        // for dx
   C* states; // ((steps + 1) * rows, ldh): the state before the chunk, then its
              // states; by group
-  C* delta[2]; // (steps * rows, ldh) each, by group
-  C* panel;    // (kOuterTerms, kPanel), by member
-  // Sums, by slice.
-  C* dWhh;  // (H, ldh)
-  C* dWxh;  // (H, ldd)
-  C* dbias; // (ldh)
-  int64_t dWhh_size, dWxh_size, dbias_size;
+  C* delta[2];        // (steps * rows, ldh) each, by group
+  C* panel;           // (kOuterTerms, kPanel), by member
+  SliceSums<T> dWhh;  // (H, H)
+  SliceSums<T> dWxh;  // (H, D)
+  SliceSums<T> dbias; // (1, H)
 
   static int64_t chunk(const RecurrenceArgs& g, const Shares& shares) {
     if (g.keep_every > 0) {
@@ -48,7 +105,6 @@ struct BackwardLayout {
             shares.member.index) {
     const RecurrenceArgs& g = args.layer;
     int64_t ldh = leading_dimension<C>(g.H);
-    int64_t ldd = leading_dimension<C>(g.D);
     int groups = Shares::groups(shares.partition);
     int slices = shares.partition.slices;
     transposed =
@@ -64,12 +120,9 @@ struct BackwardLayout {
     size = kOuterTerms * kPanel<C>;
     panel = arena.take<C>(shares.partition.threads * size) +
         shares.member.index * size;
-    dWhh_size = args.dWhh ? g.H * ldh : 0;
-    dWxh_size = args.dWxh ? g.H * ldd : 0;
-    dbias_size = args.dbias ? ldh : 0;
-    dWhh = arena.take<C>(slices * dWhh_size);
-    dWxh = arena.take<C>(slices * dWxh_size);
-    dbias = arena.take<C>(slices * dbias_size);
+    dWhh = SliceSums<T>(arena, args.dWhh, g.H, g.H, slices);
+    dWxh = SliceSums<T>(arena, args.dWxh, g.H, g.D, slices);
+    dbias = SliceSums<T>(arena, args.dbias, 1, g.H, slices);
   }
 };
 
@@ -79,32 +132,6 @@ static size_t backward_scratch(const BackwardArgs& args, const Partition& p) {
   Shares shares{p, kNobody, args.layer.N};
   BackwardLayout<T> layout(arena, args, shares);
   return arena.used + 64;
-}
-
-// out (M, K) = the slices' sums added up in order; this member's rows.
-template <class T>
-static void write_sums(
-    void* out,
-    const Compute<T>* sums,
-    int64_t size,
-    int slices,
-    int64_t M,
-    int64_t K,
-    int64_t ld,
-    const Shares& shares) {
-  typedef Compute<T> C;
-  constexpr int lanes = Simd<C>::lanes;
-  Range own = shares.once(M);
-  for (int64_t i = own.first; i < own.last; ++i) {
-    Element<T>* row = static_cast<Element<T>*>(out) + i * K;
-    for (int64_t j = 0; j < K; j += lanes) {
-      Vec<C> total = load_as<Vec<C>>(sums + i * ld + j);
-      for (int s = 1; s < slices; ++s) {
-        total += load_as<Vec<C>>(sums + s * size + i * ld + j);
-      }
-      store_some<T>(row + j, total, K - j);
-    }
-  }
 }
 
 template <class T, Activation f>
@@ -268,7 +295,7 @@ struct BackwardRun {
           0,
           g.H,
           sums + j0,
-          steps.ldh,
+          layout.dWhh.ld,
           [&](C* to) {
             for (int64_t j = 0; j < kPanel<C>; j += lanes) {
               store_as(to + j, load_as<Vec<C>>(from + j));
@@ -293,7 +320,7 @@ struct BackwardRun {
           0,
           g.H,
           sums + j0,
-          steps.ldd,
+          layout.dWxh.ld,
           [&](C* to) {
             stage_panel_row<T>(
                 to,
@@ -382,26 +409,9 @@ struct BackwardRun {
 
   // This member's columns of the slice's sums become zero.
   void clear_sums(int slice) const {
-    int64_t first = steps.panels.first * kPanel<C>;
-    int64_t width = (steps.panels.last - steps.panels.first) * kPanel<C>;
-    int64_t first_input = inputs.first * kPanel<C>;
-    int64_t input_width = (inputs.last - inputs.first) * kPanel<C>;
-    for (int64_t i = 0; i < g.H; ++i) {
-      if (args.dWhh) {
-        clear(
-            layout.dWhh + slice * layout.dWhh_size + i * steps.ldh + first,
-            width);
-      }
-      if (args.dWxh) {
-        clear(
-            layout.dWxh + slice * layout.dWxh_size + i * steps.ldd +
-                first_input,
-            input_width);
-      }
-    }
-    if (args.dbias) {
-      clear(layout.dbias + slice * layout.dbias_size + first, width);
-    }
+    layout.dWhh.clear_columns(slice, steps.panels);
+    layout.dWxh.clear_columns(slice, inputs);
+    layout.dbias.clear_columns(slice, steps.panels);
   }
 
   void run_slice(int slice) const {
@@ -427,13 +437,13 @@ struct BackwardRun {
             K - skipped * count(),
             delta + skipped * block,
             layout.states + skipped * block,
-            layout.dWhh + slice * layout.dWhh_size);
+            layout.dWhh.of(slice));
       }
       if (args.dWxh) {
-        add_dWxh(t0, t1, delta, layout.dWxh + slice * layout.dWxh_size);
+        add_dWxh(t0, t1, delta, layout.dWxh.of(slice));
       }
       if (args.dbias) {
-        add_dbias(K, delta, layout.dbias + slice * layout.dbias_size);
+        add_dbias(K, delta, layout.dbias.of(slice));
       }
       if (args.dx) {
         write_dx(t0, t1, delta);
@@ -475,42 +485,9 @@ static void run_backward(
     }
   }
   wait(member);
-  if (args.dWhh) {
-    write_sums<T>(
-        args.dWhh,
-        layout.dWhh,
-        layout.dWhh_size,
-        p.slices,
-        g.H,
-        g.H,
-        steps.ldh,
-        shares);
-  }
-  if (args.dWxh) {
-    write_sums<T>(
-        args.dWxh,
-        layout.dWxh,
-        layout.dWxh_size,
-        p.slices,
-        g.H,
-        g.D,
-        steps.ldd,
-        shares);
-  }
-  if (args.dbias) {
-    if (member.index == 0) {
-      const Shares alone{p, kNobody, g.N};
-      write_sums<T>(
-          args.dbias,
-          layout.dbias,
-          layout.dbias_size,
-          p.slices,
-          1,
-          g.H,
-          steps.ldh,
-          alone);
-    }
-  }
+  layout.dWhh.write(shares.once(g.H));
+  layout.dWxh.write(shares.once(g.H));
+  layout.dbias.write(shares.once(1));
 }
 
 } // namespace

@@ -139,7 +139,8 @@ struct TypedKernels {
 
 // Loops whose time is a figure of the machine, by the number of their rounds.
 struct MeasureLoops {
-  // Returns the float32 operations it did; `operands` has room for a vector.
+  // Returns the float32 operations it did; `operands` are a factor, an
+  // addend, a start, and the place of the result.
   double (*multiply_add)(int64_t rounds, float* operands);
   // Reads `count` floats, a multiple of 256.
   void (*read)(int64_t rounds, const float* data, int64_t count, float* sink);

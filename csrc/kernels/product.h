@@ -99,18 +99,19 @@ static void pack_as(
     if (k_stride == 1) {
       for (int64_t k0 = 0; k0 < K; k0 += lanes) {
         int64_t depth = minimum(lanes, K - k0);
-        for (int64_t j0 = 0; j0 < width; j0 += lanes) {
+        for (int64_t column = 0; column < width; column += lanes) {
           Vec<C> block[lanes];
 #pragma GCC unroll 16
           for (int j = 0; j < lanes; ++j) {
             block[j] = Vec<C>{};
-            if (j0 + j < columns) {
-              block[j] = load_some<T>(source + (j0 + j) * j_stride + k0, depth);
+            if (column + j < columns) {
+              block[j] =
+                  load_some<T>(source + (column + j) * j_stride + k0, depth);
             }
           }
           transpose<C>(block);
           for (int64_t k = 0; k < depth; ++k) {
-            S::store(panel + (k0 + k) * width + j0, block[k]);
+            S::store(panel + (k0 + k) * width + column, block[k]);
           }
         }
       }
@@ -176,7 +177,7 @@ struct Sums {
     return Sums{
         start ? start + row * start_stride + column : nullptr,
         start_stride,
-        result + row * stride + column,
+        result ? result + row * stride + column : nullptr,
         stride};
   }
 };
@@ -400,10 +401,11 @@ INLINE void multiply(
       }
       MicroKernel<C> kernel = b < taller ? high : low;
       Sums<C> from = to;
-      for (int64_t i = 0; i < parts; ++i) {
+      for (int64_t part = 0; part < parts; ++part) {
         // Whole rounds of the chains in all parts but the last.
-        int64_t k = K * i / parts & ~int64_t{3};
-        int64_t end = i + 1 == parts ? K : K * (i + 1) / parts & ~int64_t{3};
+        int64_t k = K * part / parts & ~int64_t{3};
+        int64_t end =
+            part + 1 == parts ? K : K * (part + 1) / parts & ~int64_t{3};
         kernel(end - k, a + row * lda + k, lda, panel + k * row_bytes, from);
         from.start = from.result;
         from.start_stride = from.stride;

@@ -102,6 +102,7 @@ std::vector<Buffer> buffers(int count, size_t floats, float value) {
 } // namespace
 
 double multiply_add_rate(int threads) {
+  threads = threads > 0 ? threads : 1;
   // x / 2 + 1/2 stays near 1.
   std::vector<Buffer> operands = buffers(threads, 64, 0.5f);
   return best_rate(threads, [&](const Member& member, int64_t rounds) {
@@ -110,6 +111,7 @@ double multiply_add_rate(int threads) {
 }
 
 double read_rate(int threads, size_t bytes) {
+  threads = threads > 0 ? threads : 1;
   size_t count = bytes / sizeof(float) / 256 * 256;
   count = count == 0 ? 256 : count;
   std::vector<Buffer> data = buffers(threads, count, 1.0f);

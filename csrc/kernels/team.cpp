@@ -202,6 +202,22 @@ Pool* pool() {
   return found;
 }
 
+#if defined(__linux__)
+// Whether a file begins with `count` numbers.
+bool read_numbers(const char* path, long* numbers, int count) {
+  std::FILE* file = std::fopen(path, "r");
+  if (!file) {
+    return false;
+  }
+  int found = 0;
+  while (found < count && std::fscanf(file, "%ld", numbers + found) == 1) {
+    ++found;
+  }
+  std::fclose(file);
+  return found == count;
+}
+#endif
+
 std::atomic<int> chosen_threads{0};
 
 } // namespace
@@ -236,13 +252,16 @@ int cores_now() {
 int usable_cores() {
   int cores = cores_now();
 #if defined(__linux__)
-  if (std::FILE* file = std::fopen("/sys/fs/cgroup/cpu.max", "r")) {
-    long quota = 0, period = 0;
-    if (std::fscanf(file, "%ld %ld", &quota, &period) == 2 && period > 0) {
-      int allowed = static_cast<int>((quota + period - 1) / period);
-      cores = allowed < cores ? allowed : cores;
+  // Microseconds of processor time in a period of so many, by version 2 of
+  // control groups or by version 1. Without a quota: a word, or -1.
+  long numbers[2];
+  if (read_numbers("/sys/fs/cgroup/cpu.max", numbers, 2) ||
+      (read_numbers("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", numbers, 1) &&
+       read_numbers("/sys/fs/cgroup/cpu/cpu.cfs_period_us", numbers + 1, 1))) {
+    long quota = numbers[0], period = numbers[1];
+    if (quota > 0 && period > 0 && (quota - 1) / period + 1 < cores) {
+      cores = static_cast<int>((quota - 1) / period + 1);
     }
-    std::fclose(file);
   }
 #endif
   return cores < 1 ? 1 : cores > kMostThreads ? kMostThreads : cores;

@@ -42,10 +42,11 @@ void launch(
       std::move(operands),
       Scratch(kernel.scratch(args, partition))});
   mx::cpu::get_command_encoder(stream).dispatch([task] {
-    kernels::run_team(
-        std::min(task->partition.threads, kernels::cores_now()),
-        Task::run,
-        task.get());
+    int threads = task->partition.threads;
+    if (threads > 1) {
+      threads = std::min(threads, kernels::cores_now());
+    }
+    kernels::run_team(threads, Task::run, task.get());
   });
 }
 

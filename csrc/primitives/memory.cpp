@@ -22,9 +22,7 @@ void ask_for_huge_pages(void* memory, size_t bytes) {
     uintptr_t first = reinterpret_cast<uintptr_t>(memory);
     uintptr_t last = (first + bytes) & ~(kHugePage - 1);
     first = (first + kHugePage - 1) & ~(kHugePage - 1);
-    if (first < last) {
-      madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-    }
+    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
   }
 #else
   (void)memory, (void)bytes;
@@ -40,13 +38,15 @@ struct Block {
 // of its neighbours are prepared before the first of them has run.
 class Shelf {
  public:
-  // The smallest block that has room for `bytes`; no bytes where there is none.
+  // The smallest block that has room for `bytes` and is no giant beside it; no
+  // bytes where there is none.
   Block take(size_t bytes) {
     std::unique_lock lock(mutex_, std::try_to_lock);
     Block* found = nullptr;
     if (lock) {
       for (Block& block : blocks_) {
-        if (block.bytes >= bytes && (!found || block.bytes < found->bytes)) {
+        if (block.bytes >= bytes && block.bytes / 16 <= bytes + kSmall &&
+            (!found || block.bytes < found->bytes)) {
           found = &block;
         }
       }
@@ -55,7 +55,10 @@ class Shelf {
   }
 
   void clear() {
-    std::lock_guard lock(mutex_);
+    std::unique_lock lock(mutex_, std::try_to_lock);
+    if (!lock) {
+      return;
+    }
     for (Block& block : blocks_) {
       if (block.bytes > 0) {
         mx::allocator::allocator().free(block.buffer);
@@ -87,6 +90,7 @@ class Shelf {
   }
 
  private:
+  static constexpr size_t kSmall = size_t{1} << 20;
   static constexpr size_t kMostBytes = size_t{128} << 20;
   // A call only tries it and never waits: a child forked while it is held goes
   // on without the shelf.

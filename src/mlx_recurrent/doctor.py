@@ -247,11 +247,18 @@ def _version(distribution: str) -> str:
 
 def _quota() -> float | None:
     """The cores that the control group allows, where it says so."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return int(quota) / int(period)
-    except (OSError, ValueError):
-        return None
+    groups = Path("/sys/fs/cgroup")
+    files = [
+        [groups / "cpu.max"],  # version 2 of control groups, and version 1
+        [groups / "cpu/cpu.cfs_quota_us", groups / "cpu/cpu.cfs_period_us"],
+    ]
+    for paths in files:
+        try:
+            quota, period = " ".join(path.read_text() for path in paths).split()
+            return int(quota) / int(period) if int(quota) > 0 else None
+        except (OSError, ValueError):
+            continue
+    return None
 
 
 def _seconds(graph: Callable[[], Any], calls: int) -> float:
