@@ -332,7 +332,10 @@ def machine_tables(result: Result) -> list[Table]:
         "The machine",
         "The best of several measurements, before and after the sections.",
         ["figure", "value", "unit"],
-        [[n, f"{v:.3g}" if v < 100 else f"{v:.0f}", u] for n, v, u in _figures(result)],
+        [
+            [n, f"{v:.3g}" if v < 100 else f"{v:.0f}", u]
+            for n, v, u in result.machine.figures()
+        ],
     )
     tables = [table]
     if result.absent:
@@ -447,14 +450,10 @@ def write_csv(result: Result, path: Path) -> None:
                     row.note,
                 ]
             )
-        for name, value, unit in _figures(result):
+        for name, value, unit in result.machine.figures():
             writer.writerow(
                 ["machine", name, *[""] * 7, value, "", "", "", unit, "", ""]
             )
-
-
-def _figures(result: Result) -> list[tuple[str, float, str]]:
-    return result.machine.figures()
 
 
 def _cases(rows: list[Row]) -> list[Case]:
