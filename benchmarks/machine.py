@@ -46,16 +46,25 @@ class Machine:
 
     def step(self, case: Case) -> float:
         """Return the least seconds of a step of the recurrence."""
+        by_batch, by_units = self._ways(case)
+        return min(by_batch, by_units)
+
+    def divides_units(self, case: Case) -> bool:
+        """Return whether its least step exchanges a cache line."""
+        by_batch, by_units = self._ways(case)
+        return by_units < by_batch
+
+    def _ways(self, case: Case) -> tuple[float, float]:
         flops = 2.0 * case.N * case.H**2
         weights = 4.0 * case.H**2
         parts = min(case.N, self.threads)
         rate = self.flops_one if parts == 1 else self.flops * parts / self.threads
         by_batch = max(flops / rate, weights / self.bandwidth(weights))
         if self.threads == 1:
-            return by_batch
+            return by_batch, float("inf")
         own = weights / self.threads
         by_units = max(flops / self.flops, own / self.bandwidth(own)) + self.exchange
-        return min(by_batch, by_units)
+        return by_batch, by_units
 
     def limit(self, case: Case, pass_: str) -> float:
         """Return the least seconds of a pass: the sum of what it must do.

@@ -21,11 +21,14 @@ class Prepared(NamedTuple):
         run (callable): Does it once, and returns when the result is there.
         named (callable): Gives what ``run`` returned as NumPy arrays by name.
         begin (callable, optional): Called before a turn.
+        measures (bool, optional): Whether what ``run`` returns is the seconds that are
+            wanted, in place of its own. Default: ``False``.
     """
 
     run: Callable[[], Any]
     named: Callable[[Any], "dict[str, np.ndarray]"]
     begin: Callable[[], None] = lambda: None
+    measures: bool = False
 
 
 WEIGHTS = ("Wxh", "Whh", "bias")
@@ -58,6 +61,11 @@ def mlx(work: "Work", threads: int, package: str) -> Prepared:
 
         def product(x: mx.array, w: mx.array) -> mx.array:
             return x @ w.T
+
+    if work.kind == "exchange":
+        from mlx_recurrent import _native
+
+        return Prepared(_native.measure_exchange, lambda _: {}, measures=True)
 
     def begin() -> None:
         if package == "mlx_recurrent":

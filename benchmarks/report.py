@@ -338,6 +338,21 @@ def machine_tables(result: Result) -> list[Table]:
         ],
     )
     tables = [table]
+    if beside := result.find("exchange"):
+        tables.append(
+            Table(
+                "A cache line to the other core and back",
+                "Measured again in the rounds of each pass that divides hidden units, "
+                "and used in its limit: on a virtual machine it depends on where the "
+                "cores are at the time.",
+                ["case", "pass", "microseconds (quartiles)"],
+                [
+                    [r.case.name, r.kind, f"{_micro(r, 2)} ({_micro_quartiles(r)})"]
+                    for r in beside
+                ],
+                names=2,
+            )
+        )
     if result.absent:
         tables.append(
             Table(
@@ -479,8 +494,13 @@ def _with_quartiles(row: Row) -> str:
     return f"{milliseconds(row.median)} ({low} to {high})"
 
 
-def _micro(row: Row) -> str:
-    return "-" if row.median is None else f"{row.median * 1e6:.1f}"
+def _micro(row: Row, decimals: int = 1) -> str:
+    return "-" if row.median is None else f"{row.median * 1e6:.{decimals}f}"
+
+
+def _micro_quartiles(row: Row) -> str:
+    ends = (row.low, row.high)
+    return " to ".join("-" if end is None else f"{end * 1e6:.2f}" for end in ends)
 
 
 def _met(met: bool, wanted: str) -> str:

@@ -3,7 +3,7 @@
 import statistics
 from dataclasses import dataclass, field, replace
 
-from mlx_recurrent.benchmarks.cases import Case
+from mlx_recurrent.benchmarks.cases import PASSES, Case
 from mlx_recurrent.benchmarks.machine import Machine
 
 
@@ -81,3 +81,18 @@ class Result:
             if row.section == section
             and all(getattr(row, name) == value for name, value in what.items())
         ]
+
+    def set_limits(self) -> None:
+        """Give each pass the least time that the machine allows.
+
+        The exchange of a cache line is the one that was measured beside it.
+        """
+        for at, row in enumerate(self.rows):
+            if row.section not in PASSES:
+                continue
+            machine = self.machine
+            for beside in self.find("exchange", case=row.case, kind=row.section):
+                if beside.median:
+                    machine = replace(machine, exchange=beside.median)
+            limit = machine.limit(row.case, row.section)
+            self.rows[at] = replace(row, limit=limit)

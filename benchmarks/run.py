@@ -73,7 +73,7 @@ def run(options: Options, arguments: list[str]) -> int:
         # Once more: whoever else used the machine at first may be gone.
         again = best_of_machine(options, libraries[OURS])
         result.machine = result.machine.better(again)
-        result.rows = [sections.with_limit(row, result.machine) for row in result.rows]
+        result.set_limits()
     finally:
         for library in libraries.values():
             library.close()

@@ -21,7 +21,6 @@ from mlx_recurrent.benchmarks.cases import (
     Case,
     Work,
 )
-from mlx_recurrent.benchmarks.machine import Machine
 from mlx_recurrent.benchmarks.options import Options
 from mlx_recurrent.benchmarks.peers import OURS, UPSTREAM
 from mlx_recurrent.benchmarks.process import Library, LibraryError, take_turns
@@ -90,9 +89,7 @@ def passes(run: Run, section: str) -> None:
         for library in run.libraries.values():
             if section not in library.passes or library.name not in run.result.labels:
                 continue
-            row = with_limit(
-                Row(section, case, section, library.name), run.result.machine
-            )
+            row = Row(section, case, section, library.name)
             if library.name == UPSTREAM and base is None:
                 run.refuse(row, why_not)
                 continue
@@ -109,15 +106,13 @@ def passes(run: Run, section: str) -> None:
                 run.refuse(row, f"wrong: {why}")
             else:
                 ready.append((library, "pass", row))
+        if run.result.machine.divides_units(case):
+            # It moves, where the cores are virtual ones: measured beside each pass.
+            run.ours.prepare("exchange", Work("exchange", case))
+            ready.append((run.ours, "exchange", Row("exchange", case, section, OURS)))
         run.time(ready)
         run.forget()
-
-
-def with_limit(row: Row, machine: Machine) -> Row:
-    """A pass with the least time that the machine allows; any other row as it is."""
-    if row.section not in PASSES:
-        return row
-    return replace(row, limit=machine.limit(row.case, row.section))
+    run.result.set_limits()
 
 
 def upstream_result(run: Run, work: Work) -> "tuple[dict[str, np.ndarray] | None, str]":

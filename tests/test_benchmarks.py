@@ -63,6 +63,22 @@ def test_one_thread_divides_nothing():
     assert alone.limit(case, "forward") > MEASURED.limit(case, "forward")
 
 
+def test_limit_uses_the_exchange_that_was_measured_beside_it():
+    alone, batch = CASES[1], CASES[4]
+    assert MEASURED.divides_units(alone) and not MEASURED.divides_units(batch)
+    result = Result("", "", {}, {}, {}, MEASURED)
+    result.rows = [
+        Row("forward", alone, "forward", "mlx_recurrent"),
+        Row("exchange", alone, "forward", "mlx_recurrent").of([0.426e-6]),
+        Row("training", alone, "training", "mlx_recurrent"),
+    ]
+    result.set_limits()
+    forward, _, training = result.rows
+    slower = 0.3e-6 * alone.L
+    assert forward.limit == pytest.approx(MEASURED.limit(alone, "forward") + slower)
+    assert training.limit == pytest.approx(MEASURED.limit(alone, "training"))
+
+
 def test_better_takes_the_best_of_each_figure():
     worse = Machine(
         2, 200e9, 600e9, tuple((s, r / 2) for s, r in MEASURED.caches), 1e-6, 9e-6, 1e-9
