@@ -7,6 +7,7 @@
 #include "linear_scan.h"
 #include "matmul.h"
 #include "measure.h"
+#include "pointwise.h"
 
 namespace {
 
@@ -70,6 +71,8 @@ static void run_forward_any(
       return run_forward<T, Activation::sigmoid>(args, p, member, scratch);
     case Activation::identity:
       return run_forward<T, Activation::identity>(args, p, member, scratch);
+    case Activation::traced:
+      return run_forward<T, Activation::traced>(args, p, member, scratch);
   }
 }
 
@@ -88,6 +91,8 @@ static void run_backward_any(
       return run_backward<T, Activation::sigmoid>(args, p, member, scratch);
     case Activation::identity:
       return run_backward<T, Activation::identity>(args, p, member, scratch);
+    case Activation::traced:
+      return run_backward<T, Activation::traced>(args, p, member, scratch);
   }
 }
 
@@ -98,7 +103,8 @@ constexpr TypedKernels kernels_of() {
       {outer_sum_scratch<T>, flushed<OuterSumArgs, run_outer_sum<T>>},
       {forward_scratch<T>, flushed<ForwardArgs, run_forward_any<T>>},
       {backward_scratch<T>, flushed<BackwardArgs, run_backward_any<T>>},
-      {linear_scan_scratch<T>, flushed<LinearScanArgs, run_linear_scan<T>>}};
+      {linear_scan_scratch<T>, flushed<LinearScanArgs, run_linear_scan<T>>},
+      {pointwise_scratch<T>, flushed<PointwiseArgs, run_pointwise<T>>}};
 }
 
 } // namespace

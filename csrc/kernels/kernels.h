@@ -14,7 +14,83 @@ namespace mlx_recurrent::kernels {
 
 enum class Type : int { float32, float64, float16, bfloat16 };
 
-enum class Activation : int { tanh, relu, sigmoid, identity };
+enum class Activation : int { tanh, relu, sigmoid, identity, traced };
+
+// What an instruction of a program does to each element. Comparisons and
+// logical operations give 1 or 0, and take everything but 0 for true.
+enum class Op : uint8_t {
+  copy,
+  negative,
+  abs,
+  square,
+  sqrt,
+  rsqrt,
+  exp,
+  expm1,
+  log,
+  log2,
+  log10,
+  log1p,
+  sigmoid,
+  tanh,
+  erf,
+  sin,
+  cos,
+  tan,
+  sinh,
+  cosh,
+  asin,
+  acos,
+  atan,
+  asinh,
+  acosh,
+  atanh,
+  floor,
+  ceil,
+  round, // to the nearest, ties to even
+  sign,  // 0 of NaN
+  is_nan,
+  logical_not,
+  add,
+  subtract,
+  multiply,
+  divide,
+  maximum, // NaN where either is
+  minimum,
+  power,
+  atan2,
+  logaddexp,
+  remainder, // of the divisor's sign
+  greater,
+  greater_equal,
+  less,
+  less_equal,
+  equal,
+  not_equal,
+  logical_and,
+  logical_or,
+  select // a != 0 ? b : c
+};
+
+// to = op(a, b, c). An operand is an input, a constant or a slot, numbered in
+// that order: slot k is operand inputs + constant_count + k. `to` is a slot,
+// which may be one of those read; operands that an operation lacks are 0.
+struct Instruction {
+  Op op;
+  int16_t to, a, b, c;
+};
+
+// Elementwise operations, run in order. Computed as the type computes: half
+// types in float32, rounded once at the end.
+struct Program {
+  const Instruction* code;
+  int32_t count;
+  const double* constants;
+  int32_t constant_count;
+  int32_t inputs; // 1 or 2
+  int32_t slots;  // blocks for what is computed on the way
+  int32_t result; // the operand that is the result: of any kind
+};
 
 // An (N, L, features) operand, read where it lies. Element (n, t, i) is at
 // data[row_offsets[n] + t * step_stride + i * feature_stride].
@@ -75,6 +151,14 @@ struct OuterSumArgs {
   void* out;
 };
 
+// out[i] = program(inputs[0][i], inputs[1][i]) over contiguous elements.
+struct PointwiseArgs {
+  int64_t count;
+  const Program* program;
+  const void* inputs[2]; // as many as the program has
+  void* out;
+};
+
 // h_t = f(z_t + Whh h_{t-1}), z_t = Wxh x_t + bias or, where `projected` is
 // set, x_t itself (then D == H).
 struct RecurrenceArgs {
@@ -88,6 +172,9 @@ struct RecurrenceArgs {
   Sequence hidden; // (N, 1, H); data is null where there is none
   // 0: every state is kept. k >= 1: every k-th state and the last.
   int64_t keep_every;
+  // Of a traced activation: f(a), and c f'(a) of the inputs (a, c).
+  const Program* function = nullptr;
+  const Program* derivative = nullptr; // read by the backward pass only
 };
 
 struct ForwardArgs {
@@ -135,6 +222,7 @@ struct TypedKernels {
   Kernel<ForwardArgs> forward;
   Kernel<BackwardArgs> backward;
   Kernel<LinearScanArgs> linear_scan;
+  Kernel<PointwiseArgs> pointwise;
 };
 
 // Loops whose time is a figure of the machine, by the number of their rounds.

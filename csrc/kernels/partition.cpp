@@ -13,6 +13,9 @@ constexpr double kLevel1Bandwidth = 400e9;
 constexpr double kLevel2Bandwidth = 120e9;
 constexpr double kLevel3Bandwidth = 60e9;
 constexpr double kBarrierSeconds = 0.3e-6;
+// What an instruction on one element costs, in the time of such operations: a
+// few, or some dozens where it is transcendental.
+constexpr double kFlopsPerInstruction = 16;
 // Waking a parked thread, and what a call must save to be worth it.
 constexpr double kWakeSeconds = 8e-6;
 
@@ -124,6 +127,17 @@ Partition partition_outer_sum(
     return kAlone;
   }
   return Partition{Split::batch, smaller(M, machine.threads), 1};
+}
+
+Partition partition_pointwise(
+    int64_t count,
+    int instructions,
+    const Machine& machine) {
+  double flops = kFlopsPerInstruction * count * instructions;
+  if (!worth_sharing(flops, machine)) {
+    return kAlone;
+  }
+  return Partition{Split::batch, machine.threads, machine.threads};
 }
 
 } // namespace mlx_recurrent::kernels

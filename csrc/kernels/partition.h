@@ -41,4 +41,10 @@ Partition partition_outer_sum(
     int64_t K,
     const Machine& machine);
 
+// A program of `instructions` over `count` elements.
+Partition partition_pointwise(
+    int64_t count,
+    int instructions,
+    const Machine& machine);
+
 } // namespace mlx_recurrent::kernels

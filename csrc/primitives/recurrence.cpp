@@ -47,6 +47,8 @@ std::optional<mx::array> slope(
       return elman::slope<kernels::Activation::sigmoid, GraphOps>(value, one).a;
     case kernels::Activation::identity:
       return std::nullopt;
+    case kernels::Activation::traced:
+      break;
   }
   throw std::invalid_argument("[mlx_recurrent] no such activation");
 }

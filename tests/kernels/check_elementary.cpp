@@ -103,6 +103,7 @@ long double true_value(Activation activation, double x) {
     case Activation::relu:
       return wide <= 0 ? 0 : wide;
     case Activation::identity:
+    case Activation::traced:
       break;
   }
   return wide;

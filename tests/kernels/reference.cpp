@@ -25,6 +25,7 @@ Uncertain activate(Activation activation, Uncertain a, Rounding rounding) {
       h = a.value <= 0 ? 0 : a.value;
       break;
     case Activation::identity:
+    case Activation::traced:
       break;
   }
   return {
@@ -43,6 +44,7 @@ Uncertain slope(Activation activation, double h, Rounding rounding) {
     case Activation::relu:
       return h > 0 ? 1 : 0;
     case Activation::identity:
+    case Activation::traced:
       break;
   }
   return 1;
