@@ -2,8 +2,10 @@
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/variant.h>
+#include <nanobind/stl/vector.h>
 
 #include <string>
 
@@ -13,7 +15,10 @@
 #include "primitives/matmul.h"
 #include "primitives/memory.h"
 #include "primitives/operand.h"
+#include "primitives/pointwise.h"
+#include "primitives/reading.h"
 #include "primitives/recurrence.h"
+#include "primitives/traced.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -119,6 +124,65 @@ NB_MODULE(_native, m) {
       "D"_a,
       "H"_a,
       "dtype"_a);
+
+  nb::class_<Traced>(m, "Traced")
+      .def_prop_ro(
+          "operations",
+          [](const Traced& traced) { return traced.expression().names(); })
+      .def_prop_rw(
+          "verdict",
+          [](const Traced& traced) -> std::optional<bool> {
+            auto verdict = traced.verdict.load();
+            return verdict == Traced::Verdict::unknown
+                ? std::nullopt
+                : std::optional(verdict == Traced::Verdict::equal);
+          },
+          [](Traced& traced, bool equal) {
+            traced.verdict = equal ? Traced::Verdict::equal
+                                   : Traced::Verdict::different;
+          });
+  nb::class_<Reading>(m, "Reading")
+      .def_ro("obstacle", &Reading::obstacle)
+      .def_ro("own", &Reading::own)
+      .def("difference", &difference, "other"_a)
+      .def("known", &Traced::known, "dtype"_a)
+      .def("trace", &Traced::of, "dtype"_a);
+  m.def(
+      "read",
+      [](const mx::array& result, const mx::array& argument) {
+        return read(result, {argument});
+      },
+      "result"_a,
+      "argument"_a);
+  m.def(
+      "pre_activation",
+      [](const mx::array& x,
+         const std::optional<mx::array>& Wxh,
+         const std::optional<mx::array>& bias,
+         const mx::array& Whh,
+         const std::optional<mx::array>& previous,
+         int t,
+         mx::StreamOrDevice stream) {
+        return pre_activation(
+            x, Wxh, bias, Whh, previous, t, mx::to_stream(stream));
+      },
+      "x"_a,
+      "Wxh"_a.none(),
+      "bias"_a.none(),
+      "Whh"_a,
+      "previous"_a.none(),
+      "t"_a,
+      "stream"_a.none());
+  m.def(
+      "pointwise",
+      [](const mx::array& a,
+         std::shared_ptr<Traced> function,
+         mx::StreamOrDevice stream) {
+        return pointwise(a, std::move(function), mx::to_stream(stream));
+      },
+      "a"_a,
+      "function"_a,
+      "stream"_a.none());
 
   m.def("get_num_threads", &kernels::num_threads);
   m.def("set_num_threads", &kernels::set_num_threads, "n"_a);

@@ -3,6 +3,8 @@
 
 #pragma once
 
+#include <memory>
+#include <utility>
 #include <vector>
 
 #include "kernels/kernels.h"
@@ -12,9 +14,14 @@ namespace mlx_recurrent {
 
 namespace mx = mlx::core;
 
-// Holds the row offsets that a kernel's operands point to.
+// Holds the row offsets, and whatever else a kernel's operands point to.
 class Operands {
  public:
+  // Keeps what an operand points to beside arrays.
+  void hold(std::shared_ptr<const void> owner) {
+    owners_.push_back(std::move(owner));
+  }
+
   // (..., L, features): the axes before the last two become the rows.
   kernels::Sequence sequence(const mx::array& a);
   // (..., features): every axis but the last becomes the rows, of one step.
@@ -27,6 +34,7 @@ class Operands {
   const int64_t* offsets(const mx::array& a, int leading);
 
   std::vector<std::vector<int64_t>> offsets_;
+  std::vector<std::shared_ptr<const void>> owners_;
 };
 
 // The number of elements of the first `axes` axes.

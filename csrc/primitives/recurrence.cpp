@@ -213,6 +213,21 @@ mx::array recurrence(
       std::move(shape), x.dtype(), std::move(primitive), std::move(inputs));
 }
 
+mx::array pre_activation(
+    const mx::array& x,
+    const std::optional<mx::array>& Wxh,
+    const std::optional<mx::array>& bias,
+    const mx::array& Whh,
+    const std::optional<mx::array>& previous,
+    int t,
+    const mx::Stream& stream) {
+  mx::array x_t = step_at(x, t, stream);
+  mx::array z = Wxh ? matmul(x_t, *Wxh, bias, stream) : x_t;
+  return previous
+      ? mx::add(z, matmul(*previous, Whh, {}, stream), stream)
+      : z;
+}
+
 void Recurrence::eval_cpu(const Arrays& inputs, Arrays& outputs) {
   mx::array& out = outputs[0];
   allocate(out);

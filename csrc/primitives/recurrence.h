@@ -48,6 +48,17 @@ mx::array recurrence(
     int keep_every,
     const mx::Stream& stream);
 
+// Wxh x_t + bias + Whh previous, (..., H): what the activation is called with at
+// step t, where `previous` is the state before it, if there is one.
+mx::array pre_activation(
+    const mx::array& x,
+    const std::optional<mx::array>& Wxh,
+    const std::optional<mx::array>& bias,
+    const mx::array& Whh,
+    const std::optional<mx::array>& previous,
+    int t,
+    const mx::Stream& stream);
+
 class Recurrence : public CpuPrimitive {
  public:
   Recurrence(const mx::Stream& stream, RecurrenceForm form)

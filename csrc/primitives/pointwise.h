@@ -1,0 +1,34 @@
+// An elementwise function of whole arrays, closed under differentiation: its
+// derivative is one too.
+
+#pragma once
+
+#include "primitives/primitive.h"
+#include "primitives/traced.h"
+
+namespace mlx_recurrent {
+
+// f(a), of the shape and dtype of a.
+mx::array pointwise(
+    const mx::array& a,
+    std::shared_ptr<const Traced> function,
+    const mx::Stream& stream);
+
+class Pointwise : public CpuPrimitive {
+ public:
+  Pointwise(const mx::Stream& stream, std::shared_ptr<const Traced> function)
+      : CpuPrimitive(stream), function_(std::move(function)) {
+  }
+
+  void eval_cpu(const Arrays& inputs, Arrays& outputs) override;
+  std::vector<mx::Shape> output_shapes(const Arrays& inputs) override;
+  bool is_equivalent(const mx::Primitive& other) const override;
+  DEFINE_GRADS()
+  DEFINE_VMAP()
+  DEFINE_NAME(mlx_recurrent.Pointwise)
+
+ private:
+  std::shared_ptr<const Traced> function_;
+};
+
+} // namespace mlx_recurrent

@@ -1,0 +1,34 @@
+// Reads what a callable did to its argument from the graph that MLX made of it.
+
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "mlx/array.h"
+#include "primitives/expression.h"
+
+namespace mlx_recurrent {
+
+// What one call of a callable was.
+struct Reading {
+  Expression expression;
+  // Why it is no elementwise function; empty where it is one.
+  std::string obstacle;
+  // Whether everything that it needed beside its argument was made by the call.
+  // Where that is not known, a second call tells: what both share was there
+  // before.
+  bool own = true;
+  // The arrays of the graph, without the argument.
+  std::vector<std::uintptr_t> arrays;
+};
+
+// `result` as a function of `arguments`, which are of one shape and dtype.
+Reading read(const mx::array& result, const std::vector<mx::array>& arguments);
+
+// Why two calls of a callable with different arguments do not show that it is
+// one function of them alone; empty where they do.
+std::string difference(const Reading& first, const Reading& second);
+
+} // namespace mlx_recurrent

@@ -1,0 +1,135 @@
+#include "primitives/traced.h"
+
+#include <list>
+#include <stdexcept>
+#include <unordered_map>
+
+#include "mlx/ops.h"
+#include "mlx/transforms.h"
+
+namespace mlx_recurrent {
+
+namespace {
+
+// Callables whose numbers change at each call would fill any memory.
+constexpr size_t kMostKept = 128;
+
+struct Key {
+  Expression expression;
+  mx::Dtype::Val dtype;
+
+  bool operator==(const Key& other) const = default;
+};
+
+struct Hash {
+  size_t operator()(const Key& key) const {
+    return key.expression.hash() * 31 + static_cast<size_t>(key.dtype);
+  }
+};
+
+// The functions that were used last.
+class Recent {
+ public:
+  std::shared_ptr<Traced> find(const Key& key) {
+    std::lock_guard lock(mutex_);
+    auto found = places_.find(key);
+    if (found == places_.end()) {
+      return nullptr;
+    }
+    order_.splice(order_.begin(), order_, found->second);
+    return found->second->second;
+  }
+
+  // What another thread has kept meanwhile stays.
+  std::shared_ptr<Traced> keep(
+      const Key& key,
+      std::shared_ptr<Traced> made) {
+    std::lock_guard lock(mutex_);
+    if (auto found = places_.find(key); found != places_.end()) {
+      return found->second->second;
+    }
+    order_.emplace_front(key, made);
+    places_[key] = order_.begin();
+    if (order_.size() > kMostKept) {
+      places_.erase(order_.back().first);
+      order_.pop_back();
+    }
+    return made;
+  }
+
+ private:
+  typedef std::pair<Key, std::shared_ptr<Traced>> Entry;
+  std::mutex mutex_;
+  std::list<Entry> order_;
+  std::unordered_map<Key, std::list<Entry>::iterator, Hash> places_;
+};
+
+Recent& recent() {
+  // Never destroyed: a stream's thread may outlive the static objects.
+  static Recent* all = new Recent;
+  return *all;
+}
+
+// c f'(a), by MLX's own rules for the operations of f.
+Expression pulled_back(const Expression& expression, mx::Dtype dtype) {
+  // Placeholders: two places, so that no shape is taken for a number's. The
+  // gradient is one of what the function was given, not of the first of them.
+  mx::array c = mx::zeros({2}, dtype);
+  std::vector<mx::array> given;
+  auto gradient = mx::vjp(
+      [&](const std::vector<mx::array>& in) {
+        given = in;
+        return std::vector<mx::array>{expression.replay(in)};
+      },
+      {mx::zeros({2}, dtype)},
+      {c});
+  Reading reading = read(gradient.second[0], {given[0], c});
+  if (!reading.obstacle.empty()) {
+    throw std::invalid_argument("has a derivative that " + reading.obstacle);
+  }
+  return reading.expression.simplified(dtype);
+}
+
+} // namespace
+
+std::shared_ptr<Traced> Traced::of(const Reading& reading, mx::Dtype dtype) {
+  auto found = known(reading, dtype);
+  return found
+      ? found
+      : recent().keep(
+            {reading.expression, dtype.val()},
+            std::make_shared<Traced>(reading.expression, dtype));
+}
+
+std::shared_ptr<Traced> Traced::known(const Reading& reading, mx::Dtype dtype) {
+  return recent().find({reading.expression, dtype.val()});
+}
+
+Traced::Traced(const Expression& expression, mx::Dtype dtype)
+    : Traced(
+          expression.simplified(dtype),
+          pulled_back(expression, dtype),
+          dtype) {
+}
+
+Traced::Traced(
+    const Expression& expression,
+    const Expression& pulled_back,
+    mx::Dtype dtype)
+    : expression_(expression),
+      pulled_back_(pulled_back),
+      dtype_(dtype),
+      function_(expression_, 1),
+      derivative_(pulled_back_, 2) {
+}
+
+std::shared_ptr<const Traced> Traced::slope() const {
+  std::lock_guard lock(mutex_);
+  if (!slope_) {
+    slope_ = std::make_shared<Traced>(
+        pulled_back_.simplified(dtype_, true), dtype_);
+  }
+  return slope_;
+}
+
+} // namespace mlx_recurrent
