@@ -79,11 +79,19 @@ struct BackwardLayout {
   Panels<T> Wxh;        // for dx
   C* states; // ((steps + 1) * rows, ldh): the state before the chunk, then its
              // states; by group
-  C* delta[2];        // (steps * rows, ldh) each, by group
+  C* delta[2]; // (steps * rows, ldh) each, by group
+  C* a; // pre-activations (steps * rows, ldh), by group; where they are traced
+  ProgramMemory<C> derivative;
   C* panel;           // (kOuterTerms, kPanel), by member
   SliceSums<T> dWhh;  // (H, H)
   SliceSums<T> dWxh;  // (H, D)
   SliceSums<T> dbias; // (1, H)
+
+  // Whether steps run forward once more: for the states, or for a traced
+  // activation's pre-activations.
+  static bool recomputes(const RecurrenceArgs& g) {
+    return g.keep_every > 0 || g.activation == Activation::traced;
+  }
 
   static int64_t chunk(const RecurrenceArgs& g, const Shares& shares) {
     if (g.keep_every > 0) {
@@ -101,7 +109,8 @@ struct BackwardLayout {
             args.layer,
             shares.partition,
             shares.most_rows(),
-            args.layer.keep_every > 0 ? steps : 0,
+            recomputes(args.layer) ? steps : 0,
+            args.layer.keep_every > 0 ? chains_for(args.layer.N) : 1,
             shares.member.index) {
     const RecurrenceArgs& g = args.layer;
     int64_t ldh = leading_dimension<C>(g.H);
@@ -117,6 +126,12 @@ struct BackwardLayout {
     C* deltas = arena.take<C>(2 * groups * size);
     delta[0] = deltas + 2 * shares.group() * size;
     delta[1] = delta[0] + size;
+    bool traced = g.activation == Activation::traced;
+    a = arena.take<C>(traced ? groups * size : 0) + shares.group() * size;
+    if (traced) {
+      derivative = ProgramMemory<C>(
+          arena, *g.derivative, shares.partition, shares.member.index);
+    }
     size = kOuterTerms * kPanel<C>;
     panel = arena.take<C>(shares.partition.threads * size) +
         shares.member.index * size;
@@ -172,8 +187,11 @@ struct BackwardRun {
           own.first,
           own.last);
     }
-    if (g.keep_every > 0 && g.L > 0) {
+    if (layout.recomputes(g) && g.L > 0) {
       steps.prepare();
+    }
+    if constexpr (f == Activation::traced) {
+      spread_constants(*g.derivative, layout.derivative);
     }
   }
 
@@ -190,7 +208,8 @@ struct BackwardRun {
   }
 
   // Fills layout.states with the state before t0 and the states of [t0, t1).
-  // Returns whether there is a state before t0.
+  // Returns whether there is a state before t0. A traced activation's
+  // pre-activations go to layout.a.
   bool load_states(int64_t t0, int64_t t1) const {
     int64_t block = count() * steps.ldh;
     bool before = true;
@@ -204,16 +223,51 @@ struct BackwardRun {
       for (int64_t t = t0; t < t1; ++t) {
         stage_state(layout.states + (t - t0 + 1) * block, t);
       }
+      if constexpr (f == Activation::traced) {
+        shares.after_step();
+        recompute_preactivations(t0, t1, before);
+      }
       return before;
     }
     shares.after_step();
     C* states = layout.states + block;
-    steps.project(t0, t1, states);
+    if constexpr (f == Activation::traced) {
+      steps.project(t0, t1, layout.a);
+    } else {
+      steps.project(t0, t1, states);
+    }
     for (int64_t t = t0; t < t1; ++t) {
       C* state = states + (t - t0) * block;
-      steps.step(t, t > t0 || before ? state - block : nullptr, state);
+      const C* previous = t > t0 || before ? state - block : nullptr;
+      if constexpr (f == Activation::traced) {
+        C* a = layout.a + (t - t0) * block;
+        steps.traced_step(t, previous, a, state, nullptr, 0);
+        shares.after_step();
+      } else {
+        steps.step(t, previous, state);
+      }
     }
     return before;
+  }
+
+  // From the states, which are known, all steps of [t0, t1) in one product.
+  void recompute_preactivations(int64_t t0, int64_t t1, bool before) const {
+    int64_t skipped = before ? 0 : count();
+    C* a = layout.a + skipped * steps.ldh;
+    steps.project(t0, t1, layout.a);
+    multiply<T>(
+        (t1 - t0) * count() - skipped,
+        g.H,
+        layout.states + skipped * steps.ldh,
+        steps.ldh,
+        layout.forward.Whh,
+        g.H,
+        steps.panels.first,
+        steps.panels.last,
+        1,
+        Sums<C>{a, steps.ldh, a, steps.ldh},
+        false,
+        [](const Tile<C>&) {});
   }
 
   void load_cotangents(int64_t t0, int64_t t1, C* delta) const {
@@ -241,9 +295,58 @@ struct BackwardRun {
     }
   }
 
+  // delta += Whh^T later, for step t.
+  template <class Consume>
+  INLINE_MEMBER void add_recurrent(
+      int64_t t,
+      const C* later,
+      C* delta,
+      Consume consume) const {
+    multiply<T>(
+        count(),
+        g.H,
+        later,
+        steps.ldh,
+        layout.transposed,
+        g.H,
+        steps.panels.first,
+        steps.panels.last,
+        steps.chains,
+        Sums<C>{delta, steps.ldh, delta, steps.ldh},
+        t % 2 == 1,
+        consume);
+  }
+
   // delta, which holds the cotangent of the states of step t, becomes that of
-  // its pre-activations; `later` is delta of the step after it.
-  void step(int64_t t, const C* later, const C* state, C* delta) const {
+  // its pre-activations; `later` is delta of the step after it, and `known` the
+  // states, or the pre-activations where the activation is traced.
+  void step(int64_t t, const C* later, const C* known, C* delta) const {
+    if constexpr (f == Activation::traced) {
+      if (later) {
+        add_recurrent(t, later, delta, [](const Tile<C>&) {});
+      }
+      run_program<C>(
+          *g.derivative,
+          layout.derivative,
+          count(),
+          steps.columns,
+          [&](int64_t row, int64_t column, C* to)
+              __attribute__((always_inline)) {
+                int64_t i = row * steps.ldh + column;
+                store_as(to, load_as<Vec<C>>(known + i));
+                store_as(to + kBlock<C>, load_as<Vec<C>>(delta + i));
+              },
+          [&](int64_t row, int64_t column, Vec<C> d)
+              __attribute__((always_inline)) {
+                store_as(delta + row * steps.ldh + column, d);
+              });
+    } else {
+      inlined_step(t, later, known, delta);
+    }
+    shares.after_step();
+  }
+
+  void inlined_step(int64_t t, const C* later, const C* state, C* delta) const {
     Vec<C> one = splat<C>(C(1));
     auto finish =
         [&](int64_t row, int64_t column, C* at, int64_t)
@@ -255,18 +358,10 @@ struct BackwardRun {
                       mlx_recurrent::elman::slope<f, VectorOps<C>>(h, one));
             };
     if (later) {
-      multiply<T>(
-          count(),
-          g.H,
+      add_recurrent(
+          t,
           later,
-          steps.ldh,
-          layout.transposed,
-          g.H,
-          steps.panels.first,
-          steps.panels.last,
-          steps.chains,
-          Sums<C>{delta, steps.ldh, delta, steps.ldh},
-          t % 2 == 1,
+          delta,
           [&](const Tile<C>& tile)
               __attribute__((always_inline)) { tile.each(finish); });
     } else {
@@ -279,7 +374,6 @@ struct BackwardRun {
           steps.columns.last - steps.columns.first}
           .each(finish);
     }
-    shares.after_step();
   }
 
   void add_dWhh(int64_t K, const C* delta, const C* previous, C* sums) const {
@@ -427,7 +521,10 @@ struct BackwardRun {
       load_cotangents(t0, t1, delta);
       for (int64_t t = t1 - 1; t >= t0; --t) {
         C* now = delta + (t - t0) * block;
-        step(t, later, layout.states + (t - t0 + 1) * block, now);
+        const C* known = f == Activation::traced
+            ? layout.a + (t - t0) * block
+            : layout.states + (t - t0 + 1) * block;
+        step(t, later, known, now);
         later = now;
       }
       int64_t K = (t1 - t0) * count();

@@ -102,20 +102,34 @@ INLINE Vec<C> with_sign_of(Vec<C> x, Vec<C> sign) {
   return (Vec<C>)((bits)x | top);
 }
 
-// exp(x) for |x| <= exp_range; NaN stays NaN.
+// exp(x) = (1 + p) 2^n with p = exp(r) - 1, |r| <= ln(2) / 2; NaN stays NaN in
+// p.
 template <class C>
-INLINE Vec<C> exponential(Vec<C> x) {
+INLINE Vec<C> reduced_exponential(Vec<C> x, typename Simd<C>::ints& n) {
   typedef Constants<C> k;
   typedef typename Simd<C>::ints ints;
   Vec<C> shifted = x * k::log2e + k::round_shift;
-  Vec<C> n = shifted - k::round_shift;
-  Vec<C> r = (x - n * k::ln2_high) - n * k::ln2_low;
-  Vec<C> e = (r * r) * polynomial<C>(k::exp_terms, r) + r + C(1);
-  // The low bits of `shifted` hold n; the scale is a factor, not an addition to
-  // the exponent, so that NaN is not turned into a number.
-  ints exponent = (ints)shifted - (ints)(Vec<C>{} + k::round_shift);
-  Vec<C> scale = (Vec<C>)((exponent + k::exponent_bias) << k::mantissa_bits);
-  return e * scale;
+  Vec<C> whole = shifted - k::round_shift;
+  Vec<C> r = (x - whole * k::ln2_high) - whole * k::ln2_low;
+  // The low bits of `shifted` hold n.
+  n = (ints)shifted - (ints)(Vec<C>{} + k::round_shift);
+  return (r * r) * polynomial<C>(k::exp_terms, r) + r;
+}
+
+// 2^n. The scale is a factor, not an addition to the exponent, so that NaN is
+// not turned into a number.
+template <class C>
+INLINE Vec<C> power_of_two(typename Simd<C>::ints n) {
+  typedef Constants<C> k;
+  return (Vec<C>)((n + k::exponent_bias) << k::mantissa_bits);
+}
+
+// exp(x) for |x| <= exp_range; NaN stays NaN.
+template <class C>
+INLINE Vec<C> exponential(Vec<C> x) {
+  typename Simd<C>::ints n;
+  Vec<C> p = reduced_exponential<C>(x, n);
+  return (p + C(1)) * power_of_two<C>(n);
 }
 
 // Within 2 ulp of the true value, never beyond 1.

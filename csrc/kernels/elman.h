@@ -1,4 +1,5 @@
-// The mathematics of the Elman cell, once: h = f(a), and f'(a) from h alone.
+// The mathematics of the Elman cell, once: h = f(a), and f'(a) from h alone,
+// where f is not a program.
 // `Value` is a vector in the kernels and an array in the graph; `Ops` says how
 // either computes the functions that a formula needs.
 
@@ -18,7 +19,7 @@ __attribute__((always_inline)) inline Value activate(Value a) {
   } else if constexpr (f == Activation::sigmoid) {
     return Ops::logistic(a);
   } else {
-    static_assert(f == Activation::identity || f == Activation::traced);
+    static_assert(f == Activation::identity);
     return a;
   }
 }
@@ -34,7 +35,7 @@ __attribute__((always_inline)) inline Value slope(Value h, Value one) {
   } else if constexpr (f == Activation::sigmoid) {
     return h * (one - h);
   } else {
-    static_assert(f == Activation::identity || f == Activation::traced);
+    static_assert(f == Activation::identity);
     return one;
   }
 }

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "elman.h"
-#include "team_work.h"
+#include "program.h"
 
 namespace {
 
@@ -45,23 +45,29 @@ struct ForwardMemory {
   Panels<T> Whh; // Whh^T
   Panels<T> Wxh; // Wxh^T
   C* bias;
-  C* x; // (steps * rows, ldd), by member
+  C* x;                      // (steps * rows, ldd), by member
+  ProgramMemory<C> function; // where the activation is traced
 
+  // `chains` are those of the products with Whh.
   ForwardMemory(
       Arena& arena,
       const RecurrenceArgs& g,
       const Partition& p,
       int64_t rows,
       int64_t steps,
+      int chains,
       int member) {
     int64_t ldd = leading_dimension<C>(g.D);
     bool projects = steps > 0 && !g.projected;
     Whh = take_panels<T>(
-        arena, steps > 0 ? g.H : 0, g.H, stays_stored<T>(chains_for(g.N)));
+        arena, steps > 0 ? g.H : 0, g.H, stays_stored<T>(chains));
     Wxh = take_panels<T>(arena, projects ? g.D : 0, g.H, false);
     bias = arena.take<C>(steps > 0 ? leading_dimension<C>(g.H) : 0);
     int64_t staged = projects ? steps * rows * ldd : 0;
     x = arena.take<C>(p.threads * staged) + member * staged;
+    if (steps > 0 && g.activation == Activation::traced) {
+      function = ProgramMemory<C>(arena, *g.function, p, member);
+    }
   }
 };
 
@@ -124,6 +130,9 @@ struct ForwardSteps {
             g.H);
       }
     }
+    if constexpr (f == Activation::traced) {
+      spread_constants(*g.function, memory.function);
+    }
   }
 
   // The state before step 0 of this slice into `to` (rows, ldh), this member's
@@ -182,6 +191,28 @@ struct ForwardSteps {
         [](const Tile<C>&) {});
   }
 
+  // state += Whh previous, for step t.
+  template <class Consume>
+  INLINE_MEMBER void add_recurrent(
+      int64_t t,
+      const C* previous,
+      C* state,
+      Consume consume) const {
+    multiply<T>(
+        rows.last - rows.first,
+        g.H,
+        previous,
+        ldh,
+        memory.Whh,
+        g.H,
+        panels.first,
+        panels.last,
+        chains,
+        Sums<C>{state, ldh, state, ldh},
+        t % 2 == 1,
+        consume);
+  }
+
   // Step t, which turns z into the state in `state` (rows, ldh). Row n of it
   // goes to out + n * out_stride as well, unless `out` is null.
   void step(
@@ -190,6 +221,51 @@ struct ForwardSteps {
       C* state,
       Element<T>* out = nullptr,
       int64_t out_stride = 0) const {
+    if constexpr (f == Activation::traced) {
+      traced_step(t, previous, state, state, out, out_stride);
+    } else {
+      inlined_step(t, previous, state, out, out_stride);
+    }
+    shares.after_step();
+  }
+
+  // The same with z in `a`, which becomes the pre-activations; it may be
+  // `state`.
+  void traced_step(
+      int64_t t,
+      const C* previous,
+      C* a,
+      C* state,
+      Element<T>* out,
+      int64_t out_stride) const {
+    if (previous) {
+      add_recurrent(t, previous, a, [](const Tile<C>&) {});
+    }
+    run_program<C>(
+        *g.function,
+        memory.function,
+        rows.last - rows.first,
+        columns,
+        [&](int64_t row, int64_t column, C* to) __attribute__((always_inline)) {
+          store_as(to, load_as<Vec<C>>(a + row * ldh + column));
+        },
+        [&](int64_t row, int64_t column, Vec<C> h)
+            __attribute__((always_inline)) {
+              h = T::round(h);
+              store_as(state + row * ldh + column, h);
+              if (out) {
+                store_some<Rounded<T>>(
+                    out + row * out_stride + column, h, columns.last - column);
+              }
+            });
+  }
+
+  void inlined_step(
+      int64_t t,
+      const C* previous,
+      C* state,
+      Element<T>* out,
+      int64_t out_stride) const {
     auto finish = [&](int64_t row,
                       int64_t column,
                       C* at,
@@ -202,20 +278,11 @@ struct ForwardSteps {
         store_some<Rounded<T>>(out + row * out_stride + column, h, left);
       }
     };
-    int64_t count = rows.last - rows.first;
     if (previous) {
-      multiply<T>(
-          count,
-          g.H,
+      add_recurrent(
+          t,
           previous,
-          ldh,
-          memory.Whh,
-          g.H,
-          panels.first,
-          panels.last,
-          chains,
-          Sums<C>{state, ldh, state, ldh},
-          t % 2 == 1,
+          state,
           [&](const Tile<C>& tile)
               __attribute__((always_inline)) { tile.each(finish); });
     } else {
@@ -223,12 +290,11 @@ struct ForwardSteps {
           state + columns.first,
           ldh,
           0,
-          static_cast<int>(count),
+          static_cast<int>(rows.last - rows.first),
           columns.first,
           columns.last - columns.first}
           .each(finish);
     }
-    shares.after_step();
   }
 };
 
@@ -256,6 +322,7 @@ struct ForwardLayout {
             shares.partition,
             shares.most_rows(),
             steps,
+            chains_for(g.N),
             shares.member.index) {
     int64_t size = shares.most_rows() * leading_dimension<C>(g.H);
     int groups = Shares::groups(shares.partition);
