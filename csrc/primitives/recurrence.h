@@ -59,7 +59,7 @@ class Recurrence : public CpuPrimitive {
   bool is_equivalent(const mx::Primitive& other) const override;
   DEFINE_GRADS()
   DEFINE_VMAP()
-  DEFINE_NAME(mlx_recurrent.Recurrence)
+  DEFINE_OWN_NAME(Recurrence)
 
  private:
   RecurrenceForm form_;
@@ -78,7 +78,7 @@ class RecurrenceVJP : public CpuPrimitive {
   bool is_equivalent(const mx::Primitive& other) const override;
   DEFINE_GRADS()
   DEFINE_VMAP()
-  DEFINE_NAME(mlx_recurrent.RecurrenceVJP)
+  DEFINE_OWN_NAME(RecurrenceVJP)
 
  private:
   // The same outputs, made of linear scans and products.
