@@ -12,7 +12,9 @@ import numpy as np
 
 
 def activate(name, a):
-    """f(a)."""
+    """f(a); f may also be a function of an array (..., H)."""
+    if callable(name):
+        return name(a)
     if name == "tanh":
         return np.tanh(a)
     if name == "sigmoid":
@@ -82,13 +84,13 @@ def scan(z, Whh, hidden=None, activation="tanh"):
     lead = z.shape[:-2]
     if hidden is not None:
         lead = np.broadcast_shapes(lead, hidden.shape[:-1])
-    states = np.zeros(lead + z.shape[-2:], z.dtype)
+    states = []
     h = hidden
     for t in range(z.shape[-2]):
         a = z[..., t, :] if h is None else z[..., t, :] + h @ Whh.T
         h = activate(activation, a)
-        states[..., t, :] = h
-    return states
+        states.append(h)
+    return np.stack(states, -2) if states else np.zeros(lead + z.shape[-2:], z.dtype)
 
 
 def scan_grad(z, Whh, hidden, activation, d_states=None, d_last=None):
@@ -179,6 +181,27 @@ def complex_step(function, primals, tangents):
     if isinstance(out, tuple):
         return tuple(None if o is None else o.imag / step for o in out)
     return out.imag / step
+
+
+def gradient(function, primals, cotangent):
+    """Gradients of sum(cotangent * function(*primals)), an entry at a time.
+
+    By complex steps, so the function must be analytic where it is evaluated, and may
+    also be one whose derivative cannot be written by hand.
+    """
+    gradients = []
+    for i, primal in enumerate(primals):
+        if primal is None:
+            gradients.append(None)
+            continue
+        gradient = np.zeros_like(primal)
+        for entry in np.ndindex(primal.shape):
+            along = [None] * len(primals)
+            along[i] = np.zeros_like(primal)
+            along[i][entry] = 1
+            gradient[entry] = (cotangent * complex_step(function, primals, along)).sum()
+        gradients.append(gradient)
+    return gradients
 
 
 def finite_difference(function, primals, tangents, step=1e-3):

@@ -14,11 +14,12 @@ from mlx_recurrent._build import MLX_VERSION
 README = Path(__file__).parent.parent / "README.md"
 
 
-def python(code, **environment):
+def python(code, cwd=None, **environment):
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         capture_output=True,
         text=True,
+        cwd=cwd,
         env={**os.environ, **environment},
     )
 
@@ -79,6 +80,6 @@ def test_instruction_set(isa):
 @pytest.mark.parametrize(
     "code", re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 )
-def test_readme(code):
-    run = python("import mlx.nn as nn; model = nn.Linear(2, 3)\n" + code)
+def test_readme(code, tmp_path):
+    run = python("import mlx.nn as nn; model = nn.Linear(2, 3)\n" + code, tmp_path)
     assert run.returncode == 0, run.stderr

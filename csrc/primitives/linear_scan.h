@@ -43,7 +43,7 @@ class LinearScan : public CpuPrimitive {
   bool is_equivalent(const mx::Primitive& other) const override;
   DEFINE_GRADS()
   DEFINE_VMAP()
-  DEFINE_NAME(mlx_recurrent.LinearScan)
+  DEFINE_OWN_NAME(LinearScan)
 
  private:
   LinearScanInputs unpack(const Arrays& inputs) const;

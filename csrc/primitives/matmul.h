@@ -28,7 +28,7 @@ class Matmul : public CpuPrimitive {
   std::vector<mx::Shape> output_shapes(const Arrays& inputs) override;
   DEFINE_GRADS()
   DEFINE_VMAP()
-  DEFINE_NAME(mlx_recurrent.Matmul)
+  DEFINE_OWN_NAME(Matmul)
   DEFINE_DEFAULT_IS_EQUIVALENT()
 };
 
@@ -40,7 +40,7 @@ class OuterSum : public CpuPrimitive {
   std::vector<mx::Shape> output_shapes(const Arrays& inputs) override;
   DEFINE_GRADS()
   DEFINE_VMAP()
-  DEFINE_NAME(mlx_recurrent.OuterSum)
+  DEFINE_OWN_NAME(OuterSum)
   DEFINE_DEFAULT_IS_EQUIVALENT()
 };
 

@@ -21,13 +21,26 @@ using mx::array;
 using Arrays = std::vector<mx::array>;
 using Ints = std::vector<int>;
 
+// MLX cannot write an external primitive to a file. All that its error says is
+// this name up to the first space, so the name says what to do.
+#define DEFINE_OWN_NAME(PRIMITIVE)                      \
+  const char* name() const override {                   \
+    return "mlx_recurrent." #PRIMITIVE                  \
+           "(export-inside-mlx_recurrent.exporting())"; \
+  }
+
+// A primitive's name without that advice.
+inline std::string short_name(const char* name) {
+  std::string whole(name);
+  return whole.substr(0, whole.find('('));
+}
+
 class CpuPrimitive : public mx::Primitive {
  public:
   using mx::Primitive::Primitive;
 
   void eval_gpu(const Arrays&, Arrays&) override {
-    throw std::runtime_error(
-        std::string(name()) + " runs on CPU streams only.");
+    throw std::runtime_error(short_name(name()) + " runs on CPU streams only.");
   }
 };
 
@@ -57,7 +70,7 @@ inline mx::array matched(
 inline void expect(bool fits, const char* primitive) {
   if (!fits) {
     throw std::invalid_argument(
-        std::string("[") + primitive +
+        "[" + short_name(primitive) +
         "] the shapes or dtypes of the operands do not fit each other.");
   }
 }

@@ -70,7 +70,7 @@ class Recurrence : public CpuPrimitive {
   bool is_equivalent(const mx::Primitive& other) const override;
   DEFINE_GRADS()
   DEFINE_VMAP()
-  DEFINE_NAME(mlx_recurrent.Recurrence)
+  DEFINE_OWN_NAME(Recurrence)
 
  private:
   RecurrenceForm form_;
@@ -89,7 +89,7 @@ class RecurrenceVJP : public CpuPrimitive {
   bool is_equivalent(const mx::Primitive& other) const override;
   DEFINE_GRADS()
   DEFINE_VMAP()
-  DEFINE_NAME(mlx_recurrent.RecurrenceVJP)
+  DEFINE_OWN_NAME(RecurrenceVJP)
 
  private:
   // The same outputs, made of linear scans and products.

@@ -10,6 +10,7 @@ from mlx_recurrent._compatibility import require_mlx
 require_mlx()
 
 from mlx_recurrent.accelerate import accelerate
+from mlx_recurrent.dispatch import exporting
 from mlx_recurrent.functional import (
     get_num_threads,
     matmul,
@@ -28,6 +29,7 @@ __all__ = [
     "Plan",
     "__version__",
     "accelerate",
+    "exporting",
     "get_num_threads",
     "matmul",
     "rnn",

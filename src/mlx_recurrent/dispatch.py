@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -17,6 +18,9 @@ Nonlinearity: TypeAlias = Callable[[mx.array], mx.array]
 StreamOrDevice: TypeAlias = (
     mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType | None
 )
+
+# How many exporting() the present context is inside of.
+_exporting: ContextVar[int] = ContextVar("mlx_recurrent.exporting", default=0)
 
 # MLX's Linux wheel multiplies with reference BLAS; elsewhere its own product is fast.
 _SLOW_MLX_PRODUCT = sys.platform.startswith("linux")
@@ -52,7 +56,13 @@ class Choice:
 
     def composed(self, obstacle: str) -> "Choice":
         """Return the composed path for the same nonlinearity."""
-        return Choice(None, self.nonlinearity, _both(self.obstacle, obstacle))
+        function = _sigmoid if self.activation == "sigmoid" else self.nonlinearity
+        return Choice(None, function, _both(self.obstacle, obstacle))
+
+
+def _sigmoid(a: mx.array) -> mx.array:
+    # MLX's own has the precision of float32 also in float64.
+    return 0.5 + 0.5 * mx.tanh(0.5 * a) if a.dtype == mx.float64 else mx.sigmoid(a)
 
 
 _TANH = Choice("tanh", mx.tanh)
@@ -64,6 +74,7 @@ _FUNCTIONS = {
     for choice in (
         _TANH,
         Choice("tanh", activations.tanh),
+        Choice("sigmoid", _sigmoid),
         Choice("sigmoid", mx.sigmoid),
         Choice("sigmoid", activations.sigmoid),
         Choice("relu", activations.relu),
@@ -78,6 +89,33 @@ _MODULES: dict[type, Choice] = {
 }
 
 
+class exporting:
+    """Run every layer inside the context in plain MLX operations.
+
+    MLX can write only its own operations to a file, so trace a function inside this
+    context to export it:
+
+    .. code-block:: python
+
+        with mlx_recurrent.exporting():
+            mx.export_function("layer.mlxfn", layer, x)
+
+    All layers and functions of this package then take the composed path, with MLX's own
+    products; the values agree within rounding. The graph holds every step, so a file
+    made with ``shapeless=True`` cannot be called. The context is that of
+    :mod:`contextvars`: other threads and tasks are not inside it. It can be entered
+    again at any depth.
+
+    What :func:`mlx.core.compile` has traced inside, outside of an export, stays slow.
+    """
+
+    def __enter__(self) -> None:
+        _exporting.set(_exporting.get() + 1)
+
+    def __exit__(self, *raised: object) -> None:
+        _exporting.set(_exporting.get() - 1)
+
+
 def choose(nonlinearity: Nonlinearity | None, stream: StreamOrDevice) -> Choice:
     """Return the path for a nonlinearity on a stream.
 
@@ -90,9 +128,14 @@ def choose(nonlinearity: Nonlinearity | None, stream: StreamOrDevice) -> Choice:
     else:
         choice = _recognise(nonlinearity) or Choice(None, nonlinearity)
     if not _on_cpu(stream):
-        return choice.composed(
+        choice = choice.composed(
             "the call is on the GPU, where the native kernels, written for the CPU, "
             "cannot run (mx.set_default_device(mx.cpu) selects the CPU)"
+        )
+    if _exporting.get():
+        choice = choice.composed(
+            "the call is inside mlx_recurrent.exporting(), where all is made of MLX's "
+            "own operations"
         )
     return choice
 
@@ -123,15 +166,18 @@ def product(
 def has_own_product(stream: StreamOrDevice, *operands: Any) -> bool:
     """Return whether this package's matrix product is the one to use on a stream.
 
+    Inside :class:`exporting` it never is.
+
     Args:
         stream (Stream or Device, optional): The stream. ``None`` is the default one.
         operands (array, optional): What is multiplied and added. MLX's product takes
             complex numbers, this package's does not.
     """
-    complex_operand = any(
+    if not _SLOW_MLX_PRODUCT or _exporting.get() or not _on_cpu(stream):
+        return False
+    return not any(
         isinstance(a, mx.array) and a.dtype == mx.complex64 for a in operands
     )
-    return _SLOW_MLX_PRODUCT and _on_cpu(stream) and not complex_operand
 
 
 def _on_cpu(stream: StreamOrDevice) -> bool:
