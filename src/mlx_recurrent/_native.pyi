@@ -2,6 +2,55 @@ from typing import Literal, TypedDict
 
 import mlx.core as mx
 
+_Stream = mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType | None
+
+class Traced:
+    """A callable as the kernels run it."""
+
+    @property
+    def operations(self) -> list[str]:
+        """The names of its operations, in order."""
+
+    verdict: bool | None
+    """Whether it was found to agree with the callable; ``None`` before."""
+
+class Reading:
+    """What one call of a callable did, by its graph."""
+
+    @property
+    def obstacle(self) -> str:
+        """Why it is no elementwise function; empty where it is one."""
+
+    @property
+    def own(self) -> bool:
+        """Whether all that it used beside its argument was surely made by the call."""
+
+    def difference(self, other: Reading) -> str:
+        """Return why two calls do not show one function; empty where they do."""
+
+    def known(self, dtype: mx.Dtype) -> Traced | None:
+        """Return what was traced of an equal graph before."""
+
+    def trace(self, dtype: mx.Dtype) -> Traced:
+        """Return what the kernels run. ValueError where they have no derivative."""
+
+def read(result: mx.array, argument: mx.array) -> Reading:
+    """Read the graph between a callable's argument and its result."""
+
+def pre_activation(
+    x: mx.array,
+    Wxh: mx.array | None,
+    bias: mx.array | None,
+    Whh: mx.array,
+    previous: mx.array | None,
+    t: int,
+    stream: _Stream,
+) -> mx.array:
+    """Return ``Wxh x_t + bias + Whh previous``, ``(..., H)``."""
+
+def pointwise(a: mx.array, function: Traced, stream: _Stream) -> mx.array:
+    """Return the function of each element."""
+
 class _Partition(TypedDict):
     isa: str
     threads: int

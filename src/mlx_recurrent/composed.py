@@ -19,6 +19,7 @@ def recurrence(
     Whh: mx.array,
     hidden: mx.array | None,
     nonlinearity: Nonlinearity,
+    begun: list[mx.array],
     last_only: bool,
     stream: StreamOrDevice,
 ) -> list[mx.array]:
@@ -33,6 +34,7 @@ def recurrence(
         hidden (array, optional): The initial state, ``(..., H)``, with leading axes
             that those of ``z`` broadcast to.
         nonlinearity (callable): Any function of an array ``(..., H)``.
+        begun (list(array)): What it has returned for the first steps already.
         last_only (bool): Whether the state after the last step is all that is wanted.
         stream (Stream or Device, optional): The stream. ``None`` is the default one.
 
@@ -51,8 +53,8 @@ def recurrence(
     shape: tuple[int, ...] | None = None
     # The nonlinearity's own operations belong on the stream too.
     with nullcontext() if stream is None else mx.stream(stream):
-        for z_t in _steps(z, stream):
-            if hidden is not None:
+        for t, z_t in enumerate(_steps(z, stream)):
+            if t >= len(begun) and hidden is not None:
                 if weight.dtype != hidden.dtype or weight.dtype != z_t.dtype:
                     step = mx.result_type(hidden, Whh, z_t)
                     if weight.dtype != step:
@@ -60,7 +62,7 @@ def recurrence(
                     hidden = hidden.astype(step, stream=stream)
                     z_t = z_t.astype(step, stream=stream)
                 z_t = product(hidden, weight, z_t, stream)
-            hidden = nonlinearity(z_t)
+            hidden = begun[t] if t < len(begun) else nonlinearity(z_t)
             if not isinstance(hidden, mx.array):
                 _refuse(f"{type(hidden).__name__}", "an mx.array", TypeError)
             if shape is None:

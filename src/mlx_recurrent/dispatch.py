@@ -31,33 +31,55 @@ class Choice:
     """The path of a call.
 
     Args:
-        activation (str, optional): The kernel's name for the nonlinearity. ``None``
-            means the composed path.
+        activation (str or Traced, optional): The kernel's name for the nonlinearity, or
+            what the kernel was told of it. ``None`` means the composed path.
         nonlinearity (callable): What the composed path calls.
-        obstacle (str): Why the native path is not taken, where that does not follow
-            from the nonlinearity. Default: ``""``.
+        obstacle (str): Why no kernel is used, where that does not follow from the
+            nonlinearity. Default: ``""``.
+        found (str): Why the kernels cannot run the nonlinearity. Default: ``""``.
     """
 
-    activation: str | None
+    activation: "str | _native.Traced | None"
     nonlinearity: Nonlinearity
     obstacle: str = ""
+    found: str = ""
 
     @property
-    def path(self) -> Literal["native", "composed"]:
+    def path(self) -> Literal["native", "traced", "composed"]:
         """The name of the path."""
-        return "composed" if self.activation is None else "native"
+        if self.activation is None:
+            return "composed"
+        return "native" if isinstance(self.activation, str) else "traced"
+
+    @property
+    def readable(self) -> bool:
+        """Whether reading the nonlinearity may lead to the traced path."""
+        return self.activation is None and not self.obstacle
 
     @property
     def reason(self) -> str:
         """Why this path was chosen."""
-        if self.activation is not None:
+        if isinstance(self.activation, str):
             return f"{self.activation} is built into the native kernel"
-        return _both(self.obstacle, _why_unknown(self.nonlinearity))
+        if self.activation is None:
+            return self.obstacle or _why_not(self.nonlinearity, self.found)
+        operations = ", ".join(self.activation.operations) or "none"
+        return (
+            f"the nonlinearity {_name(self.nonlinearity)} is made of elementwise "
+            f"operations ({operations})"
+        )
 
     def composed(self, obstacle: str) -> "Choice":
         """Return the composed path for the same nonlinearity."""
         function = _sigmoid if self.activation == "sigmoid" else self.nonlinearity
-        return Choice(None, function, _both(self.obstacle, obstacle))
+        both = " and ".join(why for why in (self.obstacle, obstacle) if why)
+        return Choice(None, function, both)
+
+    def after_reading(
+        self, function: "_native.Traced | None", found: str
+    ) -> "Choice":
+        """Return the path after the nonlinearity was read, with what was found."""
+        return Choice(function, self.nonlinearity, found=found)
 
 
 def _sigmoid(a: mx.array) -> mx.array:
@@ -192,27 +214,16 @@ def _recognise(nonlinearity: Nonlinearity) -> Choice | None:
     return _MODULES.get(type(nonlinearity)) if choice is None else choice
 
 
-def _both(one: str, other: str) -> str:
-    return " and ".join(why for why in (one, other) if why)
+def _name(nonlinearity: Any) -> str:
+    # Not its repr, which may be long, and evaluates arrays that it holds.
+    return getattr(nonlinearity, "__name__", type(nonlinearity).__name__)
 
 
-def _why_unknown(nonlinearity: Any) -> str:
-    if _recognise(nonlinearity) is not None:
-        return ""
+def _why_not(nonlinearity: Any, found: str) -> str:
     if isinstance(nonlinearity, Module):
-        name = type(nonlinearity).__name__
         tree = nonlinearity.parameters()  # type: ignore[no-untyped-call]
         parameters = list(dict(tree_flatten(tree)))
         if parameters:
             listed = ", ".join(parameters[:4]) + (", ..." if parameters[4:] else "")
-            return f"the nonlinearity {name} is a module with parameters ({listed})"
-        return (
-            f"the nonlinearity {name} is not one of the recognised modules (nn.Tanh, "
-            "nn.ReLU, nn.Sigmoid, nn.Identity)"
-        )
-    # Not its repr, which may be long, and evaluates arrays that it holds.
-    name = getattr(nonlinearity, "__name__", type(nonlinearity).__name__)
-    return (
-        f"the nonlinearity {name} is not one of the recognised functions (mx.tanh, "
-        "nn.tanh, mx.sigmoid, nn.sigmoid, nn.relu)"
-    )
+            found = f"is a module with parameters ({listed})"
+    return f"the nonlinearity {_name(nonlinearity)} {found}"

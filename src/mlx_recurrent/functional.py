@@ -9,6 +9,7 @@ import mlx.core as mx
 from mlx_recurrent import _native, composed, dispatch
 from mlx_recurrent.dispatch import Choice, Nonlinearity, StreamOrDevice
 from mlx_recurrent.plan import Plan
+from mlx_recurrent.tracing import trace
 
 ReturnState: TypeAlias = bool | Literal["only"]
 
@@ -239,16 +240,24 @@ def plan(
 ) -> Plan:
     """Return what :func:`rnn` would run for the same arguments, and why.
 
-    The arguments and what they raise are those of :func:`rnn`.
+    The arguments and what they raise are those of :func:`rnn`. Nothing is computed but
+    what a nonlinearity that is read for the first time gives for some numbers.
     """
     call = _judge("x", x, Wxh, Whh, bias, hidden, nonlinearity, return_state, stream)
     choice = call.choice
+    if choice.readable:
+        # What the nonlinearity would draw is drawn again by the call.
+        drawn = list(mx.random.state)
+        choice, _, _ = _read(call, stream)
+        mx.random.state[:] = drawn
     if choice.activation is None:
-        return Plan("composed", choice.reason)
+        return Plan(choice.path, choice.reason)
     lead, L, D = (x if hidden is None else hidden).shape, *x.shape[-2:]
     N = math.prod(lead[: -2 if hidden is None else -1])
     parts = _native.partition(N, L, D, Whh.shape[0], call.dtype)
-    return Plan("native", choice.reason, parts["isa"], parts["threads"], parts["split"])
+    return Plan(
+        choice.path, choice.reason, parts["isa"], parts["threads"], parts["split"]
+    )
 
 
 def set_num_threads(n: int) -> None:
@@ -459,17 +468,34 @@ def _refuse_dtypes(operands: dict[str, mx.array]) -> NoReturn:
     )
 
 
+class _Operands(NamedTuple):
+    """What the kernels take: arrays of one dtype."""
+
+    x: mx.array
+    Wxh: mx.array | None
+    bias: mx.array | None
+    Whh: mx.array
+    hidden: mx.array | None
+
+
 def _run(
     call: _Call, return_state: ReturnState, stream: StreamOrDevice
 ) -> mx.array | tuple[mx.array, mx.array]:
-    if call.choice.activation is None:
-        return _run_composed(call, return_state, stream)
-    return _run_native(call, call.choice.activation, return_state, stream)
+    activation = call.choice.activation
+    operands: _Operands | None
+    begun: list[mx.array] = []
+    if activation is not None:
+        operands = _operands(call, stream)
+    elif call.choice.readable:
+        choice, operands, begun = _read(call, stream)
+        activation = choice.activation
+    if activation is None:
+        return _run_composed(call, begun, return_state, stream)
+    assert operands is not None  # for the type checker: there is an activation
+    return _native.recurrence(*operands, activation, return_state, stream)
 
 
-def _run_native(
-    call: _Call, activation: str, return_state: ReturnState, stream: StreamOrDevice
-) -> mx.array | tuple[mx.array, mx.array]:
+def _operands(call: _Call, stream: StreamOrDevice) -> _Operands:
     _, dtype, x, Wxh, Whh, bias, hidden = call
     if Wxh is not None and bias is not None and bias.shape != Whh.shape[:1]:
         x, Wxh, bias = _project(x, Wxh, bias, stream), None, None
@@ -484,22 +510,31 @@ def _run_native(
     if hidden is not None:
         if hidden.dtype != dtype:
             hidden = hidden.astype(dtype, stream=stream)
-        x = _widen(x, hidden, stream)
+        if hidden.shape[:-1] != x.shape[:-2]:
+            x = _native.widen(x, hidden, stream)
+    return _Operands(x, Wxh, bias, Whh, hidden)
 
-    L = x.shape[-2]
-    if return_state == "only" and L > 0:
-        every = math.isqrt(L - 1) + 1  # the square root of L, rounded up
-        kept = _native.recurrence(x, Wxh, bias, Whh, hidden, activation, every, stream)
-        return _last(kept, stream)
-    outputs = _native.recurrence(x, Wxh, bias, Whh, hidden, activation, 0, stream)
-    if return_state is False:
-        return outputs
-    state = _last(outputs, stream) if L > 0 else _initial(outputs, hidden, stream)
-    return (outputs, state) if return_state is True else state
+
+def _read(
+    call: _Call, stream: StreamOrDevice
+) -> tuple[Choice, _Operands | None, list[mx.array]]:
+    """Read the nonlinearity; return the path, and its calls for the first steps."""
+    choice, dtype, x, Wxh, _, bias, _ = call
+    if x.shape[-2] == 0:
+        return choice.after_reading(None, "is not called for no steps"), None, []
+    projection = [a for a in (x, Wxh, bias) if a is not None]
+    if mx.result_type(*projection) != dtype:
+        return choice.after_reading(None, "is called with several dtypes"), None, []
+    operands = _operands(call, stream)
+    function, obstacle, begun = trace(choice.nonlinearity, *operands, stream)
+    return choice.after_reading(function, obstacle), operands, begun
 
 
 def _run_composed(
-    call: _Call, return_state: ReturnState, stream: StreamOrDevice
+    call: _Call,
+    begun: list[mx.array],
+    return_state: ReturnState,
+    stream: StreamOrDevice,
 ) -> mx.array | tuple[mx.array, mx.array]:
     choice, dtype, x, Wxh, Whh, bias, hidden = call
     # As in MLX's layer, each step has the dtype that its own operands promote to.
@@ -509,7 +544,7 @@ def _run_composed(
         z = x if x.dtype in _FLOATING else x.astype(dtype, stream=stream)
     if z.shape[-2] > 0:
         states = composed.recurrence(
-            z, Whh, hidden, choice.nonlinearity, return_state == "only", stream
+            z, Whh, hidden, choice.nonlinearity, begun, return_state == "only", stream
         )
         if return_state == "only":
             return states[-1]

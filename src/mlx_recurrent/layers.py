@@ -106,11 +106,13 @@ class RNN(recurrent.RNN):
             TypeError: If an argument is of the wrong type.
             ValueError: If a shape, a dtype or a value does not fit.
         """
+        # A parameter is an item of the module; as an attribute it takes five times as
+        # long to find.
         return functional.rnn(
             x,
-            self.Wxh,
-            self.Whh,
-            self.bias,
+            self["Wxh"],
+            self["Whh"],
+            self["bias"] if "bias" in self else self.bias,
             hidden,
             nonlinearity=self.nonlinearity,
             return_state=return_state,

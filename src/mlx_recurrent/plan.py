@@ -9,7 +9,7 @@ class Plan:
     Printing it gives one paragraph.
 
     Args:
-        path (str): ``"native"`` or ``"composed"``.
+        path (str): ``"native"``, ``"traced"`` or ``"composed"``.
         reason (str): Why this path was chosen.
         isa (str, optional): The instruction set of the kernels. ``None`` on the
             composed path.
@@ -19,7 +19,7 @@ class Plan:
             or, for one thread, ``"none"``. ``None`` on the composed path.
     """
 
-    path: Literal["native", "composed"]
+    path: Literal["native", "traced", "composed"]
     reason: str
     isa: str | None = None
     threads: int | None = None
@@ -37,6 +37,6 @@ class Plan:
             "hidden": f"{self.threads} threads that divide the hidden units",
         }.get(self.partition or "none", "one thread")
         return (
-            f"Native path, because {self.reason}: the whole sequence in one CPU "
-            f"kernel, with {self.isa} instructions, on {work}."
+            f"{self.path.capitalize()} path, because {self.reason}: the whole sequence "
+            f"in one CPU kernel, with {self.isa} instructions, on {work}."
         )
