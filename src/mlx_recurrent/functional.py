@@ -246,10 +246,12 @@ def plan(
     call = _judge("x", x, Wxh, Whh, bias, hidden, nonlinearity, return_state, stream)
     choice = call.choice
     if choice.readable:
-        # What the nonlinearity would draw is drawn again by the call.
-        drawn = list(mx.random.state)
+        key = mx.random.state[0]
         choice, _, _ = _read(call, stream)
-        mx.random.state[:] = drawn
+        if mx.random.state[0] is not key:
+            # What the nonlinearity drew, the call draws again.
+            high, low = key.tolist()
+            mx.random.seed(high << 32 | low)
     if choice.activation is None:
         return Plan(choice.path, choice.reason)
     lead, L, D = (x if hidden is None else hidden).shape, *x.shape[-2:]
