@@ -8,10 +8,12 @@
 #include <nanobind/stl/vector.h>
 
 #include <string>
+#include <variant>
 
 #include "kernels/partition.h"
 #include "kernels/rates.h"
 #include "kernels/team.h"
+#include "primitives/broadcast.h"
 #include "primitives/matmul.h"
 #include "primitives/memory.h"
 #include "primitives/operand.h"
@@ -86,17 +88,23 @@ NB_MODULE(_native, m) {
          const mx::array& Whh,
          const std::optional<mx::array>& hidden,
          const std::string& activation,
-         int keep_every,
-         mx::StreamOrDevice stream) {
-        return recurrence(
+         const std::variant<bool, std::string>& return_state,
+         mx::StreamOrDevice stream) -> nb::object {
+        const bool* whether = std::get_if<bool>(&return_state);
+        bool only = !whether;
+        Arrays outputs = recurrence(
             x,
             Wxh,
             bias,
             Whh,
             hidden,
             activation_named(activation),
-            keep_every,
+            only ? keep_square_root : keep_all,
+            only || *whether,
             mx::to_stream(stream));
+        return outputs.size() < 2 ? nb::cast(outputs[0])
+            : only                ? nb::cast(outputs[1])
+                   : nb::object(nb::make_tuple(outputs[0], outputs[1]));
       },
       "x"_a,
       "Wxh"_a.none(),
@@ -104,7 +112,18 @@ NB_MODULE(_native, m) {
       "Whh"_a,
       "hidden"_a.none(),
       "activation"_a,
-      "keep_every"_a,
+      "return_state"_a,
+      "stream"_a.none());
+
+  m.def(
+      "widen",
+      [](const mx::array& x,
+         const mx::array& hidden,
+         mx::StreamOrDevice stream) {
+        return widen(x, 2, hidden, 1, mx::to_stream(stream));
+      },
+      "x"_a,
+      "hidden"_a,
       "stream"_a.none());
 
   m.def(

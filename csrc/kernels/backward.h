@@ -274,15 +274,12 @@ struct BackwardRun {
     const Sequence& d = args.dstates;
     C* to = delta;
     for (int64_t t = t0; t < t1; ++t) {
-      bool kept =
-          g.keep_every == 0 || (t + 1) % g.keep_every == 0 || t + 1 == g.L;
-      int64_t index = g.keep_every == 0 ? t : t / g.keep_every;
       for (int64_t n = steps.rows.first; n < steps.rows.last;
            ++n, to += steps.ldh) {
-        if (kept) {
+        if (d.data) {
           stage_row<T>(
               to,
-              row_of<T>(d, n, index),
+              row_of<T>(d, n, t),
               d.feature_stride,
               steps.columns.first,
               steps.columns.last);
@@ -291,6 +288,22 @@ struct BackwardRun {
               to + steps.columns.first,
               steps.columns.last - steps.columns.first);
         }
+      }
+    }
+    if (t1 == g.L && args.dstate.data) {
+      add_state_cotangent(to - count() * steps.ldh);
+    }
+  }
+
+  void add_state_cotangent(C* to) const {
+    for (int64_t n = steps.rows.first; n < steps.rows.last;
+         ++n, to += steps.ldh) {
+      for (int64_t j = steps.columns.first; j < steps.columns.last;
+           j += lanes) {
+        store_as(
+            to + j,
+            load_as<Vec<C>>(to + j) +
+                load_from<T>(args.dstate, n, 0, j, steps.columns.last - j));
       }
     }
   }
@@ -578,7 +591,8 @@ static void run_backward(
       run.clear_sums(s);
     }
     if (args.dhidden && member.index == 0) {
-      clear(static_cast<Element<T>*>(args.dhidden), g.N * g.H);
+      copy_or_clear<T>(
+          static_cast<Element<T>*>(args.dhidden), args.dstate, g.N, g.H);
     }
   }
   wait(member);

@@ -298,6 +298,22 @@ struct ForwardSteps {
   }
 };
 
+// A call of no steps: its state is `hidden`, or zero.
+template <class T>
+static void copy_or_clear(
+    Element<T>* to,
+    const Sequence& hidden,
+    int64_t N,
+    int64_t H) {
+  clear(to, N * H);
+  for (int64_t n = 0; hidden.data && n < N; ++n) {
+    const Element<T>* from = row_of<T>(hidden, n, 0);
+    for (int64_t i = 0; i < H; ++i) {
+      to[n * H + i] = from[i * hidden.feature_stride];
+    }
+  }
+}
+
 template <class T>
 struct ForwardLayout {
   typedef Compute<T> C;
@@ -355,7 +371,11 @@ static void run_forward(
   ForwardLayout<T> layout(arena, g, shares);
   ForwardSteps<T, f> steps(g, shares, layout.memory);
   Element<T>* out = static_cast<Element<T>*>(args.states);
+  Element<T>* last = static_cast<Element<T>*>(args.state);
   if (g.L == 0) {
+    if (last && member.index == 0) {
+      copy_or_clear<T>(last, g.hidden, g.N, g.H);
+    }
     return;
   }
   int64_t kept = kept_states(g.L, g.keep_every);
@@ -387,6 +407,13 @@ static void run_forward(
             kept * g.H);
         previous = state;
       }
+    }
+    for (int64_t n = 0; last && n < count; ++n) {
+      write_row<T>(
+          last + (steps.rows.first + n) * g.H,
+          previous + n * steps.ldh,
+          steps.columns.first,
+          steps.columns.last);
     }
   }
 }

@@ -116,8 +116,9 @@ struct Vector {
 };
 
 // How one call is shared out. `batch` gives each slice its own rows; `units`
-// gives each thread its own output columns of every step.
-enum class Split : int { none, batch, units };
+// gives each thread its own output columns of every step. `sets` is for several
+// calls of one shape: each thread makes whole calls, alone; no kernel sees it.
+enum class Split : int { none, batch, units, sets };
 
 struct Partition {
   Split split;
@@ -180,14 +181,17 @@ struct RecurrenceArgs {
 struct ForwardArgs {
   RecurrenceArgs layer;
   void* states; // (N, kept states, H)
+  void* state; // (N, H): after the last step; null: not wanted
 };
 
 // The vector-Jacobian product of the recurrence. Outputs that are null are not
-// wanted. `states` is what the forward pass left, `dstates` its cotangent.
+// wanted. `states` is what the forward pass left. A cotangent with null data is
+// zero.
 struct BackwardArgs {
   RecurrenceArgs layer;
   Sequence states;
-  Sequence dstates;
+  Sequence dstates; // of every state, (N, L, H)
+  Sequence dstate; // of the state after the last step, (N, 1, H)
   void* dx;      // (N, L, D)
   void* dWxh;    // (H, D)
   void* dbias;   // (H,)

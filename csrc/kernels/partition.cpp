@@ -43,33 +43,30 @@ bool worth_sharing(double flops, const Machine& machine) {
   return machine.threads > 1 && flops / kFlopsPerSecond > 2 * kWakeSeconds;
 }
 
+// From the partition of one call of so many `flops`, that of `sets` of them.
+Partition together(
+    const Partition& one,
+    int64_t sets,
+    double flops,
+    const Machine& machine) {
+  bool enough = one.split == Split::none || sets >= machine.threads;
+  bool apart = sets > 1 && enough && worth_sharing(sets * flops, machine);
+  return apart ? Partition{Split::sets, smaller(sets, machine.threads), 1}
+               : one;
+}
+
 [[maybe_unused]] int64_t cache_bytes(int name, int64_t otherwise) {
   long found = name >= 0 ? sysconf(name) : -1;
   return found > 0 ? found : otherwise;
 }
 
-} // namespace
-
-Machine this_machine(int threads) {
-#if defined(_SC_LEVEL1_DCACHE_SIZE) && defined(_SC_LEVEL2_CACHE_SIZE)
-  static const int64_t level1 = cache_bytes(_SC_LEVEL1_DCACHE_SIZE, 32 << 10);
-  static const int64_t level2 = cache_bytes(_SC_LEVEL2_CACHE_SIZE, 1 << 20);
-#else
-  static const int64_t level1 = 64 << 10;
-  static const int64_t level2 = 1 << 20;
-#endif
-  return Machine{threads, level1, level2};
-}
-
-Partition partition_recurrence(
+Partition one_recurrence(
     int64_t N,
-    int64_t L,
-    int64_t D,
     int64_t H,
+    double flops,
     int compute_bytes,
     const Machine& machine) {
   double step_flops = 2.0 * N * H * H;
-  double flops = L * (step_flops + 2.0 * N * H * D);
   if (!worth_sharing(flops, machine)) {
     return kAlone;
   }
@@ -102,31 +99,62 @@ Partition partition_recurrence(
   return kAlone;
 }
 
+} // namespace
+
+Machine this_machine(int threads) {
+#if defined(_SC_LEVEL1_DCACHE_SIZE) && defined(_SC_LEVEL2_CACHE_SIZE)
+  static const int64_t level1 = cache_bytes(_SC_LEVEL1_DCACHE_SIZE, 32 << 10);
+  static const int64_t level2 = cache_bytes(_SC_LEVEL2_CACHE_SIZE, 1 << 20);
+#else
+  static const int64_t level1 = 64 << 10;
+  static const int64_t level2 = 1 << 20;
+#endif
+  return Machine{threads, level1, level2};
+}
+
+Partition partition_recurrence(
+    int64_t N,
+    int64_t L,
+    int64_t D,
+    int64_t H,
+    int compute_bytes,
+    const Machine& machine,
+    int64_t sets) {
+  double flops = L * (2.0 * N * H * H + 2.0 * N * H * D);
+  Partition one = one_recurrence(N, H, flops, compute_bytes, machine);
+  return one.split == Split::batch ? one : together(one, sets, flops, machine);
+}
+
 Partition partition_matmul(
     int64_t rows,
     int64_t K,
     int64_t M,
-    const Machine& machine) {
-  if (!worth_sharing(2.0 * rows * K * M, machine)) {
-    return kAlone;
+    const Machine& machine,
+    int64_t sets) {
+  double flops = 2.0 * rows * K * M;
+  if (!worth_sharing(flops, machine)) {
+    return together(kAlone, sets, flops, machine);
   }
   // A thread's rows fill at least a few tiles; else it takes columns.
   constexpr int64_t kLeastRows = 24;
   if (rows >= kLeastRows * machine.threads) {
     return Partition{Split::batch, machine.threads, machine.threads};
   }
-  return Partition{Split::units, machine.threads, 1};
+  Partition one{Split::units, machine.threads, 1};
+  return together(one, sets, flops, machine);
 }
 
 Partition partition_outer_sum(
     int64_t terms,
     int64_t M,
     int64_t K,
-    const Machine& machine) {
-  if (!worth_sharing(2.0 * terms * M * K, machine)) {
-    return kAlone;
-  }
-  return Partition{Split::batch, smaller(M, machine.threads), 1};
+    const Machine& machine,
+    int64_t sets) {
+  double flops = 2.0 * terms * M * K;
+  Partition one = worth_sharing(flops, machine)
+      ? Partition{Split::batch, smaller(M, machine.threads), 1}
+      : kAlone;
+  return together(one, sets, flops, machine);
 }
 
 Partition partition_pointwise(

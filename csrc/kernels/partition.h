@@ -1,5 +1,7 @@
 // How a call is shared out among threads: a pure function of its shape, the
-// number of threads and the caches.
+// number of threads and the caches. `sets` calls of one shape go together; where
+// one of them would not divide the batch, each thread makes whole calls, which
+// needs no barriers, if there are enough.
 
 #pragma once
 
@@ -25,21 +27,24 @@ Partition partition_recurrence(
     int64_t D,
     int64_t H,
     int compute_bytes,
-    const Machine& machine);
+    const Machine& machine,
+    int64_t sets = 1);
 
 // A product of `rows` rows of K with a matrix (M, K).
 Partition partition_matmul(
     int64_t rows,
     int64_t K,
     int64_t M,
-    const Machine& machine);
+    const Machine& machine,
+    int64_t sets = 1);
 
 // A sum of `terms` outer products (M, K).
 Partition partition_outer_sum(
     int64_t terms,
     int64_t M,
     int64_t K,
-    const Machine& machine);
+    const Machine& machine,
+    int64_t sets = 1);
 
 // A program of `instructions` over `count` elements.
 Partition partition_pointwise(

@@ -4,8 +4,10 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "kernels/partition.h"
 #include "kernels/team.h"
@@ -15,37 +17,62 @@
 
 namespace mlx_recurrent {
 
+// `sets` are calls of one shape; `partition` is that of all together.
 template <class Args>
 void launch(
     const mx::Stream& stream,
     const kernels::Kernel<Args>& kernel,
-    const Args& args,
+    std::vector<Args> sets,
     const kernels::Partition& partition,
     std::shared_ptr<Operands> operands) {
   struct Task {
     kernels::Kernel<Args> kernel;
-    Args args;
-    kernels::Partition partition;
+    std::vector<Args> sets;
+    kernels::Partition each;
+    bool apart; // each thread makes whole calls
     std::shared_ptr<Operands> operands;
+    size_t bytes; // of scratch memory for a call
     Scratch scratch;
+    std::atomic<size_t> next;
 
     static void run(const kernels::Member& member, void* task) {
       Task& t = *static_cast<Task*>(task);
-      t.kernel.run(t.args, t.partition, member, t.scratch.data());
+      if (!t.apart) {
+        for (size_t i = 0; i < t.sets.size(); ++i) {
+          if (i > 0 && member.count > 1) {
+            member.wait(member.barrier, member.index);
+          }
+          t.kernel.run(t.sets[i], t.each, member, t.scratch.data());
+        }
+        return;
+      }
+      char* scratch = t.scratch.data() + member.index * t.bytes;
+      kernels::Member alone{0, 1, nullptr, nullptr};
+      for (size_t i; (i = t.next.fetch_add(1)) < t.sets.size();) {
+        t.kernel.run(t.sets[i], t.each, alone, scratch);
+      }
     }
   };
+  if (sets.empty()) {
+    return;
+  }
+  bool apart = partition.split == kernels::Split::sets;
+  kernels::Partition each =
+      apart ? kernels::Partition{kernels::Split::none, 1, 1} : partition;
+  size_t bytes = kernel.scratch(sets[0], each);
   // Not an aggregate's parentheses, which Clang 14 does not know.
   std::shared_ptr<Task> task(new Task{
       kernel,
-      args,
-      partition,
+      std::move(sets),
+      each,
+      apart,
       std::move(operands),
-      Scratch(kernel.scratch(args, partition))});
-  mx::cpu::get_command_encoder(stream).dispatch([task] {
-    int threads = task->partition.threads;
-    if (threads > 1) {
-      threads = std::min(threads, kernels::cores_now());
-    }
+      bytes,
+      Scratch(bytes * (apart ? partition.threads : 1)),
+      {0}});
+  int most = partition.threads;
+  mx::cpu::get_command_encoder(stream).dispatch([task, most] {
+    int threads = most > 1 ? std::min(most, kernels::cores_now()) : most;
     kernels::run_team(threads, Task::run, task.get());
   });
 }

@@ -1,48 +1,18 @@
 #include "primitives/linear_scan.h"
 
 #include "primitives/batching.h"
+#include "primitives/broadcast.h"
 #include "primitives/launch.h"
 #include "primitives/matmul.h"
+#include "primitives/time.h"
 
 namespace mlx_recurrent {
-
-mx::array steps(
-    const mx::array& y,
-    int first,
-    int last,
-    const mx::Stream& s,
-    int stride) {
-  mx::Shape start(y.ndim(), 0);
-  mx::Shape stop = y.shape();
-  mx::Shape strides(y.ndim(), 1);
-  start[y.ndim() - 2] = first;
-  stop[y.ndim() - 2] = last;
-  strides[y.ndim() - 2] = stride;
-  return mx::slice(y, start, stop, strides, s);
-}
 
 mx::array scaled(
     const std::optional<mx::array>& factor,
     const mx::array& a,
     const mx::Stream& s) {
   return factor ? mx::multiply(*factor, a, s) : a;
-}
-
-mx::array step_before(
-    const mx::array& y,
-    const std::optional<mx::array>& first,
-    bool reverse,
-    const mx::Stream& s) {
-  int L = y.shape(-2);
-  mx::array before = first
-      ? mx::expand_dims(*first, -2, s)
-      : mx::zeros(with_tail(y, 2, {1, y.shape(-1)}), y.dtype(), s);
-  return reverse ? mx::concatenate({steps(y, 1, L, s), before}, -2, s)
-                 : mx::concatenate({before, steps(y, 0, L - 1, s)}, -2, s);
-}
-
-mx::array step_at(const mx::array& y, int t, const mx::Stream& s) {
-  return mx::squeeze(steps(y, t, t + 1, s), -2, s);
 }
 
 mx::array linear_scan(
@@ -82,32 +52,46 @@ void LinearScan::eval_cpu(const Arrays& inputs, Arrays& outputs) {
   LinearScanInputs in = unpack(inputs);
   auto operands = std::make_shared<Operands>();
   kernels::Sequence absent{nullptr, nullptr, 0, 0};
-  int ndim = static_cast<int>(out.ndim());
-  kernels::LinearScanArgs args{
-      leading_size(out, ndim - 2),
-      out.shape(-2),
-      out.shape(-1),
-      reverse_,
-      operands->sequence(in.s),
-      Operands::matrix(in.V),
-      in.beta ? operands->sequence(*in.beta) : absent,
-      in.gamma ? operands->sequence(*in.gamma) : absent,
-      in.hidden ? operands->rows(*in.hidden) : absent,
-      out.data<char>()};
+  int axes = static_cast<int>(in.V.ndim()) - 2;
+  int64_t sets = size_between(in.V, 0, axes);
+  int64_t N = size_between(out, axes, static_cast<int>(out.ndim()) - 2);
+  int64_t L = out.shape(-2);
+  int64_t H = out.shape(-1);
+  kernels::Sequence source = operands->sequence(in.s);
+  kernels::Sequence beta = in.beta ? operands->sequence(*in.beta) : absent;
+  kernels::Sequence gamma = in.gamma ? operands->sequence(*in.gamma) : absent;
+  kernels::Sequence hidden = in.hidden ? operands->rows(*in.hidden) : absent;
+  std::vector<kernels::LinearScanArgs> args;
+  for (int64_t i = 0; i < sets; ++i) {
+    args.push_back(
+        {N,
+         L,
+         H,
+         reverse_,
+         of_set(source, i, N),
+         Operands::matrix(in.V, i),
+         of_set(beta, i, N),
+         of_set(gamma, i, N),
+         of_set(hidden, i, N),
+         of_set(out, i, sets)});
+  }
   launch(
       stream(),
       kernels_for(out).linear_scan,
-      args,
+      std::move(args),
       kernels::partition_recurrence(
-          args.N, args.L, 0, args.H, compute_bytes(out.dtype()), machine_now()),
+          N, L, 0, H, compute_bytes(out.dtype()), machine_now(), sets),
       operands);
 }
 
 std::vector<mx::Shape> LinearScan::output_shapes(const Arrays& inputs) {
   LinearScanInputs in = unpack(inputs);
-  bool fits = has_kernels(in.s.dtype()) && in.s.ndim() >= 2;
+  bool fits =
+      has_kernels(in.s.dtype()) && in.V.ndim() >= 2 && in.s.ndim() >= in.V.ndim();
+  int sets = fits ? static_cast<int>(in.V.ndim()) - 2 : 0;
   int H = fits ? in.s.shape(-1) : 0;
-  fits = fits && in.V.shape() == mx::Shape{H, H} &&
+  fits = fits && in.V.shape(-1) == H && in.V.shape(-2) == H &&
+      same_sets(in.s, in.V, sets) &&
       (!in.beta || in.beta->shape() == in.s.shape()) &&
       (!in.gamma || in.gamma->shape() == in.s.shape()) &&
       (!in.hidden || in.hidden->shape() == with_tail(in.s, 2, {H}));
@@ -133,17 +117,11 @@ Arrays LinearScan::vjp(
   const mx::Stream& s = stream();
   LinearScanInputs in = unpack(primals);
   const mx::array& y = outputs[0];
-  if (y.shape(-2) == 0) {
-    Arrays zeros;
-    for (int i : argnums) {
-      zeros.push_back(mx::zeros_like(primals[i], s));
-    }
-    return zeros;
-  }
-  mx::array transposed = mx::transpose(in.V, s);
+  int sets = static_cast<int>(in.V.ndim()) - 2;
+  mx::array back = transposed(in.V, s);
   mx::array c = matched(cotangents[0], y, s);
   mx::array lambda =
-      linear_scan({c, transposed, in.gamma, in.beta, {}}, !reverse_, s);
+      linear_scan({c, back, in.gamma, in.beta, {}}, !reverse_, s);
   mx::array weighted = scaled(in.beta, lambda, s);
   Arrays grads;
   for (int i : argnums) {
@@ -152,17 +130,17 @@ Arrays LinearScan::vjp(
     } else if (i == 1) {
       mx::array carried =
           step_before(scaled(in.gamma, y, s), in.hidden, reverse_, s);
-      grads.push_back(outer_sum(weighted, carried, s));
+      grads.push_back(outer_sum(weighted, carried, sets, s));
     } else if (i == beta()) {
       mx::array carried =
           step_before(scaled(in.gamma, y, s), in.hidden, reverse_, s);
       grads.push_back(mx::multiply(lambda, matmul(carried, in.V, {}, s), s));
     } else if (i == gamma()) {
       mx::array after = step_before(weighted, {}, !reverse_, s);
-      grads.push_back(mx::multiply(y, matmul(after, transposed, {}, s), s));
+      grads.push_back(mx::multiply(y, matmul(after, back, {}, s), s));
     } else {
-      int first = reverse_ ? y.shape(-2) - 1 : 0;
-      grads.push_back(matmul(step_at(weighted, first, s), transposed, {}, s));
+      End first = reverse_ ? End::last : End::first;
+      grads.push_back(matmul(step_at(weighted, first, {}, s), back, {}, s));
     }
   }
   return grads;
@@ -174,9 +152,6 @@ Arrays LinearScan::jvp(
     const Ints& argnums) {
   const mx::Stream& s = stream();
   LinearScanInputs in = unpack(primals);
-  if (in.s.shape(-2) == 0) {
-    return {mx::zeros_like(in.s, s)};
-  }
   mx::array y = linear_scan(in, reverse_, s);
   mx::array carried =
       step_before(scaled(in.gamma, y, s), in.hidden, reverse_, s);
@@ -202,7 +177,7 @@ Arrays LinearScan::jvp(
     }
   }
   return {linear_scan(
-      {source ? *source : mx::zeros_like(y, s), in.V, in.beta, in.gamma, first},
+      {source ? *source : filled(y, 0, s), in.V, in.beta, in.gamma, first},
       reverse_,
       s)};
 }
@@ -213,11 +188,12 @@ std::pair<Arrays, Ints> LinearScan::vmap(
   std::vector<bool> joins(inputs.size(), true);
   joins[1] = false;
   return vectorize(
-      [this](const Arrays& in) {
+      [this](const Arrays& in, int) {
         return Arrays{linear_scan(unpack(in), reverse_, stream())};
       },
       joins,
       true,
+      static_cast<int>(inputs[1].ndim()) - 2 - (axes[1] >= 0),
       inputs,
       axes,
       stream());

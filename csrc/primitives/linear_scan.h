@@ -8,8 +8,8 @@ namespace mlx_recurrent {
 
 // The operands of y_t = s_t + beta_t * V (gamma_p * y_p), p being the step
 // before t in the direction of the run; the first step takes `hidden` for
-// gamma_p * y_p. s, beta and gamma are (..., L, H), V is (H, H), hidden (...,
-// H).
+// gamma_p * y_p. With any number of leading axes of sets (S...): s, beta and
+// gamma are (S..., ..., L, H), V is (S..., H, H), hidden (S..., ..., H).
 struct LinearScanInputs {
   mx::array s;
   mx::array V;
@@ -64,29 +64,10 @@ class LinearScan : public CpuPrimitive {
   bool has_hidden_;
 };
 
-// Along the time axis of y (..., L, H): the value of the step before each, in
-// the direction of the run; `first` (..., H), or zero, stands before all.
-mx::array step_before(
-    const mx::array& y,
-    const std::optional<mx::array>& first,
-    bool reverse,
-    const mx::Stream& stream);
-
-// Every `stride`-th step of y (..., L, H) from `first` up to `last`.
-mx::array steps(
-    const mx::array& y,
-    int first,
-    int last,
-    const mx::Stream& stream,
-    int stride = 1);
-
 // factor * a, where an absent factor is 1.
 mx::array scaled(
     const std::optional<mx::array>& factor,
     const mx::array& a,
     const mx::Stream& stream);
-
-// Step t of y (..., L, H): (..., H).
-mx::array step_at(const mx::array& y, int t, const mx::Stream& stream);
 
 } // namespace mlx_recurrent

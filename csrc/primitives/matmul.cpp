@@ -1,25 +1,30 @@
 #include "primitives/matmul.h"
 
 #include "primitives/batching.h"
+#include "primitives/broadcast.h"
 #include "primitives/launch.h"
 
 namespace mlx_recurrent {
 
 namespace {
 
-// (..., features) as rows and steps; a single vector is one row of one step.
+// (S..., ..., features) as rows and steps of each of S sets; a single vector is
+// one row of one step.
 struct Steps {
   int64_t N, L;
+  bool single;
+
+  Steps(const mx::array& a, int sets) {
+    int ndim = static_cast<int>(a.ndim());
+    single = ndim - sets < 2;
+    N = single ? 1 : size_between(a, sets, ndim - 2);
+    L = single ? 1 : a.shape(-2);
+  }
+
+  kernels::Sequence of(Operands& operands, const mx::array& a) const {
+    return single ? operands.rows(a) : operands.sequence(a);
+  }
 };
-
-Steps steps_of(const mx::array& a) {
-  int ndim = static_cast<int>(a.ndim());
-  return ndim < 2 ? Steps{1, 1} : Steps{leading_size(a, ndim - 2), a.shape(-2)};
-}
-
-kernels::Sequence sequence_of(Operands& operands, const mx::array& a) {
-  return a.ndim() < 2 ? operands.rows(a) : operands.sequence(a);
-}
 
 } // namespace
 
@@ -41,11 +46,28 @@ mx::array matmul(
 mx::array outer_sum(
     const mx::array& a,
     const mx::array& b,
+    int sets,
     const mx::Stream& stream) {
-  auto primitive = std::make_shared<OuterSum>(stream);
+  auto primitive = std::make_shared<OuterSum>(stream, sets);
   mx::Shape shape = primitive->output_shapes({a, b})[0];
   return mx::array(
       std::move(shape), a.dtype(), std::move(primitive), Arrays{a, b});
+}
+
+mx::array row_sum(const mx::array& a, int sets, const mx::Stream& stream) {
+  if (static_cast<int>(a.ndim()) == sets + 1) {
+    return a;
+  }
+  mx::array sum = outer_sum(filled(a, 1, stream, 1), a, sets, stream);
+  return mx::squeeze(sum, -2, stream);
+}
+
+mx::array repeated_row(
+    const mx::array& row,
+    const mx::array& like,
+    const mx::Stream& stream) {
+  return matmul(
+      filled(like, 1, stream, 1), mx::expand_dims(row, -1, stream), {}, stream);
 }
 
 void Matmul::eval_cpu(const Arrays& inputs, Arrays& outputs) {
@@ -57,36 +79,44 @@ void Matmul::eval_cpu(const Arrays& inputs, Arrays& outputs) {
     return;
   }
   auto operands = std::make_shared<Operands>();
-  Steps steps = steps_of(x);
-  kernels::MatmulArgs args{
-      steps.N,
-      steps.L,
-      x.shape(-1),
-      w.shape(0),
-      sequence_of(*operands, x),
-      Operands::matrix(w),
-      inputs.size() > 2 ? Operands::vector(inputs[2])
-                        : kernels::Vector{nullptr, 0},
-      out.data<char>()};
+  int axes = static_cast<int>(w.ndim()) - 2;
+  int64_t sets = size_between(w, 0, axes);
+  Steps steps(x, axes);
+  kernels::Sequence rows = steps.of(*operands, x);
+  std::vector<kernels::MatmulArgs> args;
+  for (int64_t i = 0; i < sets; ++i) {
+    args.push_back(
+        {steps.N,
+         steps.L,
+         x.shape(-1),
+         w.shape(-2),
+         of_set(rows, i, steps.N),
+         Operands::matrix(w, i),
+         inputs.size() > 2 ? Operands::vector(inputs[2], i)
+                           : kernels::Vector{nullptr, 0},
+         of_set(out, i, sets)});
+  }
   launch(
       stream(),
       kernels_for(out).matmul,
-      args,
-      kernels::partition_matmul(args.N * args.L, args.K, args.M, machine_now()),
+      std::move(args),
+      kernels::partition_matmul(
+          steps.N * steps.L, x.shape(-1), w.shape(-2), machine_now(), sets),
       operands);
 }
 
 std::vector<mx::Shape> Matmul::output_shapes(const Arrays& inputs) {
   const mx::array& x = inputs[0];
   const mx::array& w = inputs[1];
-  bool fits = has_kernels(x.dtype()) && x.ndim() >= 1 && w.ndim() == 2 &&
-      x.shape(-1) == w.shape(1) && w.dtype() == x.dtype();
+  bool fits = has_kernels(x.dtype()) && w.ndim() >= 2 &&
+      x.ndim() + 1 >= w.ndim() && x.shape(-1) == w.shape(-1) &&
+      w.dtype() == x.dtype() && same_sets(x, w, static_cast<int>(w.ndim()) - 2);
   if (inputs.size() > 2) {
-    fits = fits && inputs[2].shape() == mx::Shape{w.shape(0)} &&
+    fits = fits && inputs[2].shape() == with_tail(w, 1, {}) &&
         inputs[2].dtype() == x.dtype();
   }
   expect(fits, name());
-  return {with_tail(x, 1, {w.shape(0)})};
+  return {with_tail(x, 1, {w.shape(-2)})};
 }
 
 Arrays Matmul::vjp(
@@ -96,14 +126,15 @@ Arrays Matmul::vjp(
     const Arrays& outputs) {
   const mx::Stream& s = stream();
   mx::array c = matched(cotangents[0], outputs[0], s);
+  int sets = static_cast<int>(primals[1].ndim()) - 2;
   Arrays grads;
   for (int i : argnums) {
     if (i == 0) {
-      grads.push_back(matmul(c, mx::transpose(primals[1], s), {}, s));
+      grads.push_back(matmul(c, transposed(primals[1], s), {}, s));
     } else if (i == 1) {
-      grads.push_back(outer_sum(c, primals[0], s));
+      grads.push_back(outer_sum(c, primals[0], sets, s));
     } else {
-      grads.push_back(sum_leading(c, s));
+      grads.push_back(row_sum(c, sets, s));
     }
   }
   return grads;
@@ -125,7 +156,7 @@ Arrays Matmul::jvp(
     } else if (argnums[k] == 1) {
       add(matmul(primals[0], d, {}, s));
     } else {
-      add(mx::broadcast_to(d, output_shapes(primals)[0], s));
+      add(repeated_row(d, primals[0], s));
     }
   }
   return {*total};
@@ -133,7 +164,7 @@ Arrays Matmul::jvp(
 
 std::pair<Arrays, Ints> Matmul::vmap(const Arrays& inputs, const Ints& axes) {
   return vectorize(
-      [this](const Arrays& in) {
+      [this](const Arrays& in, int) {
         return Arrays{matmul(
             in[0],
             in[1],
@@ -142,6 +173,7 @@ std::pair<Arrays, Ints> Matmul::vmap(const Arrays& inputs, const Ints& axes) {
       },
       {true, false, false},
       true,
+      static_cast<int>(inputs[1].ndim()) - 2 - (axes[1] >= 0),
       inputs,
       axes,
       stream());
@@ -156,21 +188,27 @@ void OuterSum::eval_cpu(const Arrays& inputs, Arrays& outputs) {
     return;
   }
   auto operands = std::make_shared<Operands>();
-  Steps steps = steps_of(a);
-  kernels::OuterSumArgs args{
-      steps.N,
-      steps.L,
-      a.shape(-1),
-      b.shape(-1),
-      sequence_of(*operands, a),
-      sequence_of(*operands, b),
-      out.data<char>()};
+  int64_t sets = size_between(a, 0, sets_);
+  Steps steps(a, sets_);
+  kernels::Sequence rows_a = steps.of(*operands, a);
+  kernels::Sequence rows_b = steps.of(*operands, b);
+  std::vector<kernels::OuterSumArgs> args;
+  for (int64_t i = 0; i < sets; ++i) {
+    args.push_back(
+        {steps.N,
+         steps.L,
+         a.shape(-1),
+         b.shape(-1),
+         of_set(rows_a, i, steps.N),
+         of_set(rows_b, i, steps.N),
+         of_set(out, i, sets)});
+  }
   launch(
       stream(),
       kernels_for(out).outer_sum,
-      args,
+      std::move(args),
       kernels::partition_outer_sum(
-          args.N * args.L, args.M, args.K, machine_now()),
+          steps.N * steps.L, a.shape(-1), b.shape(-1), machine_now(), sets),
       operands);
 }
 
@@ -178,10 +216,16 @@ std::vector<mx::Shape> OuterSum::output_shapes(const Arrays& inputs) {
   const mx::array& a = inputs[0];
   const mx::array& b = inputs[1];
   expect(
-      has_kernels(a.dtype()) && a.ndim() >= 1 && a.dtype() == b.dtype() &&
-          b.ndim() == a.ndim() && with_tail(b, 1, {a.shape(-1)}) == a.shape(),
+      has_kernels(a.dtype()) && static_cast<int>(a.ndim()) > sets_ &&
+          a.dtype() == b.dtype() && b.ndim() == a.ndim() &&
+          with_tail(b, 1, {a.shape(-1)}) == a.shape(),
       name());
-  return {mx::Shape{a.shape(-1), b.shape(-1)}};
+  int between = static_cast<int>(a.ndim()) - sets_;
+  return {with_tail(a, between, {a.shape(-1), b.shape(-1)})};
+}
+
+bool OuterSum::is_equivalent(const mx::Primitive& other) const {
+  return sets_ == static_cast<const OuterSum&>(other).sets_;
 }
 
 Arrays OuterSum::vjp(
@@ -195,7 +239,7 @@ Arrays OuterSum::vjp(
   for (int i : argnums) {
     grads.push_back(
         i == 0 ? matmul(primals[1], c, {}, s)
-               : matmul(primals[0], mx::transpose(c, s), {}, s));
+               : matmul(primals[0], transposed(c, s), {}, s));
   }
   return grads;
 }
@@ -208,8 +252,8 @@ Arrays OuterSum::jvp(
   std::optional<mx::array> total;
   for (size_t k = 0; k < argnums.size(); ++k) {
     mx::array d = matched(tangents[k], primals[argnums[k]], s);
-    mx::array term = argnums[k] == 0 ? outer_sum(d, primals[1], s)
-                                     : outer_sum(primals[0], d, s);
+    mx::array term = argnums[k] == 0 ? outer_sum(d, primals[1], sets_, s)
+                                     : outer_sum(primals[0], d, sets_, s);
     total = total ? mx::add(*total, term, s) : term;
   }
   return {*total};
@@ -217,11 +261,12 @@ Arrays OuterSum::jvp(
 
 std::pair<Arrays, Ints> OuterSum::vmap(const Arrays& inputs, const Ints& axes) {
   return vectorize(
-      [this](const Arrays& in) {
-        return Arrays{outer_sum(in[0], in[1], stream())};
+      [this](const Arrays& in, int more_sets) {
+        return Arrays{outer_sum(in[0], in[1], sets_ + more_sets, stream())};
       },
       {true, true},
       false,
+      sets_,
       inputs,
       axes,
       stream());

@@ -1,5 +1,6 @@
 // Products over whole sequences, closed under differentiation: the derivatives
-// of each are made of the other.
+// of each are made of the other. All operands may have leading axes of sets
+// (S...), each with its own product.
 
 #pragma once
 
@@ -7,17 +8,30 @@
 
 namespace mlx_recurrent {
 
-// x (..., K) times w (M, K) transposed, plus bias (M,): (..., M).
+// x (S..., ..., K) times w (S..., M, K) transposed, plus bias (S..., M):
+// (S..., ..., M).
 mx::array matmul(
     const mx::array& x,
     const mx::array& w,
     const std::optional<mx::array>& bias,
     const mx::Stream& stream);
 
-// The sum over all leading axes of a (..., M) outer b (..., K): (M, K).
+// The sum over all axes between of a (S..., ..., M) outer b (S..., ..., K):
+// (S..., M, K), where S are the first `sets` axes.
 mx::array outer_sum(
     const mx::array& a,
     const mx::array& b,
+    int sets,
+    const mx::Stream& stream);
+
+// The same sum of a (S..., ..., M) alone: (S..., M).
+mx::array row_sum(const mx::array& a, int sets, const mx::Stream& stream);
+
+// Its transpose: row (S..., M) for each of the axes between of `like` (S...,
+// ..., K): (S..., ..., M).
+mx::array repeated_row(
+    const mx::array& row,
+    const mx::array& like,
     const mx::Stream& stream);
 
 class Matmul : public CpuPrimitive {
@@ -34,14 +48,19 @@ class Matmul : public CpuPrimitive {
 
 class OuterSum : public CpuPrimitive {
  public:
-  using CpuPrimitive::CpuPrimitive;
+  OuterSum(const mx::Stream& stream, int sets)
+      : CpuPrimitive(stream), sets_(sets) {
+  }
 
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override;
   std::vector<mx::Shape> output_shapes(const Arrays& inputs) override;
+  bool is_equivalent(const mx::Primitive& other) const override;
   DEFINE_GRADS()
   DEFINE_VMAP()
   DEFINE_OWN_NAME(OuterSum)
-  DEFINE_DEFAULT_IS_EQUIVALENT()
+
+ private:
+  int sets_;
 };
 
 } // namespace mlx_recurrent

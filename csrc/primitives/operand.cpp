@@ -4,16 +4,42 @@
 
 namespace mlx_recurrent {
 
-int64_t leading_size(const mx::array& a, int axes) {
+namespace {
+
+// Where set number `set` of the first `axes` axes begins.
+const char* set_data(const mx::array& a, int axes, int64_t set) {
+  int64_t offset = 0;
+  for (int axis = axes - 1; axis >= 0; --axis) {
+    offset += set % a.shape(axis) * a.strides(axis);
+    set /= a.shape(axis);
+  }
+  return a.data<char>() + offset * static_cast<int64_t>(a.itemsize());
+}
+
+} // namespace
+
+int64_t size_between(const mx::array& a, int first, int last) {
   int64_t size = 1;
-  for (int i = 0; i < axes; ++i) {
+  for (int i = first; i < last; ++i) {
     size *= a.shape(i);
   }
   return size;
 }
 
+kernels::Sequence of_set(kernels::Sequence all, int64_t set, int64_t N) {
+  if (all.data) {
+    all.row_offsets += set * N;
+  }
+  return all;
+}
+
+void* of_set(const mx::array& out, int64_t set, int64_t sets) {
+  return const_cast<char*>(out.data<char>()) +
+      set * (static_cast<int64_t>(out.nbytes()) / sets);
+}
+
 const int64_t* Operands::offsets(const mx::array& a, int leading) {
-  std::vector<int64_t> found(leading_size(a, leading));
+  std::vector<int64_t> found(size_between(a, 0, leading));
   std::vector<int> index(leading, 0);
   int64_t offset = 0;
   for (int64_t& entry : found) {
@@ -43,12 +69,15 @@ kernels::Sequence Operands::rows(const mx::array& a) {
       a.data<char>(), offsets(a, ndim - 1), 0, a.strides(-1)};
 }
 
-kernels::Matrix Operands::matrix(const mx::array& a) {
-  return kernels::Matrix{a.data<char>(), a.strides(0), a.strides(1)};
+kernels::Matrix Operands::matrix(const mx::array& a, int64_t set) {
+  int axes = static_cast<int>(a.ndim()) - 2;
+  return kernels::Matrix{
+      set_data(a, axes, set), a.strides(-2), a.strides(-1)};
 }
 
-kernels::Vector Operands::vector(const mx::array& a) {
-  return kernels::Vector{a.data<char>(), a.strides(0)};
+kernels::Vector Operands::vector(const mx::array& a, int64_t set) {
+  int axes = static_cast<int>(a.ndim()) - 1;
+  return kernels::Vector{set_data(a, axes, set), a.strides(-1)};
 }
 
 bool has_kernels(mx::Dtype dtype) {

@@ -25,7 +25,7 @@ class Pointwise : public CpuPrimitive {
   bool is_equivalent(const mx::Primitive& other) const override;
   DEFINE_GRADS()
   DEFINE_VMAP()
-  DEFINE_NAME(mlx_recurrent.Pointwise)
+  DEFINE_OWN_NAME(Pointwise)
 
  private:
   std::shared_ptr<const Traced> function_;

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -62,7 +63,21 @@ inline mx::array matched(
     const mx::array& a,
     const mx::array& model,
     const mx::Stream& s) {
-  return mx::broadcast_to(mx::astype(a, model.dtype(), s), model.shape(), s);
+  mx::array typed = mx::astype(a, model.dtype(), s);
+  return typed.shape() == model.shape()
+      ? typed
+      : mx::broadcast_arrays({typed, model}, s)[0];
+}
+
+// Whether the first `axes` axes of both have the same sizes.
+inline bool same_sets(const mx::array& a, const mx::array& b, int axes) {
+  return std::equal(
+      a.shape().begin(), a.shape().begin() + axes, b.shape().begin());
+}
+
+// With the last two axes exchanged.
+inline mx::array transposed(const mx::array& a, const mx::Stream& s) {
+  return mx::swapaxes(a, -1, -2, s);
 }
 
 // Raised where operands do not fit: the last guard before their memory is read,
@@ -73,15 +88,6 @@ inline void expect(bool fits, const char* primitive) {
         "[" + short_name(primitive) +
         "] the shapes or dtypes of the operands do not fit each other.");
   }
-}
-
-// The sum over all axes but the last.
-inline mx::array sum_leading(const mx::array& a, const mx::Stream& s) {
-  Ints axes;
-  for (int i = 0; i + 1 < static_cast<int>(a.ndim()); ++i) {
-    axes.push_back(i);
-  }
-  return axes.empty() ? a : mx::sum(a, axes, false, s);
 }
 
 } // namespace mlx_recurrent

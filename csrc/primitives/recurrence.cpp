@@ -1,11 +1,15 @@
 #include "primitives/recurrence.h"
 
+#include <cmath>
+
 #include "kernels/elman.h"
 #include "mlx/transforms.h"
 #include "primitives/batching.h"
+#include "primitives/broadcast.h"
 #include "primitives/launch.h"
 #include "primitives/linear_scan.h"
 #include "primitives/matmul.h"
+#include "primitives/time.h"
 
 namespace mlx_recurrent {
 
@@ -26,7 +30,7 @@ struct Graph {
 
 struct GraphOps {
   static Graph where_positive(const Graph& h, const Graph& one) {
-    mx::array zero(0.0f, h.a.dtype());
+    mx::array zero = filled(h.a, 0, h.s);
     return {mx::where(mx::greater(h.a, zero, h.s), one.a, zero, h.s), h.s};
   }
 };
@@ -37,7 +41,8 @@ std::optional<mx::array> slope(
     const mx::array& h,
     const mx::Stream& s) {
   Graph value{h, s};
-  Graph one{mx::array(1.0f, h.dtype()), s};
+  // MLX's derivatives of what it broadcasts itself cannot be compiled shapeless.
+  Graph one{filled(h, 1, s), s};
   switch (activation) {
     case kernels::Activation::tanh:
       return elman::slope<kernels::Activation::tanh, GraphOps>(value, one).a;
@@ -57,67 +62,54 @@ std::optional<mx::array> input_at(const Arrays& inputs, int i) {
   return i < 0 ? std::nullopt : std::optional(inputs[i]);
 }
 
-mx::array states_of(
+// The outputs for the first of these inputs, which are in the form's order.
+Arrays outputs_of(
     const RecurrenceForm& form,
+    const Arrays& all,
+    const mx::Stream& s) {
+  Arrays inputs(all.begin(), all.begin() + form.inputs());
+  auto primitive = std::make_shared<Recurrence>(s, form);
+  std::vector<mx::Shape> shapes = primitive->output_shapes(inputs);
+  std::vector<mx::Dtype> dtypes(shapes.size(), inputs[0].dtype());
+  return mx::array::make_arrays(
+      std::move(shapes), dtypes, std::move(primitive), inputs);
+}
+
+// All states, and nothing else.
+mx::array states_of(
+    RecurrenceForm form,
     const Arrays& inputs,
-    int keep_every,
     const mx::Stream& s) {
-  return recurrence(
-      inputs[form.x],
-      input_at(inputs, form.Wxh()),
-      input_at(inputs, form.bias()),
-      inputs[form.Whh],
-      input_at(inputs, form.hidden()),
-      form.activation,
-      keep_every,
-      s);
+  form.keep_every = keep_all;
+  form.returns_state = false;
+  return outputs_of(form, inputs, s)[0];
 }
 
-// From all steps of y, those that `keep_every` keeps.
-mx::array kept(const mx::array& y, int keep_every, const mx::Stream& s) {
-  int L = y.shape(-2);
-  if (keep_every == 0) {
-    return y;
+// How the kernels are told which states to keep of L.
+int64_t kept_every(const RecurrenceForm& form, int64_t L) {
+  if (form.keep_every != keep_square_root) {
+    return form.keep_every;
   }
-  if (L < keep_every) {
-    return steps(y, L - 1, L, s);
-  }
-  mx::array whole = steps(y, keep_every - 1, L, s, keep_every);
-  return L % keep_every == 0
-      ? whole
-      : mx::concatenate({whole, steps(y, L - 1, L, s)}, -2, s);
+  auto root = static_cast<int64_t>(std::sqrt(static_cast<double>(L)));
+  return root * root < L ? root + 1 : std::max<int64_t>(root, 1);
 }
 
-// The transpose of `kept`: zeros at the steps that are not kept.
-mx::array spread(
-    const mx::array& c,
-    int L,
-    int keep_every,
-    const mx::Stream& s) {
-  if (keep_every == 0) {
-    return c;
-  }
-  int H = c.shape(-1);
-  int whole = L / keep_every;
-  Arrays parts;
-  if (whole > 0) {
-    mx::array last = mx::expand_dims(steps(c, 0, whole, s), -2, s);
-    mx::array zeros =
-        mx::zeros(with_tail(c, 2, {whole, keep_every - 1, H}), c.dtype(), s);
-    parts.push_back(
-        mx::reshape(
-            mx::concatenate({zeros, last}, -2, s),
-            with_tail(c, 2, {whole * keep_every, H}),
-            s));
-  }
-  if (int rest = L % keep_every; rest > 0) {
-    parts.push_back(mx::zeros(with_tail(c, 2, {rest - 1, H}), c.dtype(), s));
-    parts.push_back(steps(c, whole, whole + 1, s));
-  }
-  return mx::concatenate(parts, -2, s);
-}
+// The sets of weights, and what one call has of each operand.
+struct Sizes {
+  int axes; // leading, of the sets
+  int64_t sets, N, L, D, H;
 
-// The shape of the states that inputs like these give; raises where the inputs
+  Sizes(const mx::array& x, const mx::array& Whh)
+      : axes(static_cast<int>(Whh.ndim()) - 2),
+        sets(size_between(Whh, 0, axes)),
+        N(size_between(x, axes, static_cast<int>(x.ndim()) - 2)),
+        L(x.shape(-2)),
+        D(x.shape(-1)),
+        H(Whh.shape(-1)) {
+  }
+};
+
+// The shape of all states that inputs like these give; raises where the inputs
 // do not fit each other.
 mx::Shape states_shape(
     const RecurrenceForm& form,
@@ -128,64 +120,97 @@ mx::Shape states_shape(
   auto Wxh = input_at(inputs, form.Wxh());
   auto bias = input_at(inputs, form.bias());
   auto hidden = input_at(inputs, form.hidden());
-  bool fits = has_kernels(x.dtype()) && x.ndim() >= 2 && Whh.ndim() == 2 &&
-      form.keep_every >= 0 && (form.keep_every == 0 || x.shape(-2) > 0);
-  int H = fits ? Whh.shape(0) : 0;
-  fits = fits && Whh.shape(1) == H &&
-      (Wxh ? Wxh->shape() == mx::Shape{H, x.shape(-1)} : x.shape(-1) == H) &&
-      (!bias || bias->shape() == mx::Shape{H}) &&
+  bool fits = has_kernels(x.dtype()) && Whh.ndim() >= 2 &&
+      x.ndim() >= Whh.ndim() && form.keep_every >= keep_square_root;
+  int sets = fits ? static_cast<int>(Whh.ndim()) - 2 : 0;
+  int H = fits ? Whh.shape(-1) : 0;
+  fits = fits && Whh.shape(-2) == H && same_sets(x, Whh, sets) &&
+      (Wxh ? Wxh->shape() == with_tail(Whh, 1, {x.shape(-1)})
+           : x.shape(-1) == H) &&
+      (!bias || bias->shape() == with_tail(Whh, 1, {})) &&
       (!hidden || hidden->shape() == with_tail(x, 2, {H}));
   for (int i = 0; i < form.inputs(); ++i) {
     fits = fits && inputs[i].dtype() == x.dtype();
   }
   expect(fits, name);
-  int64_t count = kernels::kept_states(x.shape(-2), form.keep_every);
-  return with_tail(x, 2, {static_cast<int>(count), H});
+  return with_tail(x, 1, {H});
 }
 
-kernels::RecurrenceArgs arguments(
+// The arguments of each set.
+std::vector<kernels::RecurrenceArgs> arguments(
     const RecurrenceForm& form,
     const Arrays& inputs,
+    const Sizes& sizes,
     Operands& operands) {
-  const mx::array& x = inputs[form.x];
-  const mx::array& Whh = inputs[form.Whh];
-  kernels::RecurrenceArgs args{};
-  args.N = leading_size(x, static_cast<int>(x.ndim()) - 2);
-  args.L = x.shape(-2);
-  args.D = x.shape(-1);
-  args.H = Whh.shape(0);
-  args.activation = form.activation;
-  args.projected = form.projected;
-  args.x = operands.sequence(x);
-  if (!form.projected) {
-    args.Wxh = Operands::matrix(inputs[form.Wxh()]);
-  }
-  if (form.has_bias) {
-    args.bias = Operands::vector(inputs[form.bias()]);
-  }
-  args.Whh = Operands::matrix(Whh);
+  kernels::Sequence x = operands.sequence(inputs[form.x]);
+  kernels::Sequence hidden{nullptr, nullptr, 0, 0};
   if (form.has_hidden) {
-    args.hidden = operands.rows(inputs[form.hidden()]);
+    hidden = operands.rows(inputs[form.hidden()]);
   }
-  args.keep_every = form.keep_every;
-  return args;
+  std::vector<kernels::RecurrenceArgs> sets;
+  for (int64_t i = 0; i < sizes.sets; ++i) {
+    kernels::RecurrenceArgs args{};
+    args.N = sizes.N;
+    args.L = sizes.L;
+    args.D = sizes.D;
+    args.H = sizes.H;
+    args.activation = form.activation;
+    args.projected = form.projected;
+    args.x = of_set(x, i, sizes.N);
+    if (!form.projected) {
+      args.Wxh = Operands::matrix(inputs[form.Wxh()], i);
+    }
+    if (form.has_bias) {
+      args.bias = Operands::vector(inputs[form.bias()], i);
+    }
+    args.Whh = Operands::matrix(inputs[form.Whh], i);
+    args.hidden = of_set(hidden, i, sizes.N);
+    args.keep_every = kept_every(form, sizes.L);
+    sets.push_back(args);
+  }
+  return sets;
 }
 
 kernels::Partition partition_of(
-    const kernels::RecurrenceArgs& args,
+    const RecurrenceForm& form,
+    const Sizes& sizes,
     const mx::array& x) {
   return kernels::partition_recurrence(
-      args.N,
-      args.L,
-      args.projected ? 0 : args.D,
-      args.H,
+      sizes.N,
+      sizes.L,
+      form.projected ? 0 : sizes.D,
+      sizes.H,
       compute_bytes(x.dtype()),
-      machine_now());
+      machine_now(),
+      sizes.sets);
+}
+
+// Whether a cotangent is what MLX passes for an output that nobody used: its
+// own zeros. One that is zero but not known to be is right, only slower.
+bool unused(const mx::array& cotangent) {
+  auto made_by = [](const mx::array& a, const char* name) {
+    return a.has_primitive() && std::string(a.primitive().name()) == name;
+  };
+  const mx::array* a = &cotangent;
+  if (!made_by(*a, "Full")) {
+    return false;
+  }
+  a = &a->inputs()[0];
+  if (made_by(*a, "Broadcast")) {
+    a = &a->inputs()[0];
+  }
+  if (a->has_primitive() || a->status() != mx::array::Status::available ||
+      a->nbytes() > sizeof(double) || !a->data_shared_ptr()) {
+    return false;
+  }
+  const char* bytes = a->data<char>();
+  return std::all_of(
+      bytes, bytes + a->nbytes(), [](char byte) { return byte == 0; });
 }
 
 } // namespace
 
-mx::array recurrence(
+Arrays recurrence(
     const mx::array& x,
     const std::optional<mx::array>& Wxh,
     const std::optional<mx::array>& bias,
@@ -193,24 +218,22 @@ mx::array recurrence(
     const std::optional<mx::array>& hidden,
     kernels::Activation activation,
     int keep_every,
+    bool returns_state,
     const mx::Stream& stream) {
-  expect(Wxh || !bias, "mlx_recurrent.Recurrence");
   RecurrenceForm form{
       activation,
       !Wxh.has_value(),
       bias.has_value(),
       hidden.has_value(),
-      keep_every};
+      keep_every,
+      returns_state};
   Arrays inputs{x, Whh};
   for (const auto* optional : {&Wxh, &bias, &hidden}) {
     if (*optional) {
       inputs.push_back(**optional);
     }
   }
-  auto primitive = std::make_shared<Recurrence>(stream, form);
-  mx::Shape shape = primitive->output_shapes(inputs)[0];
-  return mx::array(
-      std::move(shape), x.dtype(), std::move(primitive), std::move(inputs));
+  return outputs_of(form, inputs, stream);
 }
 
 mx::array pre_activation(
@@ -229,28 +252,48 @@ mx::array pre_activation(
 }
 
 void Recurrence::eval_cpu(const Arrays& inputs, Arrays& outputs) {
-  mx::array& out = outputs[0];
-  allocate(out);
-  if (out.size() == 0) {
+  size_t size = 0;
+  for (mx::array& out : outputs) {
+    allocate(out);
+    size += out.size();
+  }
+  if (size == 0) {
     return;
   }
   auto operands = std::make_shared<Operands>();
-  kernels::ForwardArgs args{
-      arguments(form_, inputs, *operands), out.data<char>()};
+  Sizes sizes(inputs[form_.x], inputs[form_.Whh]);
+  std::vector<kernels::ForwardArgs> sets;
+  for (const auto& layer : arguments(form_, inputs, sizes, *operands)) {
+    int64_t i = static_cast<int64_t>(sets.size());
+    sets.push_back(
+        {layer,
+         of_set(outputs[0], i, sizes.sets),
+         form_.returns_state ? of_set(outputs[1], i, sizes.sets) : nullptr});
+  }
   launch(
       stream(),
-      kernels_for(out).forward,
-      args,
-      partition_of(args.layer, inputs[form_.x]),
+      kernels_for(outputs[0]).forward,
+      std::move(sets),
+      partition_of(form_, sizes, inputs[form_.x]),
       operands);
 }
 
 std::vector<mx::Shape> Recurrence::output_shapes(const Arrays& inputs) {
-  return {states_shape(form_, inputs, name())};
+  mx::Shape states = states_shape(form_, inputs, name());
+  int L = states[states.size() - 2];
+  mx::Shape state(states.begin(), states.end() - 2);
+  state.push_back(states.back());
+  states[states.size() - 2] =
+      static_cast<int>(kernels::kept_states(L, kept_every(form_, L)));
+  return form_.returns_state ? std::vector<mx::Shape>{states, state}
+                             : std::vector<mx::Shape>{states};
 }
 
+// Only with a single output: where MLX's compile merges primitives of several,
+// it may put one after what reads it.
 bool Recurrence::is_equivalent(const mx::Primitive& other) const {
-  return form_ == static_cast<const Recurrence&>(other).form_;
+  return !form_.returns_state &&
+      form_ == static_cast<const Recurrence&>(other).form_;
 }
 
 Arrays Recurrence::vjp(
@@ -258,15 +301,24 @@ Arrays Recurrence::vjp(
     const Arrays& cotangents,
     const Ints& argnums,
     const Arrays& outputs) {
+  const mx::Stream& s = stream();
+  bool all = form_.keep_every == keep_all;
+  BackwardForm form{
+      form_,
+      all && !unused(cotangents[0]),
+      form_.returns_state && !unused(cotangents[1]),
+      argnums};
   Arrays inputs = primals;
-  inputs.push_back(outputs[0]);
-  inputs.push_back(matched(cotangents[0], outputs[0], stream()));
-  auto primitive = std::make_shared<RecurrenceVJP>(stream(), form_, argnums);
-  return mx::array::make_arrays(
-      primitive->output_shapes(inputs),
-      std::vector<mx::Dtype>(argnums.size(), outputs[0].dtype()),
-      primitive,
-      inputs);
+  // A derivative's own derivative recomputes where some are kept: nothing goes
+  // through those.
+  inputs.push_back(all ? outputs[0] : mx::stop_gradient(outputs[0], s));
+  if (form.of_states) {
+    inputs.push_back(matched(cotangents[0], outputs[0], s));
+  }
+  if (form.of_state) {
+    inputs.push_back(matched(cotangents[1], outputs[1], s));
+  }
+  return backward(form, inputs, s);
 }
 
 // dy_t = g_t (dz_t + dWhh h_{t-1} + Whh dy_{t-1}), g = f'(a).
@@ -275,7 +327,7 @@ Arrays Recurrence::jvp(
     const Arrays& tangents,
     const Ints& argnums) {
   const mx::Stream& s = stream();
-  mx::array y = states_of(form_, primals, 0, s);
+  mx::array y = states_of(form_, primals, s);
   auto hidden = input_at(primals, form_.hidden());
   std::optional<mx::array> source;
   std::optional<mx::array> first;
@@ -288,22 +340,25 @@ Arrays Recurrence::jvp(
     if (i == form_.x) {
       add(form_.projected ? d : matmul(d, primals[form_.Wxh()], {}, s));
     } else if (i == form_.Whh) {
-      if (y.shape(-2) > 0) {
-        add(matmul(step_before(y, hidden, false, s), d, {}, s));
-      }
+      add(matmul(step_before(y, hidden, false, s), d, {}, s));
     } else if (i == form_.Wxh()) {
       add(matmul(primals[form_.x], d, {}, s));
     } else if (i == form_.bias()) {
-      add(mx::broadcast_to(d, y.shape(), s));
+      add(repeated_row(d, y, s));
     } else {
       first = d;
     }
   }
   auto g = slope(form_.activation, y, s);
-  mx::array driven = source ? scaled(g, *source, s) : mx::zeros_like(y, s);
+  mx::array driven = source ? scaled(g, *source, s) : filled(y, 0, s);
   mx::array dy =
       linear_scan({driven, primals[form_.Whh], g, {}, first}, false, s);
-  return {kept(dy, form_.keep_every, s)};
+  // Where only some states are kept, nobody sees them or their tangents.
+  Arrays moved{dy};
+  if (form_.returns_state) {
+    moved.push_back(step_at(dy, End::last, first, s));
+  }
+  return moved;
 }
 
 std::pair<Arrays, Ints> Recurrence::vmap(
@@ -315,97 +370,143 @@ std::pair<Arrays, Ints> Recurrence::vmap(
     joins[form_.hidden()] = true;
   }
   return vectorize(
-      [this](const Arrays& in) {
-        return Arrays{states_of(form_, in, form_.keep_every, stream())};
-      },
+      [this](const Arrays& in, int) { return outputs_of(form_, in, stream()); },
       joins,
       true,
+      form_.sets(inputs, axes),
       inputs,
       axes,
       stream());
 }
 
+Arrays backward(
+    const BackwardForm& form,
+    const Arrays& inputs,
+    const mx::Stream& s) {
+  auto primitive = std::make_shared<RecurrenceVJP>(s, form);
+  std::vector<mx::Shape> shapes = primitive->output_shapes(inputs);
+  std::vector<mx::Dtype> dtypes(shapes.size(), inputs[0].dtype());
+  return mx::array::make_arrays(
+      std::move(shapes), dtypes, std::move(primitive), inputs);
+}
+
 void RecurrenceVJP::eval_cpu(const Arrays& inputs, Arrays& outputs) {
-  auto operands = std::make_shared<Operands>();
-  kernels::BackwardArgs args{};
-  args.layer = arguments(form_, inputs, *operands);
-  args.states = operands->sequence(inputs[form_.inputs()]);
-  args.dstates = operands->sequence(inputs[form_.inputs() + 1]);
-  for (size_t k = 0; k < wanted_.size(); ++k) {
-    mx::array& out = outputs[k];
+  const RecurrenceForm& layer = form_.layer;
+  for (mx::array& out : outputs) {
     allocate(out);
-    int i = wanted_[k];
-    void*& target = i == form_.x ? args.dx
-        : i == form_.Whh         ? args.dWhh
-        : i == form_.Wxh()       ? args.dWxh
-        : i == form_.bias()      ? args.dbias
-                                 : args.dhidden;
-    target = out.size() > 0 ? out.data<char>() : nullptr;
+  }
+  auto operands = std::make_shared<Operands>();
+  Sizes sizes(inputs[layer.x], inputs[layer.Whh]);
+  kernels::Sequence absent{nullptr, nullptr, 0, 0};
+  kernels::Sequence states = operands->sequence(inputs[form_.states()]);
+  kernels::Sequence dstates =
+      form_.of_states ? operands->sequence(inputs[form_.dstates()]) : absent;
+  kernels::Sequence dstate =
+      form_.of_state ? operands->rows(inputs[form_.dstate()]) : absent;
+  std::vector<kernels::BackwardArgs> sets;
+  for (const auto& one : arguments(layer, inputs, sizes, *operands)) {
+    int64_t set = static_cast<int64_t>(sets.size());
+    kernels::BackwardArgs args{};
+    args.layer = one;
+    args.states = of_set(states, set, sizes.N);
+    args.dstates = of_set(dstates, set, sizes.N);
+    args.dstate = of_set(dstate, set, sizes.N);
+    for (size_t k = 0; k < form_.wanted.size(); ++k) {
+      int i = form_.wanted[k];
+      void*& target = i == layer.x ? args.dx
+          : i == layer.Whh         ? args.dWhh
+          : i == layer.Wxh()       ? args.dWxh
+          : i == layer.bias()      ? args.dbias
+                                   : args.dhidden;
+      target = outputs[k].size() > 0 ? of_set(outputs[k], set, sizes.sets)
+                                     : nullptr;
+    }
+    sets.push_back(args);
   }
   launch(
       stream(),
-      kernels_for(inputs[form_.x]).backward,
-      args,
-      partition_of(args.layer, inputs[form_.x]),
+      kernels_for(inputs[layer.x]).backward,
+      std::move(sets),
+      partition_of(layer, sizes, inputs[layer.x]),
       operands);
 }
 
 std::vector<mx::Shape> RecurrenceVJP::output_shapes(const Arrays& inputs) {
-  mx::Shape states = states_shape(form_, inputs, name());
-  for (int i : {form_.inputs(), form_.inputs() + 1}) {
-    expect(
-        inputs[i].shape() == states && inputs[i].dtype() == inputs[0].dtype(),
-        name());
-  }
+  const RecurrenceForm& layer = form_.layer;
+  mx::Shape states = states_shape(layer, inputs, name());
+  auto fits = [&](int i, const mx::Shape& shape) {
+    return inputs[i].shape() == shape && inputs[i].dtype() == inputs[0].dtype();
+  };
+  int L = states[states.size() - 2];
+  mx::Shape kept = states;
+  kept[kept.size() - 2] =
+      static_cast<int>(kernels::kept_states(L, kept_every(layer, L)));
+  mx::Shape state(states.begin(), states.end() - 2);
+  state.push_back(states.back());
+  expect(
+      fits(form_.states(), kept) &&
+          (!form_.of_states || fits(form_.dstates(), states)) &&
+          (!form_.of_state || fits(form_.dstate(), state)),
+      name());
   std::vector<mx::Shape> shapes;
-  for (int i : wanted_) {
+  for (int i : form_.wanted) {
     shapes.push_back(inputs[i].shape());
   }
   return shapes;
 }
 
 bool RecurrenceVJP::is_equivalent(const mx::Primitive& other) const {
-  const auto& o = static_cast<const RecurrenceVJP&>(other);
-  return form_ == o.form_ && wanted_ == o.wanted_;
+  return form_.wanted.size() == 1 &&
+      form_ == static_cast<const RecurrenceVJP&>(other).form_;
 }
 
 // lambda_t = c_t + Whh^T (g_{t+1} lambda_{t+1}), delta = g lambda.
-Arrays RecurrenceVJP::composed(const Arrays& inputs) const {
+Arrays RecurrenceVJP::composed(
+    const Arrays& inputs,
+    const Ints& wanted,
+    int more_sets) const {
   const mx::Stream& s = const_cast<RecurrenceVJP*>(this)->stream();
-  const mx::array& x = inputs[form_.x];
-  int L = x.shape(-2);
-  if (L == 0) {
-    Arrays zeros;
-    for (int i : wanted_) {
-      zeros.push_back(mx::zeros_like(inputs[i], s));
-    }
-    return zeros;
+  const RecurrenceForm& layer = form_.layer;
+  int sets = static_cast<int>(inputs[layer.Whh].ndim()) - 2 + more_sets;
+  mx::array y = layer.keep_every == keep_all ? inputs[form_.states()]
+                                             : states_of(layer, inputs, s);
+  std::optional<mx::array> cotangent;
+  if (form_.of_states) {
+    cotangent = inputs[form_.dstates()];
   }
-  // Kept states are not enough: the others follow from the inputs again.
-  mx::array y = form_.keep_every == 0 ? inputs[form_.inputs()]
-                                      : states_of(form_, inputs, 0, s);
-  mx::array cotangent =
-      spread(inputs[form_.inputs() + 1], L, form_.keep_every, s);
-  mx::array transposed = mx::transpose(inputs[form_.Whh], s);
-  auto g = slope(form_.activation, y, s);
-  mx::array lambda = linear_scan({cotangent, transposed, {}, g, {}}, true, s);
+  if (form_.of_state) {
+    mx::array last = only_at(inputs[form_.dstate()], End::last, y, s);
+    cotangent = cotangent ? mx::add(*cotangent, last, s) : last;
+  }
+  mx::array c = cotangent ? *cotangent : filled(y, 0, s);
+  mx::array back = transposed(inputs[layer.Whh], s);
+  auto g = slope(layer.activation, y, s);
+  mx::array lambda = linear_scan({c, back, {}, g, {}}, true, s);
   mx::array delta = scaled(g, lambda, s);
   Arrays outputs;
-  for (int i : wanted_) {
-    if (i == form_.x) {
+  for (int i : wanted) {
+    if (i == layer.x) {
       outputs.push_back(
-          form_.projected
+          layer.projected
               ? delta
-              : matmul(delta, mx::transpose(inputs[form_.Wxh()], s), {}, s));
-    } else if (i == form_.Whh) {
-      auto hidden = input_at(inputs, form_.hidden());
-      outputs.push_back(outer_sum(delta, step_before(y, hidden, false, s), s));
-    } else if (i == form_.Wxh()) {
-      outputs.push_back(outer_sum(delta, x, s));
-    } else if (i == form_.bias()) {
-      outputs.push_back(sum_leading(delta, s));
+              : matmul(delta, transposed(inputs[layer.Wxh()], s), {}, s));
+    } else if (i == layer.Whh) {
+      auto hidden = input_at(inputs, layer.hidden());
+      mx::array before = step_before(y, hidden, false, s);
+      outputs.push_back(outer_sum(delta, before, sets, s));
+    } else if (i == layer.Wxh()) {
+      outputs.push_back(outer_sum(delta, inputs[layer.x], sets, s));
+    } else if (i == layer.bias()) {
+      outputs.push_back(row_sum(delta, sets, s));
     } else {
-      outputs.push_back(matmul(step_at(delta, 0, s), transposed, {}, s));
+      mx::array first = step_at(delta, End::first, {}, s);
+      mx::array d = matmul(first, back, {}, s);
+      if (form_.of_state) {
+        // Without steps the state is what it was at first.
+        auto dstate = inputs[form_.dstate()];
+        d = mx::add(d, step_at(filled(y, 0, s), End::last, dstate, s), s);
+      }
+      outputs.push_back(d);
     }
   }
   return outputs;
@@ -416,12 +517,16 @@ Arrays RecurrenceVJP::vjp(
     const Arrays& cotangents,
     const Ints& argnums,
     const Arrays& outputs) {
+  Ints used;
   Arrays matching;
-  for (size_t k = 0; k < wanted_.size(); ++k) {
-    matching.push_back(matched(cotangents[k], outputs[k], stream()));
+  for (size_t k = 0; k < form_.wanted.size(); ++k) {
+    if (!unused(cotangents[k])) {
+      used.push_back(form_.wanted[k]);
+      matching.push_back(matched(cotangents[k], outputs[k], stream()));
+    }
   }
   auto all = mx::vjp(
-      [this](const Arrays& inputs) { return composed(inputs); },
+      [&](const Arrays& inputs) { return composed(inputs, used, 0); },
       primals,
       matching);
   Arrays grads;
@@ -447,7 +552,7 @@ Arrays RecurrenceVJP::jvp(
                for (size_t k = 0; k < argnums.size(); ++k) {
                  inputs[argnums[k]] = at[k];
                }
-               return composed(inputs);
+               return composed(inputs, form_.wanted, 0);
              },
              moving,
              matching)
@@ -457,26 +562,30 @@ Arrays RecurrenceVJP::jvp(
 std::pair<Arrays, Ints> RecurrenceVJP::vmap(
     const Arrays& inputs,
     const Ints& axes) {
-  std::vector<bool> joins(inputs.size(), true);
-  bool outputs_join = true;
-  for (int i = 0; i < form_.inputs(); ++i) {
-    joins[i] = i == form_.x || i == form_.hidden();
+  const RecurrenceForm& layer = form_.layer;
+  auto is_weight = [&](int i) {
+    return i < layer.inputs() && i != layer.x && i != layer.hidden();
+  };
+  std::vector<bool> joins(inputs.size());
+  bool weights_mapped = false;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    joins[i] = !is_weight(static_cast<int>(i));
+    weights_mapped = weights_mapped || (!joins[i] && axes[i] >= 0);
   }
-  for (int i : wanted_) {
-    outputs_join = outputs_join && joins[i];
+  bool sums = std::any_of(form_.wanted.begin(), form_.wanted.end(), is_weight);
+  int sets = layer.sets(inputs, axes);
+  if (sums && !weights_mapped) {
+    // Gradients for each example: one recurrence over all of them as a batch,
+    // and sums for each.
+    Arrays joined = with_axis(inputs, axes, joins, sets, stream());
+    return {
+        composed(joined, form_.wanted, 1), Ints(form_.wanted.size(), sets)};
   }
   return vectorize(
-      [this](const Arrays& in) {
-        auto primitive =
-            std::make_shared<RecurrenceVJP>(stream(), form_, wanted_);
-        return mx::array::make_arrays(
-            primitive->output_shapes(in),
-            std::vector<mx::Dtype>(wanted_.size(), in[0].dtype()),
-            primitive,
-            in);
-      },
+      [this](const Arrays& in, int) { return backward(form_, in, stream()); },
       joins,
-      outputs_join,
+      !sums,
+      sets,
       inputs,
       axes,
       stream());

@@ -8,13 +8,20 @@
 
 namespace mlx_recurrent {
 
-// What a recurrence computes, beside its arrays.
+// Which states remain beside what is asked for: all, or every k-th and the
+// last, where k is a number, or follows from L: the square root, rounded up.
+constexpr int keep_all = 0;
+constexpr int keep_square_root = -1;
+
+// What a recurrence computes, beside its arrays. Weights may have leading axes of
+// sets (S...), all the same, and x and hidden then have them too.
 struct RecurrenceForm {
   kernels::Activation activation;
   bool projected; // x is z already; there is no Wxh and no bias
   bool has_bias;
   bool has_hidden;
-  int keep_every; // 0: all states; k: every k-th and the last
+  int keep_every; // k, or one of the above
+  bool returns_state; // the state after the last step is a second output
 
   bool operator==(const RecurrenceForm&) const = default;
 
@@ -33,12 +40,17 @@ struct RecurrenceForm {
   int inputs() const {
     return 2 + !projected + has_bias + has_hidden;
   }
+  // The number of axes of sets, but for one that is mapped.
+  int sets(const Arrays& inputs, const Ints& axes) const {
+    return static_cast<int>(inputs[Whh].ndim()) - 2 - (axes[Whh] >= 0);
+  }
 };
 
 // The states (..., L, H) of h_t = f(Wxh x_t + bias + Whh h_{t-1}), or those
-// that `keep_every` keeps, (..., ceil(L / keep_every), H). Without Wxh, x is
+// that `keep_every` keeps, and where it is asked for the state after the last
+// step (..., H): `hidden`, or zero, where there are no steps. Without Wxh, x is
 // the projected input (..., L, H).
-mx::array recurrence(
+Arrays recurrence(
     const mx::array& x,
     const std::optional<mx::array>& Wxh,
     const std::optional<mx::array>& bias,
@@ -46,6 +58,7 @@ mx::array recurrence(
     const std::optional<mx::array>& hidden,
     kernels::Activation activation,
     int keep_every,
+    bool returns_state,
     const mx::Stream& stream);
 
 // Wxh x_t + bias + Whh previous, (..., H): what the activation is called with at
@@ -76,12 +89,37 @@ class Recurrence : public CpuPrimitive {
   RecurrenceForm form_;
 };
 
-// Inputs: those of the recurrence, its kept states and their cotangent.
-// Outputs: the cotangents of the inputs that `wanted` lists.
+// What a derivative computes: `wanted` lists the inputs whose cotangents are its
+// outputs. Its inputs are those of the recurrence, the states that it left, and
+// the cotangents that are not zero.
+struct BackwardForm {
+  RecurrenceForm layer;
+  bool of_states; // (..., L, H)
+  bool of_state; // (..., H)
+  Ints wanted;
+
+  bool operator==(const BackwardForm&) const = default;
+
+  int states() const {
+    return layer.inputs();
+  }
+  int dstates() const {
+    return of_states ? states() + 1 : -1;
+  }
+  int dstate() const {
+    return of_state ? states() + 1 + of_states : -1;
+  }
+};
+
+Arrays backward(
+    const BackwardForm& form,
+    const Arrays& inputs,
+    const mx::Stream& stream);
+
 class RecurrenceVJP : public CpuPrimitive {
  public:
-  RecurrenceVJP(const mx::Stream& stream, RecurrenceForm form, Ints wanted)
-      : CpuPrimitive(stream), form_(form), wanted_(std::move(wanted)) {
+  RecurrenceVJP(const mx::Stream& stream, BackwardForm form)
+      : CpuPrimitive(stream), form_(std::move(form)) {
   }
 
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override;
@@ -92,11 +130,11 @@ class RecurrenceVJP : public CpuPrimitive {
   DEFINE_OWN_NAME(RecurrenceVJP)
 
  private:
-  // The same outputs, made of linear scans and products.
-  Arrays composed(const Arrays& inputs) const;
+  // The same, made of linear scans and products. So many of the first axes of
+  // the batch are not summed over.
+  Arrays composed(const Arrays& inputs, const Ints& wanted, int more_sets) const;
 
-  RecurrenceForm form_;
-  Ints wanted_;
+  BackwardForm form_;
 };
 
 } // namespace mlx_recurrent

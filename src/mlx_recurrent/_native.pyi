@@ -74,18 +74,25 @@ def recurrence(
     Whh: mx.array,
     hidden: mx.array | None,
     activation: str,
-    keep_every: int,
+    return_state: bool | Literal["only"],
     stream: mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType | None,
-) -> mx.array:
+) -> mx.array | tuple[mx.array, mx.array]:
     """Return the states of ``h_t = f(Wxh x_t + bias + Whh h_{t-1})``.
 
     ``x`` is ``(..., L, D)``, or ``(..., L, H)`` and already projected where ``Wxh``
-    is ``None``. With ``keep_every`` 0 the result is ``(..., L, H)``; with k it is
-    every k-th state and the last, ``(..., ceil(L / k), H)``, for L of at least 1.
+    is ``None``. The states are ``(..., L, H)``; the state after the last step, ``(...,
+    H)``, stands beside them or alone as ``return_state`` asks.
 
     All operands have one floating dtype; ``hidden`` has the leading axes of ``x``;
     a CPU stream.
     """
+
+def widen(
+    x: mx.array,
+    hidden: mx.array,
+    stream: mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType | None,
+) -> mx.array:
+    """Return ``x (..., L, D)`` broadcast to the leading axes of ``hidden (..., H)``."""
 
 def partition(N: int, L: int, D: int, H: int, dtype: mx.Dtype) -> _Partition:
     """Return how the kernels divide a call of these shapes."""

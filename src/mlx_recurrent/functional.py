@@ -553,27 +553,16 @@ def _run_composed(
         outputs, state = composed.stack(states, stream), states[-1]
     else:
         outputs = z.astype(dtype, stream=stream)
-        if hidden is not None:
-            hidden = hidden.astype(dtype, stream=stream)
-            outputs = _widen(outputs, hidden, stream)
-        state = _initial(outputs, hidden, stream)
+        if hidden is None:
+            # The sum over no steps is zero, of the right shape.
+            state = mx.sum(outputs, axis=-2, stream=stream)
+        else:
+            state = hidden.astype(dtype, stream=stream)
+            shape = (*state.shape[:-1], *outputs.shape[-2:])
+            outputs = mx.broadcast_to(outputs, shape, stream=stream)
     if return_state is False:
         return outputs
     return (outputs, state) if return_state is True else state
-
-
-def _widen(x: mx.array, hidden: mx.array, stream: StreamOrDevice) -> mx.array:
-    lead, shape = hidden.shape[:-1], x.shape
-    if lead == shape[:-2]:
-        return x
-    return mx.broadcast_to(x, (*lead, *shape[-2:]), stream=stream)
-
-
-def _initial(
-    outputs: mx.array, hidden: mx.array | None, stream: StreamOrDevice
-) -> mx.array:
-    # The sum over no steps is zero, of the right shape, also under a transform.
-    return mx.sum(outputs, axis=-2, stream=stream) if hidden is None else hidden
 
 
 def _project(
@@ -587,13 +576,6 @@ def _project(
     if bias is not None and bias.dtype != dtype:
         bias = bias.astype(dtype, stream=stream)
     return dispatch.product(x, w, bias, stream)
-
-
-def _last(states: mx.array, stream: StreamOrDevice) -> mx.array:
-    # Not a slice: MLX cannot compile a slice shapeless.
-    index = mx.full((1,) * states.ndim, -1, stream=stream)
-    last = mx.take_along_axis(states, index, axis=-2, stream=stream)
-    return mx.squeeze(last, -2, stream=stream)
 
 
 def _dtype_name(a: mx.array) -> str:
