@@ -38,6 +38,10 @@ TANH_ULPS = 2.0
 # longdouble is float64 the difference itself loses that much.
 REFERENCE = 1e-11 if np.finfo(np.longdouble).eps < 1e-18 else 1e-8
 
+# A derivative in float64 against differences of the next lower one, or against plain
+# MLX operations, relative to the largest entry.
+DIFFERENCE = 1e-9
+
 # The demo: its scores are means of many float32 numbers, its n-gram models float64.
 DEMO = 1e-5
 DEMO_COUNTED = 1e-12
