@@ -49,6 +49,10 @@ DEMO_COUNTED = 1e-12
 # Memory: a part of the output for odds and ends, and bytes that no length changes.
 MEMORY_SLACK = 0.02
 WORKSPACE = 4 * 2**20
+# What thousands of repetitions may add, in bytes: to MLX's arrays, which use buffers
+# again that are a little larger; to the process, with its allocators and interpreter.
+ACTIVE = 2**12
+RESIDENT = 2**20
 # How much more a step may cost where the sequence is 16 times as long: nothing, but
 # for the depth of a tree over time. (Upstream's gradient: 16 times as much.)
 LINEAR = 1.5
