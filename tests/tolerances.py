@@ -38,6 +38,10 @@ TANH_ULPS = 2.0
 # longdouble is float64 the difference itself loses that much.
 REFERENCE = 1e-11 if np.finfo(np.longdouble).eps < 1e-18 else 1e-8
 
+# A derivative in float64 against differences of the next lower one, or against plain
+# MLX operations, relative to the largest entry.
+DIFFERENCE = 1e-9
+
 # The demo: its scores are means of many float32 numbers, its n-gram models float64.
 DEMO = 1e-5
 DEMO_COUNTED = 1e-12
@@ -45,6 +49,10 @@ DEMO_COUNTED = 1e-12
 # Memory: a part of the output for odds and ends, and bytes that no length changes.
 MEMORY_SLACK = 0.02
 WORKSPACE = 4 * 2**20
+# What thousands of repetitions may add, in bytes: to MLX's arrays, which use buffers
+# again that are a little larger; to the process, with its allocators and interpreter.
+ACTIVE = 2**12
+RESIDENT = 2**20
 # How much more a step may cost where the sequence is 16 times as long: nothing, but
 # for the depth of a tree over time. (Upstream's gradient: 16 times as much.)
 LINEAR = 1.5
