@@ -28,7 +28,7 @@ INLINE Vec<C> nearest_whole(Vec<C> x) {
   return a < whole ? with_sign_of<C>(rounded, x) : x;
 }
 
-// Differences, not sums, keep -0.
+// A difference, not a sum, keeps -0.
 template <class C>
 INLINE Vec<C> floor_of(Vec<C> x) {
   Vec<C> near = nearest_whole<C>(x);
@@ -38,7 +38,7 @@ INLINE Vec<C> floor_of(Vec<C> x) {
 template <class C>
 INLINE Vec<C> ceil_of(Vec<C> x) {
   Vec<C> near = nearest_whole<C>(x);
-  return near - (near < x ? splat<C>(C(-1)) : Vec<C>{});
+  return with_sign_of<C>(near + (near < x ? splat<C>(C(1)) : Vec<C>{}), x);
 }
 
 // NaN where either is, as in mlx.core.maximum.
