@@ -44,12 +44,12 @@ INLINE Vec<C> ceil_of(Vec<C> x) {
 // NaN where either is, as in mlx.core.maximum.
 template <class C>
 INLINE Vec<C> greater_of(Vec<C> a, Vec<C> b) {
-  return (a > b) | (a != a) ? a : b;
+  return ((a > b) | (a != a)) ? a : b;
 }
 
 template <class C>
 INLINE Vec<C> lesser_of(Vec<C> a, Vec<C> b) {
-  return (a < b) | (a != a) ? a : b;
+  return ((a < b) | (a != a)) ? a : b;
 }
 
 // 0 of NaN, as in mlx.core.sign.
@@ -64,7 +64,7 @@ INLINE Vec<C> sign_of(Vec<C> x) {
 template <class C>
 INLINE Vec<C> remainder_of(Vec<C> x, Vec<C> y) {
   Vec<C> r = library_fmod<C>(x, y);
-  return (r != C(0)) & ((r < C(0)) != (y < C(0))) ? r + y : r;
+  return ((r != C(0)) & ((r < C(0)) != (y < C(0)))) ? r + y : r;
 }
 
 } // namespace
