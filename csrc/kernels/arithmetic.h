@@ -28,7 +28,7 @@ INLINE Vec<C> nearest_whole(Vec<C> x) {
   return a < whole ? with_sign_of<C>(rounded, x) : x;
 }
 
-// Differences, not sums, keep -0.
+// A difference, not a sum, keeps -0.
 template <class C>
 INLINE Vec<C> floor_of(Vec<C> x) {
   Vec<C> near = nearest_whole<C>(x);
@@ -38,18 +38,18 @@ INLINE Vec<C> floor_of(Vec<C> x) {
 template <class C>
 INLINE Vec<C> ceil_of(Vec<C> x) {
   Vec<C> near = nearest_whole<C>(x);
-  return near - (near < x ? splat<C>(C(-1)) : Vec<C>{});
+  return with_sign_of<C>(near + (near < x ? splat<C>(C(1)) : Vec<C>{}), x);
 }
 
 // NaN where either is, as in mlx.core.maximum.
 template <class C>
 INLINE Vec<C> greater_of(Vec<C> a, Vec<C> b) {
-  return (a > b) | (a != a) ? a : b;
+  return ((a > b) | (a != a)) ? a : b;
 }
 
 template <class C>
 INLINE Vec<C> lesser_of(Vec<C> a, Vec<C> b) {
-  return (a < b) | (a != a) ? a : b;
+  return ((a < b) | (a != a)) ? a : b;
 }
 
 // 0 of NaN, as in mlx.core.sign.
@@ -64,7 +64,7 @@ INLINE Vec<C> sign_of(Vec<C> x) {
 template <class C>
 INLINE Vec<C> remainder_of(Vec<C> x, Vec<C> y) {
   Vec<C> r = library_fmod<C>(x, y);
-  return (r != C(0)) & ((r < C(0)) != (y < C(0))) ? r + y : r;
+  return ((r != C(0)) & ((r < C(0)) != (y < C(0)))) ? r + y : r;
 }
 
 } // namespace

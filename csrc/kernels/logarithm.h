@@ -70,7 +70,7 @@ INLINE Scaled<C> scaled(Vec<C> x) {
   return {m - C(1), (Vec<C>)whole - (l::whole + k::exponent_bias)};
 }
 
-// log(1 + f) + n_low - n_high, n_high and n_low two parts of a number.
+// log(1 + f) + n, where n comes in two parts.
 template <class C>
 INLINE Vec<C> log_of_scaled(Vec<C> f, Vec<C> n_high, Vec<C> n_low) {
   Vec<C> s = f / (f + C(2));

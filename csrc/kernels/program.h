@@ -95,6 +95,17 @@ INLINE Vec<C> truth(Mask mask) {
   return mask ? splat<C>(C(1)) : Vec<C>{};
 }
 
+// The C library's functions wait for the blocks that need them; what a lane
+// becomes does not depend on the others.
+template <class C>
+INLINE bool any_large_angle(int64_t count, BlockOperand<C> a) {
+  auto found = is_large_angle<C>(Vec<C>{});
+  for (int64_t i = 0; i < count; ++i) {
+    found |= is_large_angle<C>(a.vector(i));
+  }
+  return any_bits<C>((Vec<C>)found);
+}
+
 #define INLINE_LAMBDA __attribute__((always_inline))
 
 template <class C>
@@ -157,9 +168,19 @@ static void run_instruction(
       return each(
           count, to, a, [](V x) INLINE_LAMBDA { return error_function<C>(x); });
     case Op::sin:
-      return each(count, to, a, [](V x) INLINE_LAMBDA { return sine<C>(x); });
+      if (any_large_angle(count, a)) {
+        return each(count, to, a, [](V x) INLINE_LAMBDA { return sine<C>(x); });
+      }
+      return each(
+          count, to, a, [](V x) INLINE_LAMBDA { return sine_of_small<C>(x); });
     case Op::cos:
-      return each(count, to, a, [](V x) INLINE_LAMBDA { return cosine<C>(x); });
+      if (any_large_angle(count, a)) {
+        return each(
+            count, to, a, [](V x) INLINE_LAMBDA { return cosine<C>(x); });
+      }
+      return each(count, to, a, [](V x) INLINE_LAMBDA {
+        return cosine_of_small<C>(x);
+      });
     case Op::tan:
       return each(
           count, to, a, [](V x) INLINE_LAMBDA { return library_tan<C>(x); });

@@ -4,7 +4,6 @@
 #pragma once
 
 #include "elementary.h"
-#include "lanes.h"
 #include "library.h"
 
 namespace {
@@ -14,6 +13,14 @@ struct TrigonometricConstants;
 
 template <>
 struct TrigonometricConstants<float> {
+  // Larger angles are left to the C library.
+  static constexpr float greatest = 199.0f;
+  // pi / 2 in three parts: the quarter turns in `greatest` times the first two
+  // are exact, and so are the differences where they cancel.
+  static constexpr float quarter[] = {
+      0x1.921fp+0f,
+      0x1.6a88p-17f,
+      0x1.0b461p-34f};
   // (sin(r) / r - 1) / r^2 in r^2, on |r| <= pi / 4; error 4e-9 of sin(r).
   static constexpr float sin_terms[] = {
       -0.166666549974f,
@@ -28,6 +35,11 @@ struct TrigonometricConstants<float> {
 
 template <>
 struct TrigonometricConstants<double> {
+  static constexpr double greatest = 1 << 20;
+  static constexpr double quarter[] = {
+      0x1.921fb544p+0,
+      0x1.0b4611a6p-34,
+      0x1.3198a2e037073p-69};
   // Error 4e-18.
   static constexpr double sin_terms[] = {
       -0.166666666666666327848,
@@ -46,67 +58,47 @@ struct TrigonometricConstants<double> {
       -1.13597434886872991027e-11};
 };
 
-// Larger angles are left to the C library.
-constexpr double kLargestAngle = 1 << 20;
-
-// An angle as n quarter turns and r, |r| <= pi / 4.
-template <class C>
-struct Turned {
-  Vec<C> r;
-  Vec<C> n;
-};
-
-INLINE Turned<double> turned(Vec<double> x) {
-  // Three parts of pi / 2: n times the first two is exact, and so are the
-  // differences where they cancel.
-  constexpr double first = 0x1.921fb544p+0;
-  constexpr double second = 0x1.0b4611a6p-34;
-  constexpr double third = 0x1.3198a2e037073p-69;
-  constexpr double shift = Constants<double>::round_shift;
-  Vec<double> n = (x * 0.63661977236758134308 + shift) - shift;
-  return {((x - n * first) - n * second) - n * third, n};
-}
-
-INLINE Turned<float> turned(Vec<float> x) {
-  Widened wide = widened(x);
-  Turned<double> low = turned(wide.low), high = turned(wide.high);
-  return {narrowed({low.r, high.r}), narrowed({low.n, high.n})};
-}
-
-// sin(x + ahead * pi / 2) of the angles that are not too large.
+// sin(x + ahead * pi / 2) for |x| <= greatest.
 template <class C>
 INLINE Vec<C> sine_ahead(Vec<C> x, int ahead) {
   typedef TrigonometricConstants<C> k;
   typedef typename Simd<C>::ints ints;
-  Turned<C> t = turned(x);
-  Vec<C> z = t.r * t.r;
-  Vec<C> sine = t.r + t.r * z * polynomial<C>(k::sin_terms, z);
+  Vec<C> shifted = x * C(0.63661977236758134308) + Constants<C>::round_shift;
+  Vec<C> n = shifted - Constants<C>::round_shift;
+  Vec<C> r = ((x - n * k::quarter[0]) - n * k::quarter[1]) - n * k::quarter[2];
+  Vec<C> z = r * r;
+  Vec<C> sine = r + r * z * polynomial<C>(k::sin_terms, z);
   Vec<C> cosine = C(1) - (z * C(0.5) - z * z * polynomial<C>(k::cos_terms, z));
-  ints quarters = (ints)(t.n + Constants<C>::round_shift) + ahead;
+  // The low bits of `shifted` hold n.
+  ints quarters = (ints)shifted + ahead;
   Vec<C> result = (quarters & 1) == 0 ? sine : cosine;
   return (quarters & 2) == 0 ? result : -result;
 }
 
-// `result`, but f of those x that are too large.
-template <class C, class F>
-INLINE Vec<C> with_large_angles(Vec<C> x, Vec<C> result, F f) {
-  Vec<C> large = magnitude<C>(x) > C(kLargestAngle) ? x : Vec<C>{};
-  if (!any_bits<C>(large)) {
-    return result;
-  }
-  return large != C(0) ? f(large) : result;
+template <class C>
+INLINE auto is_large_angle(Vec<C> x) {
+  return magnitude<C>(x) > TrigonometricConstants<C>::greatest;
+}
+
+// Both for |x| <= greatest.
+template <class C>
+INLINE Vec<C> sine_of_small(Vec<C> x) {
+  return x == C(0) ? x : sine_ahead<C>(x, 0); // -0 stays
+}
+
+template <class C>
+INLINE Vec<C> cosine_of_small(Vec<C> x) {
+  return sine_ahead<C>(x, 1);
 }
 
 template <class C>
 INLINE Vec<C> sine(Vec<C> x) {
-  Vec<C> result = sine_ahead<C>(x, 0);
-  result = x == C(0) ? x : result; // -0 stays
-  return with_large_angles<C>(x, result, library_sin<C>);
+  return is_large_angle<C>(x) ? library_sin<C>(x) : sine_of_small<C>(x);
 }
 
 template <class C>
 INLINE Vec<C> cosine(Vec<C> x) {
-  return with_large_angles<C>(x, sine_ahead<C>(x, 1), library_cos<C>);
+  return is_large_angle<C>(x) ? library_cos<C>(x) : cosine_of_small<C>(x);
 }
 
 } // namespace

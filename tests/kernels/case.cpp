@@ -5,7 +5,11 @@
 #include <sstream>
 #include <vector>
 
+#include "kernels/kernels.h"
+
 namespace kernel_tests {
+
+using mlx_recurrent::kernels::Activation;
 
 namespace {
 
@@ -19,7 +23,12 @@ const std::vector<Field>& fields() {
   static const std::vector<Field> all = {
       {"entry",
        &Case::entry,
-       {"matmul", "outer_sum", "forward", "backward", "linear_scan"}},
+       {"matmul",
+        "outer_sum",
+        "forward",
+        "backward",
+        "linear_scan",
+        "pointwise"}},
       {"type", &Case::type, {"float32", "float64", "float16", "bfloat16"}},
       {"N", &Case::N, {}},
       {"L", &Case::L, {}},
@@ -27,7 +36,18 @@ const std::vector<Field>& fields() {
       {"H", &Case::H, {}},
       {"activation",
        &Case::activation,
-       {"tanh", "relu", "sigmoid", "identity"}},
+       {"tanh", "relu", "sigmoid", "identity", "traced"}},
+      {"program",
+       &Case::program,
+       {"swish",
+        "gelu",
+        "leaky_relu",
+        "hard_tanh",
+        "softsign",
+        "elu",
+        "softplus",
+        "input",
+        "constant"}},
       {"projected", &Case::projected, {}},
       {"bias", &Case::bias, {}},
       {"hidden", &Case::hidden, {}},
@@ -64,8 +84,16 @@ bool parse_value(const Field& field, const std::string& text, int64_t& value) {
 void Case::settle() {
   bool layer = which() == Entry::forward || which() == Entry::backward;
   bool scan = which() == Entry::linear_scan;
+  bool pointwise = which() == Entry::pointwise;
   if (!layer) {
     activation = projected = keep_every = 0;
+  }
+  if (!pointwise && activation != static_cast<int64_t>(Activation::traced)) {
+    program = 0;
+  }
+  if (pointwise) {
+    D = 1;
+    bias = layout = 0;
   }
   if (scan || projected) {
     D = H;

@@ -7,8 +7,15 @@
 
 namespace kernel_tests {
 
-enum class Entry : int { matmul, outer_sum, forward, backward, linear_scan };
-constexpr int kEntries = 5;
+enum class Entry : int {
+  matmul,
+  outer_sum,
+  forward,
+  backward,
+  linear_scan,
+  pointwise
+};
+constexpr int kEntries = 6;
 
 // Of the backward pass, which outputs are wanted: a sum of these.
 enum Wanted : int64_t {
@@ -26,6 +33,7 @@ struct Case {
   int64_t type = 0;
   int64_t N = 3, L = 5, D = 6, H = 8; // matrix products: D is K, H is M
   int64_t activation = 0;
+  int64_t program = 0; // of a traced activation
   int64_t projected = 0;
   int64_t bias = 1, hidden = 1;
   int64_t beta = 1, gamma = 1, reverse = 0; // linear_scan

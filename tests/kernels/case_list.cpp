@@ -6,6 +6,7 @@
 
 #include "checks.h"
 #include "operand.h"
+#include "traced.h"
 
 namespace kernel_tests {
 
@@ -13,7 +14,7 @@ namespace {
 
 constexpr int64_t kSizes[] = {1, 7, 8, 15, 16, 17, 31, 33, 64, 100, 257};
 constexpr int64_t kSizeCount = sizeof kSizes / sizeof *kSizes;
-constexpr int64_t kTypes = 4, kActivations = 4, kSplits = 3;
+constexpr int64_t kTypes = 4, kActivations = 5, kSplits = 3;
 constexpr int64_t kMostMembers = 5;
 // Products of the reference, which is slow.
 constexpr int64_t kMostProducts = 400'000;
@@ -45,6 +46,7 @@ Case drawn(Random& random) {
                                  : random.whole(1, 40);
   }
   c.activation = random.whole(0, kActivations - 1);
+  c.program = random.whole(0, kTraced - 1);
   c.projected = random.whole(0, 3) == 0;
   c.bias = random.whole(0, 1);
   c.hidden = random.whole(0, 1);
@@ -165,6 +167,23 @@ std::vector<Case> listed_cases() {
             c.L = random.whole(1, 20);
             add(c);
           }
+        }
+      }
+    }
+  }
+  for (Entry entry : {Entry::forward, Entry::backward, Entry::pointwise}) {
+    for (int64_t type = 0; type < kTypes; ++type) {
+      for (int64_t program = 0; program < kTraced; ++program) {
+        // Each way to share the work, with states kept and recomputed, for one
+        // row, which has a product of its own, and for several.
+        for (int64_t choice = 0; choice < 12; ++choice) {
+          Case c = draw(static_cast<int64_t>(entry), type);
+          c.activation = static_cast<int64_t>(Activation::traced);
+          c.program = program;
+          c.split = choice % 3;
+          c.keep_every = choice < 6 ? 0 : random.whole(1, 7);
+          c.N = choice / 3 % 2 == 0 ? 1 : random.whole(2, 9);
+          add(c, &Case::N);
         }
       }
     }

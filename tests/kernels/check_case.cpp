@@ -10,6 +10,7 @@
 #include "operand.h"
 #include "reference.h"
 #include "tolerances.h"
+#include "traced.h"
 
 namespace kernel_tests {
 
@@ -34,6 +35,8 @@ class Check {
             static_cast<Split>(c.split),
             static_cast<int>(c.threads),
             static_cast<int>(c.slices)},
+        function_(traced(c.program).function.program()),
+        derivative_(traced(c.program).derivative.program()),
         largest_(largest[c.entry]) {
   }
 
@@ -53,6 +56,9 @@ class Check {
         break;
       case Entry::linear_scan:
         scan();
+        break;
+      case Entry::pointwise:
+        pointwise();
         break;
     }
     for (const auto& operand : operands_) {
@@ -246,6 +252,28 @@ class Check {
     same("out depends on how it is shared", out, alone);
   }
 
+  void pointwise() {
+    int64_t count = c_.N * c_.L * c_.H;
+    const Operand& a = draw({count}, 3);
+    const Operand& cotangent = draw({count}, 1);
+    const void* inputs[2] = {a.vector().data, cotangent.vector().data};
+    for (const Program* program : {&function_, &derivative_}) {
+      Output out(type_, count), alone(type_, count);
+      PointwiseArgs args = {count, program, {inputs[0], inputs[1]}, out.data()};
+      run_kernel(kernels_.pointwise, args, partition_, members());
+      compare(
+          "out",
+          out,
+          program == &function_
+              ? traced_values(c_.program, a.values(), rounding_)
+              : traced_products(
+                    c_.program, a.values(), cotangent.values(), rounding_));
+      args.out = alone.data();
+      run_kernel(kernels_.pointwise, args, kAlone, 1);
+      same("out depends on how it is shared", out, alone);
+    }
+  }
+
   // The layer's operands, for the kernel and for the reference.
   struct Operands {
     RecurrenceArgs args;
@@ -259,6 +287,7 @@ class Check {
     const Operand& Whh = draw({c_.H, c_.H}, gain(c_.H));
     const Operand& hidden = draw({c_.N, 1, c_.H}, 1);
     Activation activation = static_cast<Activation>(c_.activation);
+    bool is_traced = activation == Activation::traced;
     return Operands{
         RecurrenceArgs{
             c_.N,
@@ -272,13 +301,16 @@ class Check {
             c_.bias ? bias.vector() : kNoVector,
             Whh.matrix(),
             c_.hidden ? hidden.sequence() : kNoSequence,
-            0},
+            0,
+            is_traced ? &function_ : nullptr,
+            is_traced ? &derivative_ : nullptr},
         Layer{
             c_.N,
             c_.L,
             c_.D,
             c_.H,
             activation,
+            c_.program,
             c_.projected != 0,
             x.values().data(),
             Wxh.values().data(),
@@ -417,6 +449,7 @@ class Check {
   Rounding rounding_;
   Random random_;
   Partition partition_;
+  Program function_, derivative_; // of a traced activation
   Largest& largest_;
   std::vector<std::unique_ptr<Operand>> operands_;
   std::string fault_;

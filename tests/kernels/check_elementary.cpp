@@ -140,7 +140,7 @@ void check_values(
       continue;
     }
     bool vanished = activation == Activation::sigmoid && got[i] == 0 &&
-        expected < kLogisticVanishes * least;
+        expected < kVanishes * least;
     // Denormal numbers of the type that is computed with are flushed.
     vanished = vanished || (got[i] == 0 && std::fabs(expected) < flushed);
     // Infinity is reached where it is the nearest number.

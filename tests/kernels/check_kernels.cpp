@@ -91,6 +91,10 @@ int main(int count, char** arguments) {
       std::printf("FAILED: %s\n", fault.c_str());
       ++failures;
     }
+    for (const std::string& fault : check_operations(*table)) {
+      std::printf("FAILED: %s\n", fault.c_str());
+      ++failures;
+    }
   }
   std::chrono::duration<double> seconds =
       std::chrono::steady_clock::now() - start;

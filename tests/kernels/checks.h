@@ -30,4 +30,8 @@ Case random_case(uint64_t seed);
 std::vector<std::string> check_elementary(
     const mlx_recurrent::kernels::KernelTable& table);
 
+// The operations of programs; one line for each fault.
+std::vector<std::string> check_operations(
+    const mlx_recurrent::kernels::KernelTable& table);
+
 } // namespace kernel_tests

@@ -1,12 +1,43 @@
 #include "reference.h"
 
 #include "tolerances.h"
+#include "traced.h"
 
 namespace kernel_tests {
 
 namespace {
 
-Uncertain activate(Activation activation, Uncertain a, Rounding rounding) {
+// A program rounds what it computes on the way, which is about as large as its
+// input or its result.
+Uncertain traced_value(int64_t program, Uncertain a, Rounding rounding) {
+  const Traced& f = traced(program);
+  double h = f.value(a.value);
+  double size = std::fmax(std::fabs(a.value), std::fabs(h));
+  return {
+      h,
+      a.spread * rounding.measure(f.slope(a.value)) +
+          rounding.measure(kProgramUlps * rounding.unit * size)};
+}
+
+// Where an error of the input may reach a kink, the slope is either side's.
+Uncertain traced_slope(int64_t program, Uncertain a, Rounding rounding) {
+  const Traced& f = traced(program);
+  double slope = f.slope(a.value);
+  double spread = a.spread * rounding.measure(f.curvature) +
+      rounding.measure(kProgramUlps * rounding.unit);
+  for (double kink : f.kinks) {
+    if (std::fabs(a.value - kink) <= rounding.allowed(a)) {
+      spread += rounding.measure(f.jump);
+    }
+  }
+  return {slope, spread};
+}
+
+Uncertain activate(
+    Activation activation,
+    int64_t program,
+    Uncertain a,
+    Rounding rounding) {
   double h = a.value;
   double slope = 1;
   double ulps = 0;
@@ -25,8 +56,9 @@ Uncertain activate(Activation activation, Uncertain a, Rounding rounding) {
       h = a.value <= 0 ? 0 : a.value;
       break;
     case Activation::identity:
-    case Activation::traced:
       break;
+    case Activation::traced:
+      return traced_value(program, a, rounding);
   }
   return {
       h,
@@ -44,7 +76,7 @@ Uncertain slope(Activation activation, double h, Rounding rounding) {
     case Activation::relu:
       return h > 0 ? 1 : 0;
     case Activation::identity:
-    case Activation::traced:
+    case Activation::traced: // not from its value
       break;
   }
   return 1;
@@ -52,6 +84,39 @@ Uncertain slope(Activation activation, double h, Rounding rounding) {
 
 Numbers zeros(int64_t count) {
   return Numbers(static_cast<size_t>(count));
+}
+
+// a_t of row n and unit i, from the state before it.
+Uncertain preactivation(
+    const Layer& g,
+    const std::vector<double>& states,
+    int64_t n,
+    int64_t t,
+    int64_t i,
+    Rounding rounding) {
+  const double* x = g.x + (n * g.L + t) * g.D;
+  const double* before = t > 0 ? states.data() + (n * g.L + t - 1) * g.H
+      : g.hidden               ? g.hidden + n * g.H
+                               : nullptr;
+  Uncertain z = 0;
+  if (!g.projected) {
+    for (int64_t d = 0; d < g.D; ++d) {
+      rounding.accumulate(z, g.Wxh[i * g.D + d], x[d]);
+    }
+  } else {
+    z = x[i];
+  }
+  if (g.bias) {
+    z = rounding.add(z, g.bias[i]);
+  }
+  if (before) {
+    Uncertain recurrent = 0;
+    for (int64_t j = 0; j < g.H; ++j) {
+      rounding.accumulate(recurrent, g.Whh[i * g.H + j], before[j]);
+    }
+    z = rounding.add(z, recurrent);
+  }
+  return z;
 }
 
 } // namespace
@@ -63,31 +128,12 @@ Numbers next_states(
   Numbers result = zeros(g.N * g.L * g.H);
   for (int64_t n = 0; n < g.N; ++n) {
     for (int64_t t = 0; t < g.L; ++t) {
-      const double* x = g.x + (n * g.L + t) * g.D;
-      const double* before = t > 0 ? states.data() + (n * g.L + t - 1) * g.H
-          : g.hidden               ? g.hidden + n * g.H
-                                   : nullptr;
       for (int64_t i = 0; i < g.H; ++i) {
-        Uncertain z = 0;
-        if (!g.projected) {
-          for (int64_t d = 0; d < g.D; ++d) {
-            rounding.accumulate(z, g.Wxh[i * g.D + d], x[d]);
-          }
-        } else {
-          z = x[i];
-        }
-        if (g.bias) {
-          z = rounding.add(z, g.bias[i]);
-        }
-        if (before) {
-          Uncertain recurrent = 0;
-          for (int64_t j = 0; j < g.H; ++j) {
-            rounding.accumulate(recurrent, g.Whh[i * g.H + j], before[j]);
-          }
-          z = rounding.add(z, recurrent);
-        }
-        result[static_cast<size_t>((n * g.L + t) * g.H + i)] =
-            activate(g.activation, z, rounding);
+        result[static_cast<size_t>((n * g.L + t) * g.H + i)] = activate(
+            g.activation,
+            g.program,
+            preactivation(g, states, n, t, i, rounding),
+            rounding);
       }
     }
   }
@@ -105,6 +151,12 @@ Gradients gradients(
       zeros(g.H),
       zeros(g.H * g.H),
       zeros(g.N * g.H)};
+  auto slope_at = [&](int64_t n, int64_t t, int64_t i, double h) {
+    return g.activation == Activation::traced
+        ? traced_slope(
+              g.program, preactivation(g, states, n, t, i, rounding), rounding)
+        : slope(g.activation, h, rounding);
+  };
   for (int64_t n = 0; n < g.N; ++n) {
     Numbers dh = zeros(g.H); // what later steps ask of the state of step t
     for (int64_t t = g.L - 1; t >= 0; --t) {
@@ -119,7 +171,7 @@ Gradients gradients(
             dstates[static_cast<size_t>((n * g.L + t) * g.H + i)],
             dh[static_cast<size_t>(i)]);
         delta[static_cast<size_t>(i)] =
-            rounding.multiply(total, slope(g.activation, h[i], rounding));
+            rounding.multiply(total, slope_at(n, t, i, h[i]));
       }
       dh = zeros(g.H);
       for (int64_t i = 0; i < g.H; ++i) {
@@ -151,6 +203,30 @@ Gradients gradients(
     }
   }
   return d;
+}
+
+Numbers traced_values(
+    int64_t program,
+    const std::vector<double>& inputs,
+    Rounding rounding) {
+  Numbers result;
+  for (double a : inputs) {
+    result.push_back(traced_value(program, a, rounding));
+  }
+  return result;
+}
+
+Numbers traced_products(
+    int64_t program,
+    const std::vector<double>& inputs,
+    const std::vector<double>& cotangents,
+    Rounding rounding) {
+  Numbers result;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    result.push_back(rounding.multiply(
+        cotangents[i], traced_slope(program, inputs[i], rounding)));
+  }
+  return result;
 }
 
 Numbers linear_scan(const LinearScan& g, Rounding rounding) {

@@ -19,6 +19,7 @@ typedef std::vector<Uncertain> Numbers;
 struct Layer {
   int64_t N, L, D, H;
   Activation activation;
+  int64_t program; // of a traced activation: see traced.h
   bool projected;
   const double* x;
   const double* Wxh;
@@ -66,6 +67,18 @@ Numbers product(
     const double* x,
     const double* w,
     const double* bias,
+    Rounding rounding);
+
+// A traced activation of each of `inputs`, and its derivative times
+// `cotangents`.
+Numbers traced_values(
+    int64_t program,
+    const std::vector<double>& inputs,
+    Rounding rounding);
+Numbers traced_products(
+    int64_t program,
+    const std::vector<double>& inputs,
+    const std::vector<double>& cotangents,
     Rounding rounding);
 
 // The sum over rows of a (rows, M) outer b (rows, K).

@@ -23,11 +23,18 @@ constexpr double kEqualErrors = 4;
 constexpr double kTanhUlps = 2;
 // The logistic function: the quotient of an exponential (1 ulp) and a sum.
 constexpr double kLogisticUlps = 3;
+// Operations of programs, in the same units: those that the processor rounds
+// once, our functions on vectors, and the C library's, by its own word.
+constexpr double kRoundedOnce = 0.501; // the reference is rounded too
+constexpr double kVectorUlps = 2;
+constexpr double kLibraryUlps = 3;
+// A program of a few operations, together, in units of kDeviations.
+constexpr double kProgramUlps = 1;
 // Half types, computed in float32 and rounded once: one half, and what
 // float32's own error can add to it near a tie.
 constexpr double kHalfUlps = 0.51;
-// The logistic function is zero below this many smallest normal numbers: see
-// elementary.h.
-constexpr double kLogisticVanishes = 2;
+// Numbers on the way to a result that are not normal are zero: it may be wrong
+// by so many of the smallest normal numbers.
+constexpr double kVanishes = 2;
 
 } // namespace kernel_tests
