@@ -87,23 +87,25 @@ NB_MODULE(_native, m) {
          const std::optional<mx::array>& bias,
          const mx::array& Whh,
          const std::optional<mx::array>& hidden,
-         const std::string& activation,
+         const std::variant<std::string, std::shared_ptr<Traced>>& activation,
          const std::variant<bool, std::string>& return_state,
          mx::StreamOrDevice stream) -> nb::object {
         const bool* whether = std::get_if<bool>(&return_state);
         bool only = !whether;
+        const std::string* name = std::get_if<std::string>(&activation);
         Arrays outputs = recurrence(
             x,
             Wxh,
             bias,
             Whh,
             hidden,
-            activation_named(activation),
+            name ? activation_named(*name) : kernels::Activation::traced,
             only ? keep_square_root : keep_all,
             only || *whether,
+            name ? nullptr : std::get<std::shared_ptr<Traced>>(activation),
             mx::to_stream(stream));
         return outputs.size() < 2 ? nb::cast(outputs[0])
-            : only                ? nb::cast(outputs[1])
+            : only ? nb::cast(outputs[1])
                    : nb::object(nb::make_tuple(outputs[0], outputs[1]));
       },
       "x"_a,
@@ -157,8 +159,8 @@ NB_MODULE(_native, m) {
                 : std::optional(verdict == Traced::Verdict::equal);
           },
           [](Traced& traced, bool equal) {
-            traced.verdict = equal ? Traced::Verdict::equal
-                                   : Traced::Verdict::different;
+            traced.verdict =
+                equal ? Traced::Verdict::equal : Traced::Verdict::different;
           });
   nb::class_<Reading>(m, "Reading")
       .def_ro("obstacle", &Reading::obstacle)

@@ -36,8 +36,16 @@ UPSTREAM = {
     "sigmoid": _sigmoid,
     "identity": lambda a: a,
 }
-# The same functions for the composed path, which must not know them.
-COMPOSED = {name: (lambda a, f=f: f(a)) for name, f in UPSTREAM.items()}
+# The same functions for the traced path, which the native path does not know.
+TRACED = {name: (lambda a, f=f: f(a)) for name, f in UPSTREAM.items()}
+
+
+def unreadable(f):
+    """The same function for the composed path: an operation of it cannot be traced."""
+    return lambda a: mx.squeeze(mx.expand_dims(f(a), 0), 0)
+
+
+COMPOSED = {name: unreadable(f) for name, f in UPSTREAM.items()}
 
 # N, L, D, H: every column has every size around the vector widths.
 SHAPES = [
@@ -209,6 +217,13 @@ def ours(activation, x, Wxh, Whh, bias=None, hidden=None, **keywords):
     )
 
 
+def traced(activation, x, Wxh, Whh, bias=None, hidden=None, **keywords):
+    """The product on the traced path."""
+    return mlx_recurrent.rnn(
+        x, Wxh, Whh, bias, hidden, nonlinearity=TRACED[activation], **keywords
+    )
+
+
 def composed(activation, x, Wxh, Whh, bias=None, hidden=None, **keywords):
     """The product on the composed path."""
     return mlx_recurrent.rnn(
@@ -232,7 +247,7 @@ def upstream(activation, x, Wxh, Whh, bias=None, hidden=None):
 
 
 def call(run, case, **keywords):
-    """Run ours, composed or upstream on a case."""
+    """Run ours, traced, composed or upstream on a case."""
     return run(case.activation, **case.arrays, **keywords)
 
 

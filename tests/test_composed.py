@@ -11,7 +11,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 import mlx_recurrent
-from conftest import case, draw, upstream_layer
+from conftest import case, draw, unreadable, upstream_layer
 from mlx_recurrent import RNN
 from tolerances import EPS, LINEAR, all_close, close, equal, wide
 
@@ -24,14 +24,14 @@ class Leaky:
     slope = 0.2
 
     def __call__(self, a):
-        return mx.maximum(a, self.slope * a)
+        return unreadable(lambda a: mx.maximum(a, self.slope * a))(a)
 
+
+HALF = unreadable(lambda a: a * 0.5)
 
 CALLABLES = {
-    "lambda": lambda: lambda a: mx.tanh(a),
-    "sin": lambda: mx.sin,
-    "gelu": lambda: nn.gelu,
-    "silu_module": nn.SiLU,
+    "lambda": lambda: unreadable(mx.tanh),
+    "gelu": lambda: unreadable(nn.gelu),
     "softmax": lambda: lambda a: mx.softmax(a, axis=-1),
     "softmax_partial": lambda: functools.partial(mx.softmax, axis=-1),
     "softmax_module": nn.Softmax,
@@ -42,7 +42,7 @@ CALLABLES = {
     "rms_norm": lambda: nn.RMSNorm(H),
     "sequential": lambda: nn.Sequential(nn.LayerNorm(H), nn.Tanh()),
     "linear": lambda: nn.Sequential(nn.Linear(H, H), nn.Tanh()),
-    "subclass": lambda: type("Mine", (nn.Tanh,), {"__call__": lambda s, a: a * 0.5})(),
+    "subclass": lambda: type("Mine", (nn.Tanh,), {"__call__": lambda s, a: HALF(a)})(),
 }
 all_callables = pytest.mark.parametrize("make", CALLABLES.values(), ids=CALLABLES)
 
@@ -124,7 +124,7 @@ def test_return_state(rng, L, hidden):
 # Around 16 and 256, where the tree over time gains a level.
 @pytest.mark.parametrize("L", [2, 15, 16, 17, 33, 255, 256, 257, 300])
 def test_lengths(rng, L):
-    layer, theirs, exact = layers(lambda: mx.sin)
+    layer, theirs, exact = layers(lambda: unreadable(mx.sin))
     x, c = draw(rng, (2, L, 5), mx.float32, 0.5), draw(rng, (2, L, H), mx.float32)
     close(layer(x), theirs(x), wide(exact(widened(x))))
     got, expected, truth = (
@@ -176,12 +176,12 @@ def test_parameters_of_the_nonlinearity_join_the_layers():
 class Recorder:
     """Notes what the callable is given at each call."""
 
-    def __init__(self, f=mx.tanh):
-        self.f, self.seen = f, []
+    def __init__(self):
+        self.seen = []
 
     def __call__(self, a):
         self.seen.append((a.shape, a.dtype))
-        return self.f(a)
+        return unreadable(mx.tanh)(a)
 
 
 @pytest.mark.parametrize("L", [1, 2, 16, 17, 40])
@@ -207,10 +207,10 @@ def test_not_called_without_a_step():
     assert f.seen == []
 
 
-def test_not_called_by_plan():
+def test_called_once_by_plan():
     f = Recorder()
     RNN(5, H, nonlinearity=f).plan(mx.zeros((3, 7, 5)))
-    assert f.seen == []
+    assert f.seen == [((3, H), mx.float32)]
 
 
 @pytest.mark.parametrize("lead", [(), (3,), (2, 3)])
@@ -385,7 +385,7 @@ def test_scan(rng):
         return upstream_layer(z, mx.eye(H, dtype=z.dtype), Whh, None, mx.sin)(z, h)
 
     truth = theirs(*map(widened, (z, Whh, h)))
-    got = mlx_recurrent.scan(z, Whh, h, nonlinearity=mx.sin)
+    got = mlx_recurrent.scan(z, Whh, h, nonlinearity=unreadable(mx.sin))
     close(got, theirs(z, Whh, h), wide(truth))
 
 
@@ -432,7 +432,7 @@ def test_cost_can_tell_the_difference():
 
 def test_number_of_operations_is_linear(tmp_path, rng):
     """Also with this package's product in the graph."""
-    layer = RNN(5, H, nonlinearity=lambda a: mx.sin(a))
+    layer = RNN(5, H, nonlinearity=unreadable(mx.sin))
     grad = mx.grad(lambda x: layer(x).sum())
     counts = []
     for L in (64, 1024):

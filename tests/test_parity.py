@@ -14,7 +14,7 @@ from mlx.utils import tree_flatten, tree_map
 
 import mlx_recurrent
 import reference
-from conftest import array, draw, upstream_layer
+from conftest import array, draw, unreadable, upstream_layer
 from mlx_recurrent import RNN
 from tolerances import all_close, close, equal, wide
 
@@ -414,7 +414,9 @@ def test_unused_Whh_may_have_any_shape(rng):
 
 
 @pytest.mark.parametrize(
-    "nonlinearity", [None, lambda a: mx.tanh(a)], ids=["native", "composed"]
+    "nonlinearity",
+    [None, lambda a: mx.tanh(a), unreadable(mx.tanh)],
+    ids=["native", "traced", "composed"],
 )
 @pytest.mark.parametrize("lead", [(), (2,), (2, 3), (0,), (2, 0)])
 @pytest.mark.parametrize("hidden", [False, True])
@@ -430,7 +432,9 @@ def test_empty_sequence(hidden, lead, nonlinearity):
 
 
 @pytest.mark.parametrize(
-    "nonlinearity", [None, lambda a: mx.tanh(a)], ids=["native", "composed"]
+    "nonlinearity",
+    [None, lambda a: mx.tanh(a), unreadable(mx.tanh)],
+    ids=["native", "traced", "composed"],
 )
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16])
 def test_empty_batch(dtype, nonlinearity):
@@ -584,7 +588,11 @@ def test_in_a_model(rng):
     all_close(train(layer, mx.float32), train(theirs, mx.float32), truth)
 
 
-@pytest.mark.parametrize("nonlinearity", [None, mx.sin], ids=["native", "composed"])
+@pytest.mark.parametrize(
+    "nonlinearity",
+    [None, mx.sin, unreadable(mx.sin)],
+    ids=["native", "traced", "composed"],
+)
 @pytest.mark.parametrize("missing", ["x", "Wxh", "Whh"])
 def test_required_arrays(missing, nonlinearity):
     """D equals H, so that no shape tells a layer from a scan."""

@@ -7,7 +7,7 @@ import mlx.nn as nn
 import pytest
 
 import mlx_recurrent
-from conftest import NATIVE, draw
+from conftest import NATIVE, draw, unreadable
 from mlx_recurrent import RNN, functional
 from tolerances import LINEAR
 
@@ -23,14 +23,20 @@ NATIVE_CALLABLES = [
     nn.Sigmoid(),
     nn.Identity(),
 ]
-COMPOSED_CALLABLES = {
+TRACED_CALLABLES = {
     "<lambda>": lambda a: mx.tanh(a),
-    "LayerNorm": nn.LayerNorm(6),
-    "Softmax": nn.Softmax(),
-    "PReLU": nn.PReLU(),
     "sin": mx.sin,
     "Sequential": nn.Sequential(nn.Tanh()),
     "Mine": type("Mine", (nn.Tanh,), {})(),
+    "GELU": nn.GELU(),
+}
+COMPOSED_CALLABLES = {
+    "<lambda>": unreadable(mx.tanh),
+    "LayerNorm": nn.LayerNorm(6),
+    "Softmax": nn.Softmax(),
+    "PReLU": nn.PReLU(),
+    "cumsum": mx.cumsum,
+    "Sequential": nn.Sequential(nn.Softmax()),
 }
 
 
@@ -52,6 +58,24 @@ def test_native(tmp_path, rng, dtype, nonlinearity):
     for L in (2, 100):
         x = draw(rng, (4, L, 3), dtype)
         assert layer.plan(x).path == "native"
+        graphs.append(operations(tmp_path, layer(x)))
+    assert graphs[0] == graphs[1]
+    assert len([name for name in graphs[0] if "recurrent" in name.lower()]) == 1
+
+
+@pytest.mark.parametrize("name", TRACED_CALLABLES)
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float64, mx.float16, mx.bfloat16])
+def test_traced(tmp_path, rng, dtype, name):
+    """One operation of this package too; the reason lists those of the callable."""
+    layer = RNN(3, 6, nonlinearity=TRACED_CALLABLES[name])
+    layer.set_dtype(dtype)
+    graphs = []
+    for L in (2, 100):
+        x = draw(rng, (4, L, 3), dtype)
+        plan = layer.plan(x)
+        assert plan.path == "traced" and plan.isa and plan.threads
+        assert name in plan.reason and plan.reason in str(plan)
+        assert any(op in plan.reason for op in ("tanh", "sin", "erf"))
         graphs.append(operations(tmp_path, layer(x)))
     assert graphs[0] == graphs[1]
     assert len([name for name in graphs[0] if "recurrent" in name.lower()]) == 1
@@ -102,7 +126,7 @@ def test_native_names_instructions_threads_and_partition():
 
 
 def test_composed_has_no_kernel():
-    plan = RNN(3, 6, nonlinearity=mx.sin).plan(mx.zeros((4, 5, 3)))
+    plan = RNN(3, 6, nonlinearity=mx.softmax).plan(mx.zeros((4, 5, 3)))
     assert plan.isa is None and plan.threads is None and plan.partition is None
 
 
@@ -151,7 +175,9 @@ def test_the_functions_take_the_same_paths(tmp_path, rng):
         assert (
             len(operations(tmp_path, mlx_recurrent.scan(z, Whh, nonlinearity=f))) <= 2
         )
-    composed = mlx_recurrent.scan(z, Whh, nonlinearity=mx.sin)
+    traced = mlx_recurrent.scan(z, Whh, nonlinearity=mx.sin)
+    assert len(operations(tmp_path, traced)) == 1
+    composed = mlx_recurrent.scan(z, Whh, nonlinearity=unreadable(mx.sin))
     assert operations(tmp_path, composed).count("Sin") == 30
 
 

@@ -1,6 +1,7 @@
 """MLX's transformations of the layer: compile, vmap, jvp, checkpoint, and their nests.
 
-``ours`` is the native path and ``composed`` the other one, on the same mathematics.
+``ours`` is the native path, ``traced`` and ``composed`` are the others, on the same
+mathematics.
 """
 
 import mlx.core as mx
@@ -17,6 +18,7 @@ from conftest import (
     ARGUMENTS,
     COMPOSED,
     NATIVE,
+    TRACED,
     UPSTREAM,
     Case,
     array,
@@ -26,16 +28,20 @@ from conftest import (
     gradients,
     ours,
     smooth,
+    traced,
+    unreadable,
     upstream,
 )
 from mlx_recurrent import RNN
 from tolerances import all_close, close, equal, wide
 
 both_paths = pytest.mark.parametrize(
-    "run", [ours, composed], ids=["native", "composed"]
+    "run", [ours, traced, composed], ids=["native", "traced", "composed"]
 )
 both_nonlinearities = pytest.mark.parametrize(
-    "nonlinearity", [NATIVE["tanh"], COMPOSED["tanh"]], ids=["native", "composed"]
+    "nonlinearity",
+    [NATIVE["tanh"], TRACED["tanh"], COMPOSED["tanh"]],
+    ids=["native", "traced", "composed"],
 )
 
 

@@ -112,10 +112,7 @@ double run_once(const kernels::Program& program, mx::Dtype dtype) {
     kernels::Partition alone{kernels::Split::none, 1, 1};
     std::vector<char> scratch(kernel.scratch(args, alone));
     kernel.run(
-        args,
-        alone,
-        kernels::Member{0, 1, nullptr, nullptr},
-        scratch.data());
+        args, alone, kernels::Member{0, 1, nullptr, nullptr}, scratch.data());
     result = out;
   };
   // Half types are computed in float32.
@@ -145,8 +142,8 @@ int operands_of(Op op) {
 
 // Constants are equal by their bits: a NaN is itself, and -0 is not 0.
 bool Expression::Node::operator==(const Node& other) const {
-  return kind == other.kind && op == other.op && a == other.a &&
-      b == other.b && c == other.c &&
+  return kind == other.kind && op == other.op && a == other.a && b == other.b &&
+      c == other.c &&
       std::bit_cast<uint64_t>(value) == std::bit_cast<uint64_t>(other.value);
 }
 
@@ -244,8 +241,7 @@ class Simplifier {
         return out.operation(Op::square, a);
       }
       if (is(b, 3)) {
-        return out.operation(
-            Op::multiply, out.operation(Op::square, a), a);
+        return out.operation(Op::multiply, out.operation(Op::square, a), a);
       }
       if (is(b, 4)) {
         return out.operation(Op::square, out.operation(Op::square, a));
@@ -298,8 +294,8 @@ Expression Expression::simplified(mx::Dtype dtype, bool ones) const {
         as.push_back(simplifier.out.constant(node.value));
         break;
       case Kind::operation:
-        as.push_back(simplifier.operation(
-            node.op, at(node.a), at(node.b), at(node.c)));
+        as.push_back(
+            simplifier.operation(node.op, at(node.a), at(node.b), at(node.c)));
         break;
       case Kind::number:
         as.push_back(

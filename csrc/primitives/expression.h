@@ -13,8 +13,8 @@ namespace mlx_recurrent {
 
 namespace mx = mlx::core;
 
-// The operation of the kernels that an elementwise primitive of MLX of this name
-// is; null where there is none.
+// The operation of the kernels that an elementwise primitive of MLX of this
+// name is; null where there is none.
 const kernels::Op* operation_of(const std::string& primitive);
 
 // How many operands it has.

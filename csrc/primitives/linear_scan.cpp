@@ -86,8 +86,8 @@ void LinearScan::eval_cpu(const Arrays& inputs, Arrays& outputs) {
 
 std::vector<mx::Shape> LinearScan::output_shapes(const Arrays& inputs) {
   LinearScanInputs in = unpack(inputs);
-  bool fits =
-      has_kernels(in.s.dtype()) && in.V.ndim() >= 2 && in.s.ndim() >= in.V.ndim();
+  bool fits = has_kernels(in.s.dtype()) && in.V.ndim() >= 2 &&
+      in.s.ndim() >= in.V.ndim();
   int sets = fits ? static_cast<int>(in.V.ndim()) - 2 : 0;
   int H = fits ? in.s.shape(-1) : 0;
   fits = fits && in.V.shape(-1) == H && in.V.shape(-2) == H &&

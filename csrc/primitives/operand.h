@@ -14,9 +14,9 @@ namespace mlx_recurrent {
 
 namespace mx = mlx::core;
 
-// Holds the row offsets, and whatever else a kernel's operands point to. Leading
-// axes may be those of sets, which are calls of one shape: `of_set` gives the
-// rows of one.
+// Holds the row offsets, and whatever else a kernel's operands point to.
+// Leading axes may be those of sets, which are calls of one shape: `of_set`
+// gives the rows of one.
 class Operands {
  public:
   // Keeps what an operand points to beside arrays.
@@ -37,7 +37,6 @@ class Operands {
   const int64_t* offsets(const mx::array& a, int leading);
 
  private:
-
   std::vector<std::vector<int64_t>> offsets_;
   std::vector<std::shared_ptr<const void>> owners_;
 };

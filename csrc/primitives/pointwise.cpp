@@ -33,7 +33,7 @@ void Pointwise::eval_cpu(const Arrays& inputs, Arrays& outputs) {
   launch(
       stream(),
       kernels_for(out).pointwise,
-      args,
+      std::vector{args},
       kernels::partition_pointwise(
           args.count, args.program->count, machine_now()),
       operands);

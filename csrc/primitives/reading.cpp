@@ -23,8 +23,8 @@ struct Obstacle : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// What `mx.compile` made of elementwise operations is one primitive, whose parts
-// are private to it. An explicit instantiation may name them.
+// What `mx.compile` made of elementwise operations is one primitive, whose
+// parts are private to it. An explicit instantiation may name them.
 template <class Tag, typename Tag::Member member>
 struct Expose {
   friend typename Tag::Member exposed(Tag) {
@@ -87,11 +87,9 @@ std::optional<double> value_of(const mx::array& a) {
     case mx::Dtype::Val::int32:
       return as(int32_t{});
     case mx::Dtype::Val::float16:
-      return static_cast<double>(
-          static_cast<float>(*a.data<mx::float16_t>()));
+      return static_cast<double>(static_cast<float>(*a.data<mx::float16_t>()));
     case mx::Dtype::Val::bfloat16:
-      return static_cast<double>(
-          static_cast<float>(*a.data<mx::bfloat16_t>()));
+      return static_cast<double>(static_cast<float>(*a.data<mx::bfloat16_t>()));
     case mx::Dtype::Val::float32:
       return as(float{});
     case mx::Dtype::Val::float64:
@@ -337,12 +335,10 @@ class Reader {
       return add(e().number(operand));
     }
     if (to == mx::bool_ && computes(from)) {
-      return add(
-          e().operation(Op::not_equal, operand, add(e().constant(0))));
+      return add(e().operation(Op::not_equal, operand, add(e().constant(0))));
     }
     if (!computes(from) || !computes(to)) {
-      throw Obstacle(
-          "casts to " + text(to));
+      throw Obstacle("casts to " + text(to));
     }
     return operand;
   }
@@ -383,9 +379,8 @@ Reading read(const mx::array& result, const std::vector<mx::array>& arguments) {
   Reading reading;
   const mx::array& argument = arguments[0];
   if (result.dtype() != argument.dtype()) {
-    reading.obstacle = "returns " +
-        text(result.dtype()) + " for " +
-        text(argument.dtype());
+    reading.obstacle =
+        "returns " + text(result.dtype()) + " for " + text(argument.dtype());
   } else if (result.shape() != argument.shape()) {
     reading.obstacle = "returns shape " + text(result.shape()) + " for " +
         text(argument.shape());

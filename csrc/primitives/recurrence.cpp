@@ -9,6 +9,7 @@
 #include "primitives/launch.h"
 #include "primitives/linear_scan.h"
 #include "primitives/matmul.h"
+#include "primitives/pointwise.h"
 #include "primitives/time.h"
 
 namespace mlx_recurrent {
@@ -35,15 +36,36 @@ struct GraphOps {
   }
 };
 
-// f'(a) from h = f(a); absent where it is 1.
+std::optional<mx::array> input_at(const Arrays& inputs, int i) {
+  return i < 0 ? std::nullopt : std::optional(inputs[i]);
+}
+
+// a = z + Whh h_{t-1} of all steps, from the states.
+mx::array pre_activations(
+    const RecurrenceForm& form,
+    const Arrays& inputs,
+    const mx::array& states,
+    const mx::Stream& s) {
+  const mx::array& x = inputs[form.x];
+  mx::array z = form.projected
+      ? x
+      : matmul(x, inputs[form.Wxh()], input_at(inputs, form.bias()), s);
+  auto hidden = input_at(inputs, form.hidden());
+  mx::array before = step_before(states, hidden, false, s);
+  return mx::add(z, matmul(before, inputs[form.Whh], {}, s), s);
+}
+
+// f'(a), from h = f(a) where that is enough; absent where it is 1.
 std::optional<mx::array> slope(
-    kernels::Activation activation,
+    const RecurrenceForm& form,
+    const Arrays& inputs,
     const mx::array& h,
     const mx::Stream& s) {
   Graph value{h, s};
-  // MLX's derivatives of what it broadcasts itself cannot be compiled shapeless.
+  // MLX's derivatives of what it broadcasts itself cannot be compiled
+  // shapeless.
   Graph one{filled(h, 1, s), s};
-  switch (activation) {
+  switch (form.activation) {
     case kernels::Activation::tanh:
       return elman::slope<kernels::Activation::tanh, GraphOps>(value, one).a;
     case kernels::Activation::relu:
@@ -53,13 +75,10 @@ std::optional<mx::array> slope(
     case kernels::Activation::identity:
       return std::nullopt;
     case kernels::Activation::traced:
-      break;
+      return pointwise(
+          pre_activations(form, inputs, h, s), form.function->slope(), s);
   }
   throw std::invalid_argument("[mlx_recurrent] no such activation");
-}
-
-std::optional<mx::array> input_at(const Arrays& inputs, int i) {
-  return i < 0 ? std::nullopt : std::optional(inputs[i]);
 }
 
 // The outputs for the first of these inputs, which are in the form's order.
@@ -148,6 +167,9 @@ std::vector<kernels::RecurrenceArgs> arguments(
     hidden = operands.rows(inputs[form.hidden()]);
   }
   std::vector<kernels::RecurrenceArgs> sets;
+  if (form.function) {
+    operands.hold(form.function);
+  }
   for (int64_t i = 0; i < sizes.sets; ++i) {
     kernels::RecurrenceArgs args{};
     args.N = sizes.N;
@@ -155,6 +177,10 @@ std::vector<kernels::RecurrenceArgs> arguments(
     args.D = sizes.D;
     args.H = sizes.H;
     args.activation = form.activation;
+    if (form.function) {
+      args.function = &form.function->function();
+      args.derivative = &form.function->derivative();
+    }
     args.projected = form.projected;
     args.x = of_set(x, i, sizes.N);
     if (!form.projected) {
@@ -219,6 +245,7 @@ Arrays recurrence(
     kernels::Activation activation,
     int keep_every,
     bool returns_state,
+    std::shared_ptr<const Traced> function,
     const mx::Stream& stream) {
   RecurrenceForm form{
       activation,
@@ -226,7 +253,8 @@ Arrays recurrence(
       bias.has_value(),
       hidden.has_value(),
       keep_every,
-      returns_state};
+      returns_state,
+      std::move(function)};
   Arrays inputs{x, Whh};
   for (const auto* optional : {&Wxh, &bias, &hidden}) {
     if (*optional) {
@@ -244,11 +272,14 @@ mx::array pre_activation(
     const std::optional<mx::array>& previous,
     int t,
     const mx::Stream& stream) {
-  mx::array x_t = step_at(x, t, stream);
+  // A slice: what is read, or begins a composed path, has the shapes of a call.
+  mx::Shape start(x.ndim(), 0);
+  mx::Shape stop = x.shape();
+  start[x.ndim() - 2] = t;
+  stop[x.ndim() - 2] = t + 1;
+  mx::array x_t = mx::squeeze(mx::slice(x, start, stop, stream), -2, stream);
   mx::array z = Wxh ? matmul(x_t, *Wxh, bias, stream) : x_t;
-  return previous
-      ? mx::add(z, matmul(*previous, Whh, {}, stream), stream)
-      : z;
+  return previous ? mx::add(z, matmul(*previous, Whh, {}, stream), stream) : z;
 }
 
 void Recurrence::eval_cpu(const Arrays& inputs, Arrays& outputs) {
@@ -349,7 +380,7 @@ Arrays Recurrence::jvp(
       first = d;
     }
   }
-  auto g = slope(form_.activation, y, s);
+  auto g = slope(form_, primals, y, s);
   mx::array driven = source ? scaled(g, *source, s) : filled(y, 0, s);
   mx::array dy =
       linear_scan({driven, primals[form_.Whh], g, {}, first}, false, s);
@@ -418,8 +449,8 @@ void RecurrenceVJP::eval_cpu(const Arrays& inputs, Arrays& outputs) {
           : i == layer.Wxh()       ? args.dWxh
           : i == layer.bias()      ? args.dbias
                                    : args.dhidden;
-      target = outputs[k].size() > 0 ? of_set(outputs[k], set, sizes.sets)
-                                     : nullptr;
+      target =
+          outputs[k].size() > 0 ? of_set(outputs[k], set, sizes.sets) : nullptr;
     }
     sets.push_back(args);
   }
@@ -480,7 +511,7 @@ Arrays RecurrenceVJP::composed(
   }
   mx::array c = cotangent ? *cotangent : filled(y, 0, s);
   mx::array back = transposed(inputs[layer.Whh], s);
-  auto g = slope(layer.activation, y, s);
+  auto g = slope(layer, inputs, y, s);
   mx::array lambda = linear_scan({c, back, {}, g, {}}, true, s);
   mx::array delta = scaled(g, lambda, s);
   Arrays outputs;
@@ -578,8 +609,7 @@ std::pair<Arrays, Ints> RecurrenceVJP::vmap(
     // Gradients for each example: one recurrence over all of them as a batch,
     // and sums for each.
     Arrays joined = with_axis(inputs, axes, joins, sets, stream());
-    return {
-        composed(joined, form_.wanted, 1), Ints(form_.wanted.size(), sets)};
+    return {composed(joined, form_.wanted, 1), Ints(form_.wanted.size(), sets)};
   }
   return vectorize(
       [this](const Arrays& in, int) { return backward(form_, in, stream()); },

@@ -5,6 +5,7 @@
 
 #include "kernels/kernels.h"
 #include "primitives/primitive.h"
+#include "primitives/traced.h"
 
 namespace mlx_recurrent {
 
@@ -13,15 +14,16 @@ namespace mlx_recurrent {
 constexpr int keep_all = 0;
 constexpr int keep_square_root = -1;
 
-// What a recurrence computes, beside its arrays. Weights may have leading axes of
-// sets (S...), all the same, and x and hidden then have them too.
+// What a recurrence computes, beside its arrays. Weights may have leading axes
+// of sets (S...), all the same, and x and hidden then have them too.
 struct RecurrenceForm {
   kernels::Activation activation;
   bool projected; // x is z already; there is no Wxh and no bias
   bool has_bias;
   bool has_hidden;
-  int keep_every; // k, or one of the above
+  int keep_every;     // k, or one of the above
   bool returns_state; // the state after the last step is a second output
+  std::shared_ptr<const Traced> function; // where the activation is traced
 
   bool operator==(const RecurrenceForm&) const = default;
 
@@ -49,7 +51,8 @@ struct RecurrenceForm {
 // The states (..., L, H) of h_t = f(Wxh x_t + bias + Whh h_{t-1}), or those
 // that `keep_every` keeps, and where it is asked for the state after the last
 // step (..., H): `hidden`, or zero, where there are no steps. Without Wxh, x is
-// the projected input (..., L, H).
+// the projected input (..., L, H). `function` is f where the activation is
+// traced.
 Arrays recurrence(
     const mx::array& x,
     const std::optional<mx::array>& Wxh,
@@ -59,10 +62,11 @@ Arrays recurrence(
     kernels::Activation activation,
     int keep_every,
     bool returns_state,
+    std::shared_ptr<const Traced> function,
     const mx::Stream& stream);
 
-// Wxh x_t + bias + Whh previous, (..., H): what the activation is called with at
-// step t, where `previous` is the state before it, if there is one.
+// Wxh x_t + bias + Whh previous, (..., H): what the activation is called with
+// at step t, where `previous` is the state before it, if there is one.
 mx::array pre_activation(
     const mx::array& x,
     const std::optional<mx::array>& Wxh,
@@ -89,13 +93,13 @@ class Recurrence : public CpuPrimitive {
   RecurrenceForm form_;
 };
 
-// What a derivative computes: `wanted` lists the inputs whose cotangents are its
-// outputs. Its inputs are those of the recurrence, the states that it left, and
-// the cotangents that are not zero.
+// What a derivative computes: `wanted` lists the inputs whose cotangents are
+// its outputs. Its inputs are those of the recurrence, the states that it left,
+// and the cotangents that are not zero.
 struct BackwardForm {
   RecurrenceForm layer;
   bool of_states; // (..., L, H)
-  bool of_state; // (..., H)
+  bool of_state;  // (..., H)
   Ints wanted;
 
   bool operator==(const BackwardForm&) const = default;
@@ -132,7 +136,8 @@ class RecurrenceVJP : public CpuPrimitive {
  private:
   // The same, made of linear scans and products. So many of the first axes of
   // the batch are not summed over.
-  Arrays composed(const Arrays& inputs, const Ints& wanted, int more_sets) const;
+  Arrays composed(const Arrays& inputs, const Ints& wanted, int more_sets)
+      const;
 
   BackwardForm form_;
 };

@@ -41,9 +41,7 @@ class Recent {
   }
 
   // What another thread has kept meanwhile stays.
-  std::shared_ptr<Traced> keep(
-      const Key& key,
-      std::shared_ptr<Traced> made) {
+  std::shared_ptr<Traced> keep(const Key& key, std::shared_ptr<Traced> made) {
     std::lock_guard lock(mutex_);
     if (auto found = places_.find(key); found != places_.end()) {
       return found->second->second;
@@ -94,11 +92,10 @@ Expression pulled_back(const Expression& expression, mx::Dtype dtype) {
 
 std::shared_ptr<Traced> Traced::of(const Reading& reading, mx::Dtype dtype) {
   auto found = known(reading, dtype);
-  return found
-      ? found
-      : recent().keep(
-            {reading.expression, dtype.val()},
-            std::make_shared<Traced>(reading.expression, dtype));
+  return found ? found
+               : recent().keep(
+                     {reading.expression, dtype.val()},
+                     std::make_shared<Traced>(reading.expression, dtype));
 }
 
 std::shared_ptr<Traced> Traced::known(const Reading& reading, mx::Dtype dtype) {
@@ -126,8 +123,8 @@ Traced::Traced(
 std::shared_ptr<const Traced> Traced::slope() const {
   std::lock_guard lock(mutex_);
   if (!slope_) {
-    slope_ = std::make_shared<Traced>(
-        pulled_back_.simplified(dtype_, true), dtype_);
+    slope_ =
+        std::make_shared<Traced>(pulled_back_.simplified(dtype_, true), dtype_);
   }
   return slope_;
 }

@@ -14,8 +14,8 @@ namespace mlx_recurrent {
 
 class Traced {
  public:
-  // What the reading of a callable says, for elements of a type. It is made when
-  // it is first asked for and kept; `known` is null before. Raises an
+  // What the reading of a callable says, for elements of a type. It is made
+  // when it is first asked for and kept; `known` is null before. Raises an
   // std::invalid_argument where the kernels cannot run its derivative.
   static std::shared_ptr<Traced> of(const Reading& reading, mx::Dtype dtype);
   static std::shared_ptr<Traced> known(const Reading& reading, mx::Dtype dtype);

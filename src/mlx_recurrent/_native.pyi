@@ -73,7 +73,7 @@ def recurrence(
     bias: mx.array | None,
     Whh: mx.array,
     hidden: mx.array | None,
-    activation: str,
+    activation: str | Traced,
     return_state: bool | Literal["only"],
     stream: mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType | None,
 ) -> mx.array | tuple[mx.array, mx.array]:

@@ -110,8 +110,8 @@ class RNN(recurrent.RNN):
         # long to find.
         return functional.rnn(
             x,
-            self["Wxh"],
-            self["Whh"],
+            self["Wxh"] if "Wxh" in self else self.Wxh,
+            self["Whh"] if "Whh" in self else self.Whh,
             self["bias"] if "bias" in self else self.bias,
             hidden,
             nonlinearity=self.nonlinearity,
