@@ -11,11 +11,19 @@ from mlx_recurrent import _native
 from mlx_recurrent.benchmarks import gate
 from mlx_recurrent.benchmarks.cases import (
     ALONE,
+    CALLABLE_CASES,
+    CALLABLES,
     DECODE,
+    DERIVATIVE_CASE,
+    DERIVATIVES,
+    ENSEMBLE_CASES,
+    ENSEMBLES,
     LENGTH_CASE,
     LENGTHS,
+    MEMBERS,
     PASSES,
     SIDES,
+    TRANSFORMS,
     TYPE_CASES,
     UPSTREAM_LENGTH,
     Case,
@@ -84,20 +92,27 @@ def passes(run: Run, section: str) -> None:
     """Time a pass of each case beside every peer."""
     for case in run.options.cases:
         run.say(f"{section}: {case.name} ({case.shape})")
-        work = Work(section, case)
+        beside_peers(run, section, Work(section, case))
+
+
+def beside_peers(run: Run, section: str, *works: Work) -> None:
+    """Time some work beside every peer that can do it."""
+    ready = []
+    for work in works:
         base, why_not = upstream_result(run, work)
-        ready = []
         for library in run.libraries.values():
-            if section not in library.passes or library.name not in run.result.labels:
+            if work.kind not in library.passes:
+                continue
+            if library.name not in run.result.labels:
                 continue
             row = with_limit(
-                Row(section, case, section, library.name), run.result.machine
+                Row(section, work.case, work.kind, library.name), run.result.machine
             )
             if library.name == UPSTREAM and base is None:
                 run.refuse(row, why_not)
                 continue
             try:
-                _, got = library.prepare("pass", work, save=True)
+                _, got = library.prepare(work.kind, work, save=True)
             except LibraryError as error:
                 run.refuse(row, f"failed: {error}")
                 continue
@@ -108,9 +123,9 @@ def passes(run: Run, section: str) -> None:
             if why:
                 run.refuse(row, f"wrong: {why}")
             else:
-                ready.append((library, "pass", row))
-        run.time(ready)
-        run.forget()
+                ready.append((library, work.kind, row))
+    run.time(ready)
+    run.forget()
 
 
 def with_limit(row: Row, machine: Machine) -> Row:
@@ -302,6 +317,38 @@ def types(run: Run) -> None:
         run.forget()
 
 
+def transforms(run: Run) -> None:
+    """Time derivatives of derivatives and mapped calls beside every peer."""
+    quick = run.options.quick
+    case = DERIVATIVE_CASE._replace(N=4, L=64) if quick else DERIVATIVE_CASE
+    for chosen in run.options.cases if run.options.chosen else [case]:
+        for kind in DERIVATIVES:
+            run.say(f"transforms: {TRANSFORMS[kind]} ({chosen.shape})")
+            beside_peers(run, "transforms", Work(kind, chosen))
+    for case in run.options.cases if run.options.chosen else ENSEMBLE_CASES:
+        run.say(f"transforms: {MEMBERS} layers ({case.shape})")
+        beside_peers(run, "transforms", *(Work(kind, case) for kind in ENSEMBLES))
+
+
+def callables(run: Run) -> None:
+    """Time other nonlinearities relative to tanh."""
+    cases = CALLABLE_CASES[:1] if run.options.quick else CALLABLE_CASES
+    for case in run.options.cases if run.options.chosen else cases:
+        run.say(f"callables: {case.name} ({case.shape})")
+        for pass_ in PASSES:
+            ready = []
+            for name in CALLABLES:
+                work = Work(pass_, case, nonlinearity=name)
+                row = Row("callables", case, pass_, OURS, variant=name)
+                _, got = run.ours.prepare(name, work, save=True)
+                if why := gate.peer_is_wrong(got, work):
+                    run.refuse(row, f"wrong: {why}")
+                else:
+                    ready.append((run.ours, name, row))
+            run.time(ready)
+        run.forget()
+
+
 RUN: dict[str, Callable[[Run], None]] = {
     "forward": lambda run: passes(run, "forward"),
     "training": lambda run: passes(run, "training"),
@@ -312,4 +359,6 @@ RUN: dict[str, Callable[[Run], None]] = {
     "call": call,
     "length": length,
     "types": types,
+    "transforms": transforms,
+    "callables": callables,
 }
