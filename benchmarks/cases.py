@@ -30,13 +30,15 @@ class Work(NamedTuple):
     Args:
         kind (str): ``"forward"``; ``"training"``, the vector-Jacobian product with
             respect to the weights; ``"call"``, the forward pass never evaluated;
-            ``"matmul"`` or ``"linear"`` of ``(L, D)`` and ``(H, D)``; ``"addition"``.
+            ``"matmul"`` or ``"linear"`` of ``(L, D)`` and ``(H, D)``; ``"addition"``;
+            or one of ``TRANSFORMS``.
         case (Case): The shapes.
         dtype (str, optional): The type of every array. Default: ``"float32"``.
         tiny (str, optional): ``"states"`` or ``"deltas"`` are below the least normal
             number. Default: ``""``.
         threads (int, optional): Threads of this package's kernels; 0 leaves them.
             Default: ``0``.
+        nonlinearity (str, optional): A name from ``CALLABLES``. Default: ``"tanh"``.
     """
 
     kind: str
@@ -44,6 +46,7 @@ class Work(NamedTuple):
     dtype: str = "float32"
     tiny: str = ""
     threads: int = 0
+    nonlinearity: str = "tanh"
 
     def arrays(self) -> "dict[str, np.ndarray]":
         """Input, parameters and a cotangent of the output: equal in every process."""
@@ -65,6 +68,28 @@ class Work(NamedTuple):
         if self.tiny == "deltas":
             draw["cotangent"] *= 1e-39
         return {name: a.astype(np.float32) for name, a in draw.items()}
+
+    def directions(self) -> "dict[str, np.ndarray]":
+        """What the Hessian of the weights is multiplied by."""
+        import numpy as np
+
+        rng = np.random.default_rng(1)
+        return {
+            name: rng.standard_normal(a.shape).astype(np.float32)
+            for name, a in self.arrays().items()
+            if name not in ("x", "cotangent")
+        }
+
+    def ensemble(self) -> "dict[str, np.ndarray]":
+        """The weights of ``MEMBERS`` layers, stacked."""
+        import numpy as np
+
+        rng = np.random.default_rng(2)
+        bound = self.case.H**-0.5
+        return {
+            name: rng.uniform(-bound, bound, (MEMBERS, *a.shape)).astype(np.float32)
+            for name, a in self.directions().items()
+        }
 
 
 CASES = [
@@ -93,6 +118,44 @@ LENGTHS = [100, 300, 1_000, 3_000, 10_000, 30_000, 100_000, 1_000_000]
 # mlx.nn.RNN trains in time quadratic in L: half a minute above this.
 UPSTREAM_LENGTH = 10_000
 
+# What is done, by kind of work: derivatives, for the loss that is the sum of the states
+# times the cotangent, and layers with weights of their own on one input.
+DERIVATIVES = {
+    "penalty": "gradient penalty: of the squared norm of the gradient of x",
+    "hessian": "Hessian-vector product",
+    "examples": "a gradient for each row: vmap of grad",
+}
+ENSEMBLES = {
+    "ensemble": "8 layers: vmap over the weights",
+    "calls": "8 layers: 8 calls",
+}
+TRANSFORMS = {**DERIVATIVES, **ENSEMBLES}
+MEMBERS = 8
+DERIVATIVE_CASE = Case("transforms", 16, 256, 128, 128)
+ENSEMBLE_CASES = [
+    Case("ensemble, alone", 1, 128, 64, 128),
+    Case("ensemble", 32, 128, 64, 128),
+]
+
+# Functions that users write, relative to tanh.
+CALLABLES = [
+    "tanh",
+    "leaky_relu",
+    "hard_tanh",
+    "softsign",
+    "silu",
+    "gelu",
+    "sin",
+    "square",
+    "clip_tanh",
+]
+CALLABLE_CASES = [
+    Case("narrow, alone", 1, 128, 128, 128),
+    Case("narrow", 32, 128, 128, 128),
+    Case("broad, alone", 1, 128, 256, 256),
+    Case("broad", 32, 128, 256, 256),
+]
+
 SECTIONS = {
     "forward": "the forward pass beside every peer",
     "training": "the vector-Jacobian product with respect to the weights",
@@ -103,6 +166,8 @@ SECTIONS = {
     "call": "from Python to the primitive",
     "length": "training over the length, beside mlx.nn.RNN",
     "types": "half types and denormal numbers relative to float32",
+    "transforms": "derivatives of derivatives, gradients of each row, ensembles",
+    "callables": "other nonlinearities relative to tanh",
 }
 PASSES = ("forward", "training")
 

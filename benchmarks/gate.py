@@ -4,6 +4,7 @@ The truth is the float64 reference of the tests. Ours is judged by the tests' ru
 beside ``mlx.nn.RNN``, the others by a multiple of it.
 """
 
+import math
 from functools import lru_cache
 
 import mlx.core as mx
@@ -20,6 +21,32 @@ PEER_ULPS = 64.0
 LEAST = 2.0**-126
 
 
+# The nonlinearities of ``CALLABLES`` in NumPy, analytic by their real part.
+NONLINEARITIES = {
+    "leaky_relu": lambda a: np.where(a.real > 0, a, 0.01 * a),
+    "hard_tanh": lambda a: _clip(a),
+    "softsign": lambda a: a / (1 + np.where(a.real < 0, -a, a)),
+    "silu": lambda a: a / (1 + np.exp(-a)),
+    "gelu": lambda a: a * (1 + _erf(a / np.sqrt(2))) / 2,
+    "sin": np.sin,
+    "square": lambda a: a * a,
+    "clip_tanh": lambda a: np.tanh(_clip(a)),
+}
+
+
+def _clip(a: np.ndarray) -> np.ndarray:
+    return np.where(a.real < -1, -1, np.where(a.real > 1, 1, a))
+
+
+def _erf(a: np.ndarray) -> np.ndarray:
+    real = np.vectorize(math.erf, otypes=[np.float64])(a.real)
+    if not np.iscomplexobj(a):
+        return real
+    # The imaginary part of a complex step carries the derivative.
+    slope = 2 / math.sqrt(math.pi) * np.exp(-(a.real**2))
+    return real + 1j * (a.imag * slope)
+
+
 @lru_cache(maxsize=2)
 def truth(work: Work) -> dict[str, np.ndarray]:
     """Return the result of a piece of work, from the reference."""
@@ -31,16 +58,41 @@ def truth(work: Work) -> dict[str, np.ndarray]:
             for name, a in arrays.items()
         }
     cotangent = arrays.pop("cotangent")
+    f = NONLINEARITIES.get(work.nonlinearity, work.nonlinearity)
     if work.kind == "training":
-        _, dWxh, dWhh, dbias, _ = reference.rnn_grad(
-            **arrays, hidden=None, d_states=cotangent
+        return _of_weights(
+            reference.rnn_grad(**arrays, hidden=None, activation=f, d_states=cotangent)
         )
-        return {"Wxh": dWxh, "Whh": dWhh, "bias": dbias}
+    if work.kind in ("penalty", "hessian"):
+        primals = [*arrays.values(), None]
+        if work.kind == "penalty":
+            # The gradient of |g|^2 is 2 H g, where g moves x alone.
+            g = reference.rnn_grad(*primals, d_states=cotangent)[0]
+            along = [2 * g, None, None, None, None]
+        else:
+            along = [None, *work.directions().values(), None]
+        return _of_weights(
+            reference.rnn_hessian_vector(primals, along, d_states=cotangent)
+        )
+    if work.kind == "examples":
+        x, *weights = arrays.values()
+        rows = [
+            _of_weights(reference.rnn_grad(a, *weights, None, d_states=c))
+            for a, c in zip(x, cotangent, strict=True)
+        ]
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    if work.kind in ("ensemble", "calls"):
+        members = zip(*work.ensemble().values(), strict=True)
+        return {"h": np.stack([reference.rnn(arrays["x"], *m) for m in members])}
     if work.kind == "matmul":
         return {"h": reference.matmul(arrays["x"][0], arrays["Wxh"])}
     if work.kind == "linear":
         return {"h": reference.matmul(arrays["x"][0], arrays["Wxh"], arrays["bias"])}
-    return {"h": reference.rnn(**arrays)}
+    return {"h": reference.rnn(**arrays, activation=f)}
+
+
+def _of_weights(gradients: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
+    return dict(zip(("Wxh", "Whh", "bias"), gradients[1:4], strict=True))
 
 
 def ours_is_wrong(

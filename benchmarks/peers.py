@@ -46,6 +46,23 @@ def _gradients(gradients: Sequence[Any]) -> "dict[str, np.ndarray]":
     return dict(zip(WEIGHTS, map(np.asarray, gradients), strict=True))
 
 
+def _members(h: Any) -> "dict[str, np.ndarray]":
+    import numpy as np
+
+    return {"h": np.stack([np.asarray(member) for member in h])}
+
+
+def _mlx_nonlinearity(name: str) -> Any:
+    import mlx.core as mx
+    import mlx.nn as nn
+
+    if name == "tanh":
+        return None
+    if name == "clip_tanh":
+        return lambda a: mx.tanh(mx.clip(a, -1, 1))
+    return getattr(mx if name in ("sin", "square") else nn, name)
+
+
 def mlx(work: "Work", threads: int, package: str) -> Prepared:
     """``package.RNN``, or one of MLX's operations and this package's own."""
     import mlx.core as mx
@@ -76,7 +93,9 @@ def mlx(work: "Work", threads: int, package: str) -> Prepared:
     x, cotangent = arrays.pop("x"), arrays.pop("cotangent")
     weights = list(arrays.values())
     mx.eval(x, cotangent, weights)
-    layer = library.RNN(work.case.D, work.case.H)
+    layer = library.RNN(
+        work.case.D, work.case.H, nonlinearity=_mlx_nonlinearity(work.nonlinearity)
+    )
     layer.Wxh, layer.Whh, layer.bias = weights
 
     def wide(*results: mx.array) -> list[np.ndarray]:
@@ -92,17 +111,58 @@ def mlx(work: "Work", threads: int, package: str) -> Prepared:
 
         return Prepared(run, lambda h: {"h": wide(h)[0]}, begin)
 
-    def states(Wxh: mx.array, Whh: mx.array, bias: mx.array) -> list[mx.array]:
-        layer.Wxh, layer.Whh, layer.bias = Wxh, Whh, bias
-        return [layer(x)]
+    def states(x: mx.array, *weights: mx.array) -> mx.array:
+        layer.Wxh, layer.Whh, layer.bias = weights
+        return layer(x)
+
+    def loss(x: mx.array, cotangent: mx.array, *weights: mx.array) -> mx.array:
+        return (states(x, *weights) * cotangent).sum()
+
+    gradient = mx.grad(loss, (2, 3, 4))
+
+    def penalty(*weights: mx.array) -> mx.array:
+        return mx.grad(loss)(x, cotangent, *weights).square().sum()
 
     def training() -> list[mx.array]:
-        _, gradients = mx.vjp(states, weights, [cotangent])
-        mx.eval(gradients)
-        return gradients
+        return mx.vjp(lambda *w: [states(x, *w)], weights, [cotangent])[1]
+
+    def hessian() -> list[mx.array]:
+        return mx.jvp(lambda *w: gradient(x, cotangent, *w), weights, directions)[1]
+
+    def of_weights(function: Callable[[], Any]) -> Prepared:
+        def run() -> Any:
+            gradients = function()
+            mx.eval(gradients)
+            return gradients
+
+        return Prepared(run, lambda g: _gradients(wide(*g)), begin)
+
+    def of_members(function: Callable[[], Any]) -> Prepared:
+        def run() -> Any:
+            outputs = function()
+            mx.eval(outputs)
+            return outputs
+
+        return Prepared(run, _members, begin)
 
     if work.kind == "training":
-        return Prepared(training, lambda g: _gradients(wide(*g)), begin)
+        return of_weights(training)
+    if work.kind == "penalty":
+        return of_weights(lambda: mx.grad(penalty, (0, 1, 2))(*weights))
+    if work.kind == "hessian":
+        directions = [mx.array(a) for a in work.directions().values()]
+        return of_weights(hessian)
+    if work.kind == "examples":
+        mapped = mx.vmap(gradient, (0, 0, None, None, None))
+        return of_weights(lambda: mapped(x, cotangent, *weights))
+    if work.kind in ("ensemble", "calls"):
+        stacked = [mx.array(a) for a in work.ensemble().values()]
+        apart = [[a[i] for a in stacked] for i in range(stacked[0].shape[0])]
+        mx.eval(stacked, apart)
+        ensemble = mx.vmap(states, (None, 0, 0, 0))
+        if work.kind == "ensemble":
+            return of_members(lambda: ensemble(x, *stacked))
+        return of_members(lambda: [states(x, *member) for member in apart])
     if work.kind == "call":
         return Prepared(lambda: layer(x), lambda h: {"h": wide(h)[0]}, begin)
     if work.kind == "matmul":
@@ -137,8 +197,36 @@ def torch(work: "Work", threads: int) -> Prepared:
     def training() -> Any:
         return torch.autograd.grad(layer(x)[0], weights, grad_outputs=cotangent)
 
-    if work.kind == "training":
-        return Prepared(training, _gradients)
+    def gradient(x: Any, cotangent: Any, of: Any) -> Any:
+        loss = (layer(x)[0] * cotangent).sum()
+        return torch.autograd.grad(loss, of, create_graph=True)
+
+    def penalty() -> Any:
+        (slope,) = gradient(moving, cotangent, [moving])
+        return torch.autograd.grad(slope.square().sum(), weights)
+
+    def hessian() -> Any:
+        found = zip(gradient(x, cotangent, weights), directions, strict=True)
+        return torch.autograd.grad(sum((g * d).sum() for g, d in found), weights)
+
+    def examples() -> Any:
+        # Its RNN has no rule for vmap: a row at a time.
+        rows = [
+            torch.autograd.grad(layer(a)[0], weights, grad_outputs=c)
+            for a, c in zip(x, cotangent, strict=True)
+        ]
+        return [torch.stack(same) for same in zip(*rows, strict=True)]
+
+    moving = x.clone().requires_grad_()
+    directions = [torch.from_numpy(a) for a in work.directions().values()]
+    of_weights = {
+        "training": training,
+        "penalty": penalty,
+        "hessian": hessian,
+        "examples": examples,
+    }
+    if work.kind in of_weights:
+        return Prepared(of_weights[work.kind], _gradients)
     return Prepared(forward, _states)
 
 
@@ -161,18 +249,57 @@ def jax(work: "Work", threads: int) -> Prepared:
         _, h = jax.lax.scan(step, jnp.zeros((x.shape[0], Whh.shape[0])), z)
         return h.swapaxes(0, 1)
 
-    @jax.jit
     def gradients(x: Any, cotangent: Any, *weights: Any) -> Any:
         _, pull_back = jax.vjp(lambda *w: states(x, *w), *weights)
         return pull_back(cotangent)
 
-    compiled = jax.jit(states)
-    if work.kind == "training":
+    def loss(x: Any, cotangent: Any, *weights: Any) -> Any:
+        return (states(x, *weights) * cotangent).sum()
+
+    def penalty(x: Any, cotangent: Any, *weights: Any) -> Any:
+        def norm(*weights: Any) -> Any:
+            return jnp.square(jax.grad(loss)(x, cotangent, *weights)).sum()
+
+        return jax.grad(norm, (0, 1, 2))(*weights)
+
+    def hessian(x: Any, cotangent: Any, *weights: Any) -> Any:
+        def gradient(*weights: Any) -> Any:
+            return jax.grad(loss, (2, 3, 4))(x, cotangent, *weights)
+
+        return jax.jvp(gradient, weights, directions)[1]
+
+    def examples(x: Any, cotangent: Any, *weights: Any) -> Any:
+        def row(x: Any, cotangent: Any) -> Any:
+            return jax.grad(loss, (2, 3, 4))(x[None], cotangent[None], *weights)
+
+        return jax.vmap(row)(x, cotangent)
+
+    def run(function: Any, *operands: Any) -> Callable[[], Any]:
+        compiled = jax.jit(function)
+        return lambda: jax.block_until_ready(compiled(*operands))
+
+    directions = tuple(jnp.asarray(a) for a in work.directions().values())
+    of_weights = {
+        "training": gradients,
+        "penalty": penalty,
+        "hessian": hessian,
+        "examples": examples,
+    }
+    if work.kind in of_weights:
+        function = of_weights[work.kind]
+        return Prepared(run(function, x, cotangent, *weights), _gradients)
+    stacked = [jnp.asarray(a) for a in work.ensemble().values()]
+    if work.kind == "ensemble":
+        ensemble = jax.vmap(states, (None, 0, 0, 0))
+        return Prepared(run(ensemble, x, *stacked), _states)
+    if work.kind == "calls":
+        apart = [[a[i] for a in stacked] for i in range(len(stacked[0]))]
+        one = jax.jit(states)
         return Prepared(
-            lambda: jax.block_until_ready(gradients(x, cotangent, *weights)),
-            _gradients,
+            lambda: jax.block_until_ready([one(x, *member) for member in apart]),
+            _members,
         )
-    return Prepared(lambda: compiled(x, *weights).block_until_ready(), _states)
+    return Prepared(run(states, x, *weights), _states)
 
 
 def onnxruntime(work: "Work", threads: int) -> Prepared:
@@ -259,23 +386,31 @@ class Peer(NamedTuple):
         prepare (callable): Makes a piece of work ready, given it and the threads.
         needs (tuple of str): The modules without which it cannot run.
         distribution (str): What carries its version.
-        passes (tuple of str, optional): What it can do.
+        passes (tuple of str): What it can do, of the kinds of work.
     """
 
     label: str
     prepare: Callable[["Work", int], Prepared]
     needs: tuple[str, ...]
     distribution: str
-    passes: tuple[str, ...] = ("forward", "training")
+    passes: tuple[str, ...]
 
 
+DERIVATIVES = ("forward", "training", "penalty", "hessian", "examples")
+EVERYTHING = (*DERIVATIVES, "ensemble", "calls")
 OURS, UPSTREAM = "mlx_recurrent", "mlx.nn"
 LIBRARIES = {
     OURS: Peer(
-        "ours", lambda w, n: mlx(w, n, OURS), ("mlx_recurrent",), "mlx-recurrent"
+        "ours",
+        lambda w, n: mlx(w, n, OURS),
+        ("mlx_recurrent",),
+        "mlx-recurrent",
+        EVERYTHING,
     ),
-    UPSTREAM: Peer("mlx.nn.RNN", lambda w, n: mlx(w, n, UPSTREAM), ("mlx",), "mlx"),
-    "torch": Peer("PyTorch", torch, ("torch",), "torch"),
+    UPSTREAM: Peer(
+        "mlx.nn.RNN", lambda w, n: mlx(w, n, UPSTREAM), ("mlx",), "mlx", EVERYTHING
+    ),
+    "torch": Peer("PyTorch", torch, ("torch",), "torch", DERIVATIVES),
     "onnxruntime": Peer(
         "ONNX Runtime",
         onnxruntime,
@@ -283,7 +418,7 @@ LIBRARIES = {
         "onnxruntime",
         ("forward",),
     ),
-    "jax": Peer("JAX scan", jax, ("jax",), "jax"),
+    "jax": Peer("JAX scan", jax, ("jax",), "jax", EVERYTHING),
     "openvino": Peer("OpenVINO", openvino, ("openvino",), "openvino", ("forward",)),
 }
 PEERS = [name for name in LIBRARIES if name != OURS]

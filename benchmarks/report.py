@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mlx_recurrent.benchmarks.cases import Case
+from mlx_recurrent.benchmarks.cases import CALLABLES, TRANSFORMS, Case
 from mlx_recurrent.benchmarks.peers import OURS, UPSTREAM
 from mlx_recurrent.benchmarks.result import Result, Row
 
@@ -18,6 +18,8 @@ UNITS_SPEED_UP = 1.6
 # Of an evaluated step above an evaluated addition, and of a call, in seconds.
 DECODE_ABOVE_ADDITION = 10e-6
 CALL = 8e-6
+# Of a gradient penalty through mlx.nn.RNN against ours.
+PENALTY = 20.0
 
 LOST = "lost"
 
@@ -301,29 +303,67 @@ def length_tables(result: Result) -> list[Table]:
 
 def types_tables(result: Result) -> list[Table]:
     """Half types and denormals."""
-    rows = result.find("types")
-    variants = list(dict.fromkeys(row.variant for row in rows))
+    return _relative(
+        result.find("types"),
+        Table(
+            "Types",
+            "Our layer: milliseconds in float32, and how many times as long the others "
+            "take; `denormal` is float32 with states (forward) or deltas (training) "
+            "below the least normal number.",
+            [],
+            names=3,
+        ),
+        "float32",
+    )
+
+
+def transforms_tables(result: Result) -> list[Table]:
+    """Derivatives of derivatives, and mapped calls."""
+    rows = result.find("transforms")
+    libraries = [name for name in result.labels if any(r.library == name for r in rows)]
+    peers = [name for name in libraries if name != OURS]
     table = Table(
-        "Types",
-        "Our layer: milliseconds in float32, and how many times as long the others "
-        "take; `denormal` is float32 with states (forward) or deltas (training) below "
-        "the least normal number.",
-        ["case", "N, L, D, H", "pass", *variants],
-        names=3,
+        "Derivatives of derivatives, mapped calls",
+        "Milliseconds, float32; in parentheses how many times ours a peer takes. The "
+        "gradients are of the weights. PyTorch's RNN has no rule for vmap, so it takes "
+        "the rows one at a time, and no ensemble. Wanted: a gradient penalty through "
+        f"mlx.nn.RNN takes {PENALTY:.0f} times ours.",
+        ["what", "N, L, D, H", "ours", *(result.labels[name] for name in peers), ""],
+        names=2,
     )
     for case in _cases(rows):
-        for kind in dict.fromkeys(row.kind for row in rows if row.case == case):
-            found = {r.variant: r for r in rows if (r.case, r.kind) == (case, kind)}
-            base = found["float32"]
-            cells = [case.name, case.shape, kind]
-            for variant in variants:
-                row = found[variant]
-                if row is base or not row.median or not base.median:
-                    cells.append(_time(row))
-                else:
-                    cells.append(f"{row.median / base.median:.2f}x")
-            table.rows.append(cells)
+        for kind in dict.fromkeys(r.kind for r in rows if r.case == case):
+            found = {r.library: r for r in rows if (r.case, r.kind) == (case, kind)}
+            mine = found[OURS]
+            cells = [TRANSFORMS[kind], case.shape, _time(mine)]
+            met = ""
+            for name in peers:
+                row = found.get(name)
+                if row is None or row.median is None or mine.median is None:
+                    cells.append(_absent(row))
+                    continue
+                ratio = row.median / mine.median
+                cells.append(f"{milliseconds(row.median)} ({ratio:.2f}x)")
+                if (kind, name) == ("penalty", UPSTREAM):
+                    met = _met(ratio >= PENALTY, f"{PENALTY:.0f}")
+            table.rows.append([*cells, met])
     return [table]
+
+
+def callables_tables(result: Result) -> list[Table]:
+    """Other nonlinearities."""
+    return _relative(
+        result.find("callables"),
+        Table(
+            "Other nonlinearities",
+            "Our layer: milliseconds with tanh, and how many times as long it takes "
+            "with other functions of `mlx.nn` and `mlx.core`; `clip_tanh` is "
+            "`lambda a: mx.tanh(mx.clip(a, -1, 1))`.",
+            [],
+            names=3,
+        ),
+        CALLABLES[0],
+    )
 
 
 def machine_tables(result: Result) -> list[Table]:
@@ -376,6 +416,8 @@ TABLES: dict[str, Callable[[Result], list[Table]]] = {
     "call": call_tables,
     "length": length_tables,
     "types": types_tables,
+    "transforms": transforms_tables,
+    "callables": callables_tables,
 }
 
 
@@ -469,6 +511,25 @@ def write_csv(result: Result, path: Path) -> None:
             writer.writerow(
                 ["machine", name, *[""] * 7, value, "", "", "", unit, "", ""]
             )
+
+
+def _relative(rows: list[Row], table: Table, first: str) -> list[Table]:
+    """Fill a table with the time of the first variant, and the others over it."""
+    variants = list(dict.fromkeys(row.variant for row in rows))
+    table.header = ["case", "N, L, D, H", "pass", *variants]
+    for case in _cases(rows):
+        for kind in dict.fromkeys(row.kind for row in rows if row.case == case):
+            found = {r.variant: r for r in rows if (r.case, r.kind) == (case, kind)}
+            base = found[first]
+            cells = [case.name, case.shape, kind]
+            for variant in variants:
+                row = found[variant]
+                if row is base or not row.median or not base.median:
+                    cells.append(_time(row))
+                else:
+                    cells.append(f"{row.median / base.median:.2f}x")
+            table.rows.append(cells)
+    return [table]
 
 
 def _cases(rows: list[Row]) -> list[Case]:

@@ -11,11 +11,19 @@ from mlx_recurrent import _native
 from mlx_recurrent.benchmarks import gate
 from mlx_recurrent.benchmarks.cases import (
     ALONE,
+    CALLABLE_CASES,
+    CALLABLES,
     DECODE,
+    DERIVATIVE_CASE,
+    DERIVATIVES,
+    ENSEMBLE_CASES,
+    ENSEMBLES,
     LENGTH_CASE,
     LENGTHS,
+    MEMBERS,
     PASSES,
     SIDES,
+    TRANSFORMS,
     TYPE_CASES,
     UPSTREAM_LENGTH,
     Case,
@@ -83,18 +91,31 @@ def passes(run: Run, section: str) -> None:
     """Time a pass of each case beside every peer."""
     for case in run.options.cases:
         run.say(f"{section}: {case.name} ({case.shape})")
-        work = Work(section, case)
+        beside_peers(run, section, Work(section, case))
+
+
+def beside_peers(run: Run, section: str, *works: Work) -> None:
+    """Time some work beside every peer that can do it."""
+    ready = []
+    for work in works:
         base, why_not = upstream_result(run, work)
-        ready = []
         for library in run.libraries.values():
-            if section not in library.passes or library.name not in run.result.labels:
+            if work.kind not in library.passes:
                 continue
+            if library.name not in run.result.labels:
+                continue
+<<<<<<< HEAD
             row = Row(section, case, section, library.name)
+=======
+            row = with_limit(
+                Row(section, work.case, work.kind, library.name), run.result.machine
+            )
+>>>>>>> proofs
             if library.name == UPSTREAM and base is None:
                 run.refuse(row, why_not)
                 continue
             try:
-                _, got = library.prepare("pass", work, save=True)
+                _, got = library.prepare(work.kind, work, save=True)
             except LibraryError as error:
                 run.refuse(row, f"failed: {error}")
                 continue
@@ -105,6 +126,7 @@ def passes(run: Run, section: str) -> None:
             if why:
                 run.refuse(row, f"wrong: {why}")
             else:
+<<<<<<< HEAD
                 ready.append((library, "pass", row))
         if run.result.machine.divides_units(case):
             # It moves, where the cores are virtual ones: measured beside each pass.
@@ -113,6 +135,18 @@ def passes(run: Run, section: str) -> None:
         run.time(ready)
         run.forget()
     run.result.set_limits()
+=======
+                ready.append((library, work.kind, row))
+    run.time(ready)
+    run.forget()
+
+
+def with_limit(row: Row, machine: Machine) -> Row:
+    """A pass with the least time that the machine allows; any other row as it is."""
+    if row.section not in PASSES:
+        return row
+    return replace(row, limit=machine.limit(row.case, row.section))
+>>>>>>> proofs
 
 
 def upstream_result(run: Run, work: Work) -> "tuple[dict[str, np.ndarray] | None, str]":
@@ -297,6 +331,38 @@ def types(run: Run) -> None:
         run.forget()
 
 
+def transforms(run: Run) -> None:
+    """Time derivatives of derivatives and mapped calls beside every peer."""
+    quick = run.options.quick
+    case = DERIVATIVE_CASE._replace(N=4, L=64) if quick else DERIVATIVE_CASE
+    for chosen in run.options.cases if run.options.chosen else [case]:
+        for kind in DERIVATIVES:
+            run.say(f"transforms: {TRANSFORMS[kind]} ({chosen.shape})")
+            beside_peers(run, "transforms", Work(kind, chosen))
+    for case in run.options.cases if run.options.chosen else ENSEMBLE_CASES:
+        run.say(f"transforms: {MEMBERS} layers ({case.shape})")
+        beside_peers(run, "transforms", *(Work(kind, case) for kind in ENSEMBLES))
+
+
+def callables(run: Run) -> None:
+    """Time other nonlinearities relative to tanh."""
+    cases = CALLABLE_CASES[:1] if run.options.quick else CALLABLE_CASES
+    for case in run.options.cases if run.options.chosen else cases:
+        run.say(f"callables: {case.name} ({case.shape})")
+        for pass_ in PASSES:
+            ready = []
+            for name in CALLABLES:
+                work = Work(pass_, case, nonlinearity=name)
+                row = Row("callables", case, pass_, OURS, variant=name)
+                _, got = run.ours.prepare(name, work, save=True)
+                if why := gate.peer_is_wrong(got, work):
+                    run.refuse(row, f"wrong: {why}")
+                else:
+                    ready.append((run.ours, name, row))
+            run.time(ready)
+        run.forget()
+
+
 RUN: dict[str, Callable[[Run], None]] = {
     "forward": lambda run: passes(run, "forward"),
     "training": lambda run: passes(run, "training"),
@@ -307,4 +373,6 @@ RUN: dict[str, Callable[[Run], None]] = {
     "call": call,
     "length": length,
     "types": types,
+    "transforms": transforms,
+    "callables": callables,
 }

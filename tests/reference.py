@@ -42,6 +42,17 @@ def slope(name, h):
     raise ValueError(name)
 
 
+def slopes(name, z, Whh, hidden, states):
+    """f'(a) at every step; a function f is differentiated as one of each entry."""
+    if not callable(name):
+        return slope(name, states)
+    a = z + np.zeros_like(states)
+    a[..., 1:, :] += states[..., :-1, :] @ Whh.T
+    if hidden is not None:
+        a[..., :1, :] += (hidden @ Whh.T)[..., None, :]
+    return complex_step(name, [a], [np.ones_like(a)])
+
+
 def _wide(*arrays):
     """The arrays (or None) in one dtype, at least float64."""
     dtype = np.result_type(np.float64, *[a for a in arrays if a is not None])
@@ -100,13 +111,14 @@ def scan_grad(z, Whh, hidden, activation, d_states=None, d_last=None):
     """
     z, Whh, hidden, d_states, d_last = _wide(z, Whh, hidden, d_states, d_last)
     states = scan(z, Whh, hidden, activation)
+    g = slopes(activation, z, Whh, hidden, states)
     delta = np.zeros_like(states)
     dWhh = np.zeros_like(Whh)
     dh = np.zeros_like(states[..., 0, :]) if d_last is None else d_last
     for t in reversed(range(z.shape[-2])):
         if d_states is not None:
             dh = dh + d_states[..., t, :]
-        da = dh * slope(activation, states[..., t, :])
+        da = dh * g[..., t, :]
         delta[..., t, :] = da
         before = hidden if t == 0 else states[..., t - 1, :]
         if before is not None:

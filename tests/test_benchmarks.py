@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 
 from mlx_recurrent.benchmarks import gate, machine, report, sections
-from mlx_recurrent.benchmarks.cases import CASES, DECODE, SECTIONS, Case, Work
+from mlx_recurrent.benchmarks.cases import (
+    CALLABLES,
+    CASES,
+    DECODE,
+    SECTIONS,
+    TRANSFORMS,
+    Case,
+    Work,
+)
 from mlx_recurrent.benchmarks.machine import Machine
 from mlx_recurrent.benchmarks.options import Options
 from mlx_recurrent.benchmarks.peers import LIBRARIES, OURS, PEERS, UPSTREAM
@@ -96,7 +104,10 @@ def exact(work):
     return {name: a.astype(np.float32) for name, a in gate.truth(work).items()}
 
 
-@pytest.mark.parametrize("kind", ["forward", "training", "matmul", "linear"])
+@pytest.mark.parametrize(
+    "kind",
+    ["forward", "training", "matmul", "linear", *TRANSFORMS],
+)
 def test_gate_passes_what_is_right(kind):
     work = Work(kind, SMALL)
     got = exact(work)
@@ -104,7 +115,7 @@ def test_gate_passes_what_is_right(kind):
     assert not gate.ours_is_wrong(got, got, work)
 
 
-@pytest.mark.parametrize("kind", ["forward", "training"])
+@pytest.mark.parametrize("kind", ["forward", "training", *TRANSFORMS])
 def test_gate_names_what_is_wrong(kind):
     work = Work(kind, SMALL)
     got, base = exact(work), exact(work)
@@ -259,6 +270,12 @@ def synthetic():
     add(Row("decode", DECODE, "forward", OURS).of([30e-6]))
     add(Row("decode", DECODE, "addition", OURS).of([15e-6]))
     add(Row("call", CASES[0], "call", OURS).of([9e-6]))
+    for library, seconds in ((OURS, 1e-3), (UPSTREAM, 30e-3)):
+        for kind in ("penalty", "hessian"):
+            add(Row("transforms", CASES[0], kind, library).of([seconds]))
+    add(Row("transforms", CASES[0], "ensemble", OURS, note="wrong: h"))
+    for variant, seconds in (("tanh", 1e-3), ("gelu", 3e-3)):
+        add(Row("callables", CASES[0], "forward", OURS, variant).of([seconds]))
     return result
 
 
@@ -281,6 +298,30 @@ def test_tables_of_a_result():
         "1, 128, 64, 64": "yes",
         "1, 512, 256, 256": "no",
     }
+
+    (table,) = report.transforms_tables(result)
+    assert [row[2:] for row in table.rows] == [
+        ["1.00", "30.0 (30.00x)", "yes"],
+        ["1.00", "30.0 (30.00x)", ""],
+        ["wrong", "-", ""],
+    ]
+    (table,) = report.callables_tables(result)
+    assert table.rows[0][3:] == ["1.00", "3.00x"]
+
+
+@pytest.mark.parametrize("nonlinearity", CALLABLES)
+@pytest.mark.parametrize("kind", ["forward", "training"])
+def test_callables_pass_the_gate(ours_alone, kind, nonlinearity):
+    work = Work(kind, SMALL, nonlinearity=nonlinearity)
+    _, got = ours_alone.prepare("pass", work, save=True)
+    assert gate.peer_is_wrong(got, work) == ""
+
+
+@pytest.fixture(scope="module")
+def ours_alone():
+    library = Library(OURS, CORES)
+    yield library
+    library.close()
 
 
 def test_page_shows_the_rows_that_lose(tmp_path):

@@ -10,12 +10,17 @@ from mlx_recurrent import _native
 from mlx_recurrent.dispatch import Nonlinearity, StreamOrDevice
 
 # A new function is compared with the callable at these values and their negatives: as
-# far as functions of half types stay finite, and beyond for the others.
+# far as functions of the dtype stay finite in MLX, whose float64 has some with the
+# range and the precision of float32, and in float32 beyond.
 _SAMPLE = (0.0, 1e-3, 0.01, 0.1, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 2.7, 3.0, 4.0, 5.0, 6.0)
-_BEYOND = (9.0, 20.0, 50.0, 120.0)
+_BEYOND = {
+    mx.float32: (9.0, 20.0, 50.0, 120.0),
+    mx.float64: (9.0, 20.0),
+    mx.float16: (),
+    mx.bfloat16: (),
+}
 # How far they may differ, absolutely and relatively: some units in the last place of
 # one. Both round some operations, MLX half types after each.
-# (MLX's float64 has functions with the precision of float32.)
 _ALLOWED = {
     mx.float32: 64 * mx.finfo(mx.float32).eps,
     mx.float64: 64 * mx.finfo(mx.float32).eps,
@@ -102,7 +107,7 @@ def _agrees(
     nonlinearity: Nonlinearity, function: "_native.Traced", dtype: mx.Dtype, H: int
 ) -> bool:
     half = mx.finfo(dtype).bits == 16
-    values = np.array(_SAMPLE if half else _SAMPLE + _BEYOND)
+    values = np.array(_SAMPLE + _BEYOND[dtype])
     values = np.concatenate([values, -values])
     # Each value in each place: one row after another begins with the next.
     places = np.arange(values.size)[:, None] + np.arange(H)
