@@ -104,13 +104,7 @@ def beside_peers(run: Run, section: str, *works: Work) -> None:
                 continue
             if library.name not in run.result.labels:
                 continue
-<<<<<<< HEAD
-            row = Row(section, case, section, library.name)
-=======
-            row = with_limit(
-                Row(section, work.case, work.kind, library.name), run.result.machine
-            )
->>>>>>> proofs
+            row = Row(section, work.case, work.kind, library.name)
             if library.name == UPSTREAM and base is None:
                 run.refuse(row, why_not)
                 continue
@@ -126,27 +120,15 @@ def beside_peers(run: Run, section: str, *works: Work) -> None:
             if why:
                 run.refuse(row, f"wrong: {why}")
             else:
-<<<<<<< HEAD
-                ready.append((library, "pass", row))
-        if run.result.machine.divides_units(case):
-            # It moves, where the cores are virtual ones: measured beside each pass.
-            run.ours.prepare("exchange", Work("exchange", case))
-            ready.append((run.ours, "exchange", Row("exchange", case, section, OURS)))
-        run.time(ready)
-        run.forget()
-    run.result.set_limits()
-=======
                 ready.append((library, work.kind, row))
+        if section in PASSES and run.result.machine.divides_units(work.case):
+            # It moves, where the cores are virtual ones: measured beside each pass.
+            run.ours.prepare("exchange", Work("exchange", work.case))
+            row = Row("exchange", work.case, section, OURS)
+            ready.append((run.ours, "exchange", row))
     run.time(ready)
     run.forget()
-
-
-def with_limit(row: Row, machine: Machine) -> Row:
-    """A pass with the least time that the machine allows; any other row as it is."""
-    if row.section not in PASSES:
-        return row
-    return replace(row, limit=machine.limit(row.case, row.section))
->>>>>>> proofs
+    run.result.set_limits()
 
 
 def upstream_result(run: Run, work: Work) -> "tuple[dict[str, np.ndarray] | None, str]":
