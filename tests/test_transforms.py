@@ -29,7 +29,6 @@ from conftest import (
     ours,
     smooth,
     traced,
-    unreadable,
     upstream,
 )
 from mlx_recurrent import RNN

@@ -75,9 +75,7 @@ class Choice:
         both = " and ".join(why for why in (self.obstacle, obstacle) if why)
         return Choice(None, function, both)
 
-    def after_reading(
-        self, function: "_native.Traced | None", found: str
-    ) -> "Choice":
+    def after_reading(self, function: "_native.Traced | None", found: str) -> "Choice":
         """Return the path after the nonlinearity was read, with what was found."""
         return Choice(function, self.nonlinearity, found=found)
 

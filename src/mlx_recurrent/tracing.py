@@ -56,7 +56,8 @@ def trace(
     """Call a callable for the first step of a sequence, and read what it did.
 
     Where that graph was not seen before, or may hold what was there before the call, it
-    is called for the second step too.
+    is called for the second step too. A sequence of one step has none: its graph is one
+    that the kernels run when it is seen again.
 
     Args:
         nonlinearity (callable): The callable.
@@ -86,16 +87,18 @@ def trace(
             return Trace(None, first.obstacle, begun)
         function = first.known(x.dtype)
         if function is None or not first.own:
-            if x.shape[-2] < 2:
-                return Trace(None, "is new, and one step does not tell enough", begun)
-            second = call(begun[0])
-            obstacle = "" if second is None else first.difference(second)
-            if second is None or obstacle:
-                return Trace(None, obstacle, begun)
+            if x.shape[-2] > 1:
+                second = call(begun[0])
+                obstacle = "" if second is None else first.difference(second)
+                if second is None or obstacle:
+                    return Trace(None, obstacle, begun)
             try:
                 function = first.trace(x.dtype)
             except ValueError as error:
                 return Trace(None, str(error), begun)
+            if x.shape[-2] == 1:
+                # Known to the next call, which reads it for the second time.
+                return Trace(None, "is seen in one step for the first time", begun)
         if function.verdict is None:
             function.verdict = _agrees(nonlinearity, function, x.dtype, Whh.shape[0])
     if not function.verdict:
