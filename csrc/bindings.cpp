@@ -98,7 +98,7 @@ NB_MODULE(_native, m) {
             only || *whether,
             mx::to_stream(stream));
         return outputs.size() < 2 ? nb::cast(outputs[0])
-            : only                ? nb::cast(outputs[1])
+            : only ? nb::cast(outputs[1])
                    : nb::object(nb::make_tuple(outputs[0], outputs[1]));
       },
       "x"_a,

@@ -274,10 +274,9 @@ Arrays Narrow::vjp(
   Arrays grads;
   for (int i : argnums) {
     grads.push_back(
-        i == 0
-            ? widened(
-                  matched(cotangents[0], outputs[0], s), 0, primals[0], 0, s)
-            : filled(primals[1], 0, s));
+        i == 0 ? widened(
+                     matched(cotangents[0], outputs[0], s), 0, primals[0], 0, s)
+               : filled(primals[1], 0, s));
   }
   return grads;
 }

@@ -1,6 +1,6 @@
-// Arrays whose shape follows from another array, at evaluation: what MLX has for
-// this keeps the shapes of the first call in a shapeless function. Closed under
-// differentiation.
+// Arrays whose shape follows from another array, at evaluation: what MLX has
+// for this keeps the shapes of the first call in a shapeless function. Closed
+// under differentiation.
 
 #pragma once
 

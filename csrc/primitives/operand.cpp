@@ -71,8 +71,7 @@ kernels::Sequence Operands::rows(const mx::array& a) {
 
 kernels::Matrix Operands::matrix(const mx::array& a, int64_t set) {
   int axes = static_cast<int>(a.ndim()) - 2;
-  return kernels::Matrix{
-      set_data(a, axes, set), a.strides(-2), a.strides(-1)};
+  return kernels::Matrix{set_data(a, axes, set), a.strides(-2), a.strides(-1)};
 }
 
 kernels::Vector Operands::vector(const mx::array& a, int64_t set) {

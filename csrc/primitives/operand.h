@@ -29,7 +29,6 @@ class Operands {
   const int64_t* offsets(const mx::array& a, int leading);
 
  private:
-
   std::vector<std::vector<int64_t>> offsets_;
 };
 

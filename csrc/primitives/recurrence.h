@@ -13,14 +13,14 @@ namespace mlx_recurrent {
 constexpr int keep_all = 0;
 constexpr int keep_square_root = -1;
 
-// What a recurrence computes, beside its arrays. Weights may have leading axes of
-// sets (S...), all the same, and x and hidden then have them too.
+// What a recurrence computes, beside its arrays. Weights may have leading axes
+// of sets (S...), all the same, and x and hidden then have them too.
 struct RecurrenceForm {
   kernels::Activation activation;
   bool projected; // x is z already; there is no Wxh and no bias
   bool has_bias;
   bool has_hidden;
-  int keep_every; // k, or one of the above
+  int keep_every;     // k, or one of the above
   bool returns_state; // the state after the last step is a second output
 
   bool operator==(const RecurrenceForm&) const = default;
@@ -78,13 +78,13 @@ class Recurrence : public CpuPrimitive {
   RecurrenceForm form_;
 };
 
-// What a derivative computes: `wanted` lists the inputs whose cotangents are its
-// outputs. Its inputs are those of the recurrence, the states that it left, and
-// the cotangents that are not zero.
+// What a derivative computes: `wanted` lists the inputs whose cotangents are
+// its outputs. Its inputs are those of the recurrence, the states that it left,
+// and the cotangents that are not zero.
 struct BackwardForm {
   RecurrenceForm layer;
   bool of_states; // (..., L, H)
-  bool of_state; // (..., H)
+  bool of_state;  // (..., H)
   Ints wanted;
 
   bool operator==(const BackwardForm&) const = default;
@@ -121,7 +121,8 @@ class RecurrenceVJP : public CpuPrimitive {
  private:
   // The same, made of linear scans and products. So many of the first axes of
   // the batch are not summed over.
-  Arrays composed(const Arrays& inputs, const Ints& wanted, int more_sets) const;
+  Arrays composed(const Arrays& inputs, const Ints& wanted, int more_sets)
+      const;
 
   BackwardForm form_;
 };

@@ -32,8 +32,11 @@ void copy_row(
 }
 
 // Where the features of row n at step t begin.
-const char*
-features_at(const kernels::Sequence& s, int64_t n, int64_t t, int64_t item) {
+const char* features_at(
+    const kernels::Sequence& s,
+    int64_t n,
+    int64_t t,
+    int64_t item) {
   return static_cast<const char*>(s.data) +
       (s.row_offsets[n] + t * s.step_stride) * item;
 }
@@ -80,10 +83,7 @@ mx::array with_shape_of(
 }
 
 // A step that stands beside a sequence, if there is one, fits it.
-void expect_step(
-    const mx::array& y,
-    const mx::array* step,
-    const char* name) {
+void expect_step(const mx::array& y, const mx::array* step, const char* name) {
   expect(
       y.ndim() >= 2 &&
           (!step ||
@@ -100,9 +100,7 @@ std::optional<mx::array> optional_second(const Arrays& inputs) {
   return inputs.size() > 1 ? std::optional(inputs[1]) : std::nullopt;
 }
 
-Arrays with_optional(
-    const mx::array& y,
-    const std::optional<mx::array>& step) {
+Arrays with_optional(const mx::array& y, const std::optional<mx::array>& step) {
   return step ? Arrays{y, *step} : Arrays{y};
 }
 
@@ -118,7 +116,6 @@ std::pair<mx::array, std::optional<mx::array>> split_tangents(
   }
   return {found[0] ? *found[0] : filled(primals[0], 0, s), found[1]};
 }
-
 
 } // namespace
 

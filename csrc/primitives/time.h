@@ -1,6 +1,6 @@
-// Steps of a sequence as operations of the graph, for any number of steps: MLX's
-// slices keep that of the first call in a shapeless function. Closed under
-// differentiation.
+// Steps of a sequence as operations of the graph, for any number of steps:
+// MLX's slices keep that of the first call in a shapeless function. Closed
+// under differentiation.
 
 #pragma once
 
