@@ -4,6 +4,8 @@
 mathematics.
 """
 
+import io
+
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
@@ -156,14 +158,179 @@ def test_compile_shapeless_with_shapes_that_do_not_fit(rng, misfit):
         compiled(*arrays.values())
 
 
-def test_compile_shapeless_of_a_state_without_steps(rng):
-    compiled = mx.compile(
-        lambda *v: ours("tanh", *v, return_state="only"), shapeless=True
-    )
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize("return_state", [True, "only"])
+@pytest.mark.parametrize("lengths", [(6, 0, 3), (0, 6, 0)])
+def test_compile_shapeless_of_a_state_without_steps(rng, lengths, return_state, hidden):
+    """Without steps the state is ``hidden`` or zero, and so is its derivative."""
+
+    def state(*values):
+        out = ours("tanh", *values, return_state=return_state)
+        return out if return_state == "only" else out[1]
+
+    def both(c, *values):
+        return [state(*values), *mx.vjp(state, values, [c])[1]]
+
+    compiled = mx.compile(both, shapeless=True)
+    for L in lengths:
+        problem, values, _ = setting(rng, (3, L, 5, 20), hidden=hidden)
+        c = draw(rng, (3, 20), mx.float32)
+        got = compiled(c, *values)
+        for ours_, eager in zip(got, both(c, *values), strict=True):
+            equal(ours_, eager)
+        if L == 0:
+            at_first = problem.hidden if hidden else mx.zeros((3, 20))
+            equal(got[0], at_first)
+            grads = dict(zip(problem.arrays, got[1:], strict=True))
+            for name, grad in grads.items():
+                equal(grad, c if name == "hidden" else mx.zeros_like(grad), name)
+
+
+def _vjp(function, values, v):
+    return mx.vjp(function, values, [mx.sin(y) for y in _list(function(*values))])[1]
+
+
+def _jvp(function, values, v):
+    return mx.jvp(function, values, v)[1]
+
+
+def _vjp_of_vjp(function, values, v):
+    return _vjp(lambda *a: _vjp(function, list(a), v), values, v)
+
+
+def _jvp_of_vjp(function, values, v):
+    cotangents = [mx.sin(y) for y in _list(function(*values))]
+    return mx.jvp(lambda *a: mx.vjp(function, list(a), cotangents)[1], values, v)[1]
+
+
+def _vjp_of_jvp(function, values, v):
+    return _vjp(lambda *a: mx.jvp(function, list(a), v)[1], values, v)
+
+
+def _jvp_of_jvp(function, values, v):
+    return mx.jvp(lambda *a: mx.jvp(function, list(a), v)[1], values, v)[1]
+
+
+def _vmap_of_vjp(function, values, v):
+    """A gradient of each weight for each row."""
+    rows = (0, None, None, None, 0)[: len(values)]
+    return mx.vmap(lambda *a: _vjp(function, list(a), v), rows)(*values)
+
+
+def _vmap_over_weights(function, values, v):
+    sets = (None, 0, 0, 0, None)[: len(values)]
+    two = [
+        a if axis is None else mx.stack([a, 0.5 * a])
+        for a, axis in zip(values, sets, strict=True)
+    ]
+    return _list(mx.vmap(function, sets)(*two))
+
+
+def _ours_tanh(*values):
+    return ours("tanh", *values)
+
+
+def _list_of_call(function, values, v):
+    return _list(function(*values))
+
+
+def _list(y):
+    return [y] if isinstance(y, mx.array) else list(y)
+
+
+SHAPELESS = [
+    _vjp,
+    _jvp,
+    _vjp_of_vjp,
+    _jvp_of_vjp,
+    _vjp_of_jvp,
+    _jvp_of_jvp,
+    _vmap_of_vjp,
+    _vmap_over_weights,
+]
+
+
+@pytest.mark.parametrize("return_state", [False, True, "only"])
+@pytest.mark.parametrize("activation", ["tanh", "relu", "identity"])
+@pytest.mark.parametrize("transform", SHAPELESS, ids=lambda f: f.__name__[1:])
+def test_compile_shapeless_of_derivatives(rng, transform, activation, return_state):
+    """One trace serves all N and L, no steps included, and gives what eager gives."""
+    traces = []
+
+    def function(*arrays):
+        traces.append(1)
+        half = len(arrays) // 2
+        return transform(
+            lambda *a: ours(activation, *a, return_state=return_state),
+            list(arrays[:half]),
+            list(arrays[half:]),
+        )
+
+    compiled = mx.compile(function, shapeless=True)
+    for N, L in ((3, 6), (5, 2), (1, 9), (4, 1), (2, 0)):
+        _, values, _ = setting(rng, (N, L, 5, 20), activation)
+        arrays = [*values, *directions(rng, values)]
+        got, expected = compiled(*arrays), function(*arrays)
+        assert len(got) == len(expected)
+        for a, b in zip(got, expected, strict=True):
+            # MLX fuses what it compiles, and rounds otherwise.
+            close(a, b, wide(b))
+    assert len(traces) == 1 + 5
+
+
+def nodes(*outputs):
+    """How many operations a graph has."""
+    text = io.StringIO()
+    mx.export_to_dot(text, *outputs)
+    return text.getvalue().count("shape=rectangle")
+
+
+@pytest.mark.parametrize("transform", SHAPELESS, ids=lambda f: f.__name__[1:])
+def test_graph_does_not_grow_with_the_length(rng, transform):
+    def count(L):
+        _, values, _ = setting(rng, (2, L, 3, 4))
+        return nodes(
+            *transform(lambda *a: ours("tanh", *a), values, directions(rng, values))
+        )
+
+    assert 0 < count(10) == count(10_000)
+
+
+@pytest.mark.parametrize("return_state", [True, "only"])
+@pytest.mark.parametrize("transform", [_vjp, _jvp], ids=["vjp", "jvp"])
+def test_compile_of_the_same_call_twice(rng, transform, return_state):
+    """MLX's compile merges equal operations; those of several outputs it misplaces."""
     _, values, _ = setting(rng)
-    mx.eval(compiled(*values))
-    with pytest.raises(ValueError, match="do not fit"):
-        compiled(mx.zeros((3, 0, 5)), *values[1:])
+    v = directions(rng, values)
+
+    def function(*a):
+        layer = lambda *b: ours("tanh", *b, return_state=return_state)  # noqa: E731
+        inner = lambda *b: _vjp(layer, list(b), v)  # noqa: E731
+        return [*_list(layer(*a)), *transform(inner, list(a), v)]
+
+    for got, expected in zip(
+        mx.compile(function)(*values), function(*values), strict=True
+    ):
+        close(got, expected, wide(expected))
+
+
+@pytest.mark.parametrize("unused", ["outputs", "state"])
+def test_one_of_both_results(rng, unused):
+    """The cotangent of what nobody uses is zero, and is not even made."""
+    problem, values, c = setting(rng)
+    last = draw(rng, (3, 20), mx.float32)
+
+    def loss(*v):
+        outputs, state = ours("tanh", *v, return_state=True)
+        return (outputs * c).sum() if unused == "state" else (state * last).sum()
+
+    got = dict(zip(ARGUMENTS, mx.grad(loss, tuple(range(5)))(*values), strict=True))
+    if unused == "state":
+        expected, truth = gradients(upstream, problem, c), problem.gradients(c)
+    else:
+        expected = gradients(upstream, problem, mx.zeros_like(c), last=last)
+        truth = problem.gradients(d_last=last)
+    all_close(got, expected, truth)
 
 
 @pytest.mark.parametrize("returned", [mx.float16, mx.float64])
@@ -417,6 +584,46 @@ def test_vmap_of_the_state(rng, return_state, axes):
     got = function(*values) if return_state == "only" else function(*values)[1]
     expected = mx.stack([call(upstream, p)[:, -1] for p in problems])
     close(got, expected, np.stack([p.states()[:, -1] for p in problems]))
+
+
+# (N, L, D, H): alone, calls of these shapes run on one thread, divide the hidden
+# units, and divide the batch.
+SPLITS = {"none": (1, 9, 5, 20), "units": (1, 64, 16, 256), "batch": (16, 40, 16, 128)}
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("sets", [2, 8])
+@pytest.mark.parametrize("shape", SPLITS.values(), ids=SPLITS)
+def test_sets_of_weights_are_separate_calls(rng, shape, sets, threads):
+    """The same to the bit as a call for each set, outputs and gradients."""
+    mlx_recurrent.set_num_threads(threads)
+    each = [smooth(rng, shape, hidden=False, gain=0.7) for _ in range(sets)]
+    x, c = each[0].x, draw(rng, (*shape[:2], shape[3]), mx.float32)
+    stacked = [mx.stack([p.arrays[n] for p in each]) for n in ("Wxh", "Whh", "bias")]
+
+    def both(*w):
+        outputs, grads = mx.vjp(lambda *v: ours("tanh", *v), [x, *w], [c])
+        return outputs + grads
+
+    got = mx.vmap(both)(*stacked)
+    for i, p in enumerate(each):
+        for a, b in zip(got, both(p.Wxh, p.Whh, p.bias), strict=True):
+            equal(a[i], b)
+
+
+@pytest.mark.parametrize("axes", ["x", "hidden", "weights", "all"])
+def test_vmap_over_nothing(rng, axes):
+    """A mapped axis of size 0."""
+    axes = VMAP_AXES[axes]
+    values, _ = batched(rng, axes)
+    empty = [
+        v if a is None else mx.take(v, mx.zeros((0,), mx.int32), a)
+        for v, a in zip(values, axes, strict=True)
+    ]
+    for transform in (_list_of_call, _vjp, _vjp_of_vjp, _jvp_of_vjp):
+        mapped = mx.vmap(lambda *v, f=transform: f(_ours_tanh, list(v), v), axes)
+        for full, none in zip(mapped(*values), mapped(*empty), strict=True):
+            assert none.shape == (0, *full.shape[1:])
 
 
 @both_paths

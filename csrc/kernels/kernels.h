@@ -181,7 +181,7 @@ struct RecurrenceArgs {
 struct ForwardArgs {
   RecurrenceArgs layer;
   void* states; // (N, kept states, H)
-  void* state; // (N, H): after the last step; null: not wanted
+  void* state;  // (N, H): after the last step; null: not wanted
 };
 
 // The vector-Jacobian product of the recurrence. Outputs that are null are not
@@ -191,12 +191,12 @@ struct BackwardArgs {
   RecurrenceArgs layer;
   Sequence states;
   Sequence dstates; // of every state, (N, L, H)
-  Sequence dstate; // of the state after the last step, (N, 1, H)
-  void* dx;      // (N, L, D)
-  void* dWxh;    // (H, D)
-  void* dbias;   // (H,)
-  void* dWhh;    // (H, H)
-  void* dhidden; // (N, H)
+  Sequence dstate;  // of the state after the last step, (N, 1, H)
+  void* dx;         // (N, L, D)
+  void* dWxh;       // (H, D)
+  void* dbias;      // (H,)
+  void* dWhh;       // (H, H)
+  void* dhidden;    // (N, H)
 };
 
 // y_t = s_t + beta_t * V (gamma_p * y_p), where p is the step before t in the

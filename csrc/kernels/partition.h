@@ -1,7 +1,7 @@
 // How a call is shared out among threads: a pure function of its shape, the
-// number of threads and the caches. `sets` calls of one shape go together; where
-// one of them would not divide the batch, each thread makes whole calls, which
-// needs no barriers, if there are enough.
+// number of threads and the caches. `sets` calls of one shape go together;
+// where one of them would not divide the batch, each thread makes whole calls,
+// which needs no barriers, if there are enough.
 
 #pragma once
 

@@ -1,5 +1,6 @@
 #include "primitives/linear_scan.h"
 
+#include "primitives/arithmetic.h"
 #include "primitives/batching.h"
 #include "primitives/broadcast.h"
 #include "primitives/launch.h"
@@ -12,7 +13,7 @@ mx::array scaled(
     const std::optional<mx::array>& factor,
     const mx::array& a,
     const mx::Stream& s) {
-  return factor ? mx::multiply(*factor, a, s) : a;
+  return factor ? multiply(*factor, a, s) : a;
 }
 
 mx::array linear_scan(
@@ -134,10 +135,10 @@ Arrays LinearScan::vjp(
     } else if (i == beta()) {
       mx::array carried =
           step_before(scaled(in.gamma, y, s), in.hidden, reverse_, s);
-      grads.push_back(mx::multiply(lambda, matmul(carried, in.V, {}, s), s));
+      grads.push_back(multiply(lambda, matmul(carried, in.V, {}, s), s));
     } else if (i == gamma()) {
       mx::array after = step_before(weighted, {}, !reverse_, s);
-      grads.push_back(mx::multiply(y, matmul(after, back, {}, s), s));
+      grads.push_back(multiply(y, matmul(after, back, {}, s), s));
     } else {
       End first = reverse_ ? End::last : End::first;
       grads.push_back(matmul(step_at(weighted, first, {}, s), back, {}, s));
@@ -158,7 +159,7 @@ Arrays LinearScan::jvp(
   std::optional<mx::array> source;
   std::optional<mx::array> first;
   auto add = [&](const mx::array& term) {
-    source = source ? mx::add(*source, term, s) : term;
+    source = source ? mlx_recurrent::add(*source, term, s) : term;
   };
   for (size_t k = 0; k < argnums.size(); ++k) {
     int i = argnums[k];
@@ -168,9 +169,9 @@ Arrays LinearScan::jvp(
     } else if (i == 1) {
       add(scaled(in.beta, matmul(carried, d, {}, s), s));
     } else if (i == beta()) {
-      add(mx::multiply(d, matmul(carried, in.V, {}, s), s));
+      add(multiply(d, matmul(carried, in.V, {}, s), s));
     } else if (i == gamma()) {
-      mx::array moved = step_before(mx::multiply(d, y, s), {}, reverse_, s);
+      mx::array moved = step_before(multiply(d, y, s), {}, reverse_, s);
       add(scaled(in.beta, matmul(moved, in.V, {}, s), s));
     } else {
       first = d;

@@ -1,5 +1,6 @@
 #include "primitives/matmul.h"
 
+#include "primitives/arithmetic.h"
 #include "primitives/batching.h"
 #include "primitives/broadcast.h"
 #include "primitives/launch.h"
@@ -52,14 +53,6 @@ mx::array outer_sum(
   mx::Shape shape = primitive->output_shapes({a, b})[0];
   return mx::array(
       std::move(shape), a.dtype(), std::move(primitive), Arrays{a, b});
-}
-
-mx::array row_sum(const mx::array& a, int sets, const mx::Stream& stream) {
-  if (static_cast<int>(a.ndim()) == sets + 1) {
-    return a;
-  }
-  mx::array sum = outer_sum(filled(a, 1, stream, 1), a, sets, stream);
-  return mx::squeeze(sum, -2, stream);
 }
 
 mx::array repeated_row(
@@ -147,7 +140,7 @@ Arrays Matmul::jvp(
   const mx::Stream& s = stream();
   std::optional<mx::array> total;
   auto add = [&](const mx::array& term) {
-    total = total ? mx::add(*total, term, s) : term;
+    total = total ? mlx_recurrent::add(*total, term, s) : term;
   };
   for (size_t k = 0; k < argnums.size(); ++k) {
     mx::array d = matched(tangents[k], primals[argnums[k]], s);
@@ -254,7 +247,7 @@ Arrays OuterSum::jvp(
     mx::array d = matched(tangents[k], primals[argnums[k]], s);
     mx::array term = argnums[k] == 0 ? outer_sum(d, primals[1], sets_, s)
                                      : outer_sum(primals[0], d, sets_, s);
-    total = total ? mx::add(*total, term, s) : term;
+    total = total ? add(*total, term, s) : term;
   }
   return {*total};
 }

@@ -24,11 +24,8 @@ mx::array outer_sum(
     int sets,
     const mx::Stream& stream);
 
-// The same sum of a (S..., ..., M) alone: (S..., M).
-mx::array row_sum(const mx::array& a, int sets, const mx::Stream& stream);
-
-// Its transpose: row (S..., M) for each of the axes between of `like` (S...,
-// ..., K): (S..., ..., M).
+// A row (S..., M) for each of the axes between of `like` (S..., ..., K):
+// (S..., ..., M).
 mx::array repeated_row(
     const mx::array& row,
     const mx::array& like,

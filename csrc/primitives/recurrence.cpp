@@ -4,6 +4,7 @@
 
 #include "kernels/elman.h"
 #include "mlx/transforms.h"
+#include "primitives/arithmetic.h"
 #include "primitives/batching.h"
 #include "primitives/broadcast.h"
 #include "primitives/launch.h"
@@ -22,17 +23,19 @@ struct Graph {
   mx::Stream s;
 
   friend Graph operator-(const Graph& x, const Graph& y) {
-    return {mx::subtract(x.a, y.a, x.s), x.s};
+    return {subtract(x.a, y.a, x.s), x.s};
   }
   friend Graph operator*(const Graph& x, const Graph& y) {
-    return {mx::multiply(x.a, y.a, x.s), x.s};
+    return {multiply(x.a, y.a, x.s), x.s};
   }
 };
 
 struct GraphOps {
   static Graph where_positive(const Graph& h, const Graph& one) {
-    mx::array zero = filled(h.a, 0, h.s);
-    return {mx::where(mx::greater(h.a, zero, h.s), one.a, zero, h.s), h.s};
+    // It has no derivative.
+    mx::array value = mx::stop_gradient(h.a, h.s);
+    mx::array zero = filled(value, 0, h.s);
+    return {mx::where(mx::greater(value, zero, h.s), one.a, zero, h.s), h.s};
   }
 };
 
@@ -363,7 +366,7 @@ Arrays Recurrence::jvp(
   std::optional<mx::array> source;
   std::optional<mx::array> first;
   auto add = [&](const mx::array& term) {
-    source = source ? mx::add(*source, term, s) : term;
+    source = source ? mlx_recurrent::add(*source, term, s) : term;
   };
   for (size_t k = 0; k < argnums.size(); ++k) {
     int i = argnums[k];
@@ -507,7 +510,7 @@ Arrays RecurrenceVJP::composed(
   }
   if (form_.of_state) {
     mx::array last = only_at(inputs[form_.dstate()], End::last, y, s);
-    cotangent = cotangent ? mx::add(*cotangent, last, s) : last;
+    cotangent = cotangent ? add(*cotangent, last, s) : last;
   }
   mx::array c = cotangent ? *cotangent : filled(y, 0, s);
   mx::array back = transposed(inputs[layer.Whh], s);
@@ -535,7 +538,7 @@ Arrays RecurrenceVJP::composed(
       if (form_.of_state) {
         // Without steps the state is what it was at first.
         auto dstate = inputs[form_.dstate()];
-        d = mx::add(d, step_at(filled(y, 0, s), End::last, dstate, s), s);
+        d = add(d, step_at(filled(y, 0, s), End::last, dstate, s), s);
       }
       outputs.push_back(d);
     }

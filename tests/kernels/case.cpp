@@ -55,6 +55,8 @@ const std::vector<Field>& fields() {
       {"gamma", &Case::gamma, {}},
       {"reverse", &Case::reverse, {}},
       {"keep_every", &Case::keep_every, {}},
+      {"state", &Case::state, {}},
+      {"dstates", &Case::dstates, {}},
       {"wanted", &Case::wanted, {}},
       {"layout",
        &Case::layout,
@@ -110,6 +112,10 @@ void Case::settle() {
   }
   if (which() != Entry::backward) {
     wanted = want_all;
+    dstates = 1;
+  }
+  if (!layer) {
+    state = 1;
   }
   if (split == 0) {
     threads = slices = 1;

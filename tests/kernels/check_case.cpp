@@ -330,18 +330,30 @@ class Check {
   void forward() {
     Operands o = layer();
     Output all(type_, c_.N * c_.L * c_.H);
-    run_kernel(kernels_.forward, ForwardArgs{o.args, all.data()}, kAlone, 1);
+    run_kernel(
+        kernels_.forward, ForwardArgs{o.args, all.data(), nullptr}, kAlone, 1);
     compare("states", all, next_states(o.layer, all.values(), rounding_));
 
     o.args.keep_every = c_.keep_every;
     int64_t count = kept_states(c_.L, c_.keep_every);
     Output some(type_, c_.N * count * c_.H);
+    Output last(type_, c_.N * c_.H);
     run_kernel(
         kernels_.forward,
-        ForwardArgs{o.args, some.data()},
+        ForwardArgs{o.args, some.data(), c_.state ? last.data() : nullptr},
         partition_,
         members());
     expect(some.intact(), "memory around the states was changed");
+    expect(last.intact(), "memory around the state was changed");
+    for (int64_t i = 0; c_.state && i < c_.N * c_.H; ++i) {
+      int64_t n = i / c_.H;
+      double right = c_.L > 0 ? all[(n * c_.L + c_.L - 1) * c_.H + i % c_.H]
+          : c_.hidden         ? o.layer.hidden[i]
+                              : 0;
+      expect(
+          last[i] == right || (std::isnan(last[i]) && std::isnan(right)),
+          "the state is not that after the last step");
+    }
     for (int64_t n = 0; n < c_.N; ++n) {
       for (int64_t t = 0; t < c_.L; ++t) {
         int64_t from = (n * c_.L + t) * c_.H;
@@ -356,20 +368,23 @@ class Check {
   void backward() {
     Operands o = layer();
     Output states(type_, c_.N * c_.L * c_.H);
-    run_kernel(kernels_.forward, ForwardArgs{o.args, states.data()}, kAlone, 1);
+    run_kernel(
+        kernels_.forward,
+        ForwardArgs{o.args, states.data(), nullptr},
+        kAlone,
+        1);
     int64_t count = kept_states(c_.L, c_.keep_every);
-    const Operand& cotangents = draw({c_.N, count, c_.H}, 1);
+    const Operand& cotangents = draw({c_.N, c_.L, c_.H}, 1);
+    const Operand& of_state = draw({c_.N, 1, c_.H}, 1);
 
-    // What the forward pass would have left, and the cotangent of every state.
+    // What the forward pass would have left.
     std::vector<double> left(static_cast<size_t>(c_.N * count * c_.H));
-    std::vector<double> dstates(static_cast<size_t>(states.count()));
     for (int64_t n = 0; n < c_.N; ++n) {
       for (int64_t t = 0; t < c_.L; ++t) {
         for (int64_t i = 0; kept(t) && i < c_.H; ++i) {
-          int64_t one = (n * c_.L + t) * c_.H + i;
           int64_t of_kept = (n * count + number(t)) * c_.H + i;
-          left[static_cast<size_t>(of_kept)] = states[one];
-          dstates[static_cast<size_t>(one)] = cotangents[of_kept];
+          left[static_cast<size_t>(of_kept)] =
+              states[(n * c_.L + t) * c_.H + i];
         }
       }
     }
@@ -402,7 +417,8 @@ class Check {
     BackwardArgs args = {};
     args.layer = o.args;
     args.states = kept_operand.sequence();
-    args.dstates = cotangents.sequence();
+    args.dstates = c_.dstates ? cotangents.sequence() : kNoSequence;
+    args.dstate = c_.state ? of_state.sequence() : kNoSequence;
     BackwardArgs alone = args;
     std::vector<std::unique_ptr<Output>> outputs, outputs_alone;
     for (const Result& r : results) {
@@ -425,8 +441,12 @@ class Check {
             1,
             partition_.slices},
         1);
-    Gradients expected =
-        gradients(o.layer, states.values(), dstates, rounding_);
+    Gradients expected = gradients(
+        o.layer,
+        states.values(),
+        c_.dstates ? cotangents.values().data() : nullptr,
+        c_.state ? of_state.values().data() : nullptr,
+        rounding_);
     for (size_t i = 0; i < outputs.size(); ++i) {
       const Result& r = results[i];
       if (wanted & r.bit) {

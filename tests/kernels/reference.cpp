@@ -143,7 +143,8 @@ Numbers next_states(
 Gradients gradients(
     const Layer& g,
     const std::vector<double>& states,
-    const std::vector<double>& dstates,
+    const double* dstates,
+    const double* dstate,
     Rounding rounding) {
   Gradients d = {
       zeros(g.N * g.L * g.D),
@@ -159,6 +160,9 @@ Gradients gradients(
   };
   for (int64_t n = 0; n < g.N; ++n) {
     Numbers dh = zeros(g.H); // what later steps ask of the state of step t
+    if (dstate) {
+      dh.assign(dstate + n * g.H, dstate + (n + 1) * g.H);
+    }
     for (int64_t t = g.L - 1; t >= 0; --t) {
       const double* x = g.x + (n * g.L + t) * g.D;
       const double* h = states.data() + (n * g.L + t) * g.H;
@@ -167,9 +171,10 @@ Gradients gradients(
                                    : nullptr;
       Numbers delta = zeros(g.H); // the cotangent of the pre-activations
       for (int64_t i = 0; i < g.H; ++i) {
-        Uncertain total = rounding.add(
-            dstates[static_cast<size_t>((n * g.L + t) * g.H + i)],
-            dh[static_cast<size_t>(i)]);
+        Uncertain total = dh[static_cast<size_t>(i)];
+        if (dstates) {
+          total = rounding.add(dstates[(n * g.L + t) * g.H + i], total);
+        }
         delta[static_cast<size_t>(i)] =
             rounding.multiply(total, slope_at(n, t, i, h[i]));
       }

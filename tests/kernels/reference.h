@@ -39,11 +39,13 @@ struct Gradients {
   Numbers dx, dWxh, dbias, dWhh, dhidden;
 };
 
-// Of the sum of dstates * states, both (N, L, H).
+// Of the sum of dstates * states, both (N, L, H), and of dstate (N, H) times
+// the last of them, or what stands for it where there are no steps.
 Gradients gradients(
     const Layer& layer,
     const std::vector<double>& states,
-    const std::vector<double>& dstates,
+    const double* dstates,
+    const double* dstate,
     Rounding rounding);
 
 // y_t = s_t + beta_t * V (gamma_p * y_p), p the step before t in the direction

@@ -1,0 +1,191 @@
+#include "primitives/arithmetic.h"
+
+#include <memory>
+
+#include "primitives/batching.h"
+#include "primitives/broadcast.h"
+
+namespace mlx_recurrent {
+
+namespace {
+
+using Operation = Arithmetic::Operation;
+
+mx::array apply(
+    Operation operation,
+    const mx::array& a,
+    const mx::array& b,
+    const mx::Stream& s) {
+  auto primitive = std::make_shared<Arithmetic>(s, operation);
+  mx::Shape shape = primitive->output_shapes({a, b})[0];
+  return mx::array(
+      std::move(shape), a.dtype(), std::move(primitive), Arrays{a, b});
+}
+
+mx::array sum_of(const mx::array& a, int sets, const mx::Stream& s) {
+  auto primitive = std::make_shared<RowSum>(s, sets);
+  mx::Shape shape = primitive->output_shapes({a})[0];
+  return mx::array(
+      std::move(shape), a.dtype(), std::move(primitive), Arrays{a});
+}
+
+// The axes from `sets` up to the last.
+Ints axes_between(const mx::array& a, int sets) {
+  Ints axes;
+  for (int i = sets; i + 1 < static_cast<int>(a.ndim()); ++i) {
+    axes.push_back(i);
+  }
+  return axes;
+}
+
+} // namespace
+
+mx::array add(const mx::array& a, const mx::array& b, const mx::Stream& s) {
+  return apply(Operation::add, a, b, s);
+}
+
+mx::array subtract(
+    const mx::array& a,
+    const mx::array& b,
+    const mx::Stream& s) {
+  return apply(Operation::subtract, a, b, s);
+}
+
+mx::array multiply(
+    const mx::array& a,
+    const mx::array& b,
+    const mx::Stream& s) {
+  return apply(Operation::multiply, a, b, s);
+}
+
+mx::array row_sum(const mx::array& a, int sets, const mx::Stream& stream) {
+  Ints axes = axes_between(a, sets);
+  return axes.empty() ? a : mx::squeeze(sum_of(a, sets, stream), axes, stream);
+}
+
+void Arithmetic::eval_cpu(const Arrays& inputs, Arrays& outputs) {
+  const mx::Stream& s = stream();
+  const mx::array& a = inputs[0];
+  const mx::array& b = inputs[1];
+  mx::array by_mlx = operation_ == Operation::add ? mx::add(a, b, s)
+      : operation_ == Operation::subtract         ? mx::subtract(a, b, s)
+                                                  : mx::multiply(a, b, s);
+  by_mlx.primitive().eval_cpu(inputs, outputs);
+}
+
+std::vector<mx::Shape> Arithmetic::output_shapes(const Arrays& inputs) {
+  expect(
+      inputs[0].shape() == inputs[1].shape() &&
+          inputs[0].dtype() == inputs[1].dtype(),
+      name());
+  return {inputs[0].shape()};
+}
+
+bool Arithmetic::is_equivalent(const mx::Primitive& other) const {
+  return operation_ == static_cast<const Arithmetic&>(other).operation_;
+}
+
+Arrays Arithmetic::vjp(
+    const Arrays& primals,
+    const Arrays& cotangents,
+    const Ints& argnums,
+    const Arrays& outputs) {
+  const mx::Stream& s = stream();
+  mx::array c = matched(cotangents[0], outputs[0], s);
+  Arrays grads;
+  for (int i : argnums) {
+    if (operation_ == Operation::multiply) {
+      grads.push_back(multiply(c, primals[1 - i], s));
+    } else {
+      bool negative = operation_ == Operation::subtract && i == 1;
+      grads.push_back(negative ? mx::negative(c, s) : c);
+    }
+  }
+  return grads;
+}
+
+Arrays Arithmetic::jvp(
+    const Arrays& primals,
+    const Arrays& tangents,
+    const Ints& argnums) {
+  const mx::Stream& s = stream();
+  std::optional<mx::array> total;
+  for (size_t k = 0; k < argnums.size(); ++k) {
+    int i = argnums[k];
+    mx::array d = matched(tangents[k], primals[i], s);
+    if (operation_ == Operation::multiply) {
+      d = multiply(d, primals[1 - i], s);
+    } else if (operation_ == Operation::subtract && i == 1) {
+      d = mx::negative(d, s);
+    }
+    total = total ? add(*total, d, s) : d;
+  }
+  return {*total};
+}
+
+std::pair<Arrays, Ints> Arithmetic::vmap(
+    const Arrays& inputs,
+    const Ints& axes) {
+  return vectorize(
+      [this](const Arrays& in, int) {
+        return Arrays{apply(operation_, in[0], in[1], stream())};
+      },
+      {true, true},
+      true,
+      0,
+      inputs,
+      axes,
+      stream());
+}
+
+void RowSum::eval_cpu(const Arrays& inputs, Arrays& outputs) {
+  const mx::array& a = inputs[0];
+  mx::array by_mlx = mx::sum(a, axes_between(a, sets_), true, stream());
+  if (by_mlx.id() == a.id()) { // over axes of size 1
+    outputs[0].copy_shared_buffer(a);
+  } else {
+    by_mlx.primitive().eval_cpu(inputs, outputs);
+  }
+}
+
+std::vector<mx::Shape> RowSum::output_shapes(const Arrays& inputs) {
+  mx::Shape shape = inputs[0].shape();
+  for (int axis : axes_between(inputs[0], sets_)) {
+    shape[axis] = 1;
+  }
+  return {shape};
+}
+
+bool RowSum::is_equivalent(const mx::Primitive& other) const {
+  return sets_ == static_cast<const RowSum&>(other).sets_;
+}
+
+Arrays RowSum::vjp(
+    const Arrays& primals,
+    const Arrays& cotangents,
+    const Ints&,
+    const Arrays& outputs) {
+  const mx::Stream& s = stream();
+  mx::array c = matched(cotangents[0], outputs[0], s);
+  return {widen(c, 1, primals[0], 1, s)};
+}
+
+Arrays RowSum::jvp(const Arrays& primals, const Arrays& tangents, const Ints&) {
+  mx::array d = matched(tangents[0], primals[0], stream());
+  return {sum_of(d, sets_, stream())};
+}
+
+std::pair<Arrays, Ints> RowSum::vmap(const Arrays& inputs, const Ints& axes) {
+  return vectorize(
+      [this](const Arrays& in, int more_sets) {
+        return Arrays{sum_of(in[0], sets_ + more_sets, stream())};
+      },
+      {true},
+      false,
+      sets_,
+      inputs,
+      axes,
+      stream());
+}
+
+} // namespace mlx_recurrent
