@@ -552,12 +552,13 @@ def _run_composed(
             return states[-1]
         outputs, state = composed.stack(states, stream), states[-1]
     else:
-        outputs = z.astype(dtype, stream=stream)
-        if hidden is None:
-            # The sum over no steps is zero, of the right shape.
-            state = mx.sum(outputs, axis=-2, stream=stream)
-        else:
-            state = hidden.astype(dtype, stream=stream)
+        # In a shapeless function that is called with steps later NaN shows that the
+        # nonlinearity was never seen.
+        outputs = mx.multiply(z.astype(dtype, stream=stream), mx.nan, stream=stream)
+        # The sum over no steps is zero, of the right shape.
+        state = mx.sum(outputs, axis=-2, stream=stream)
+        if hidden is not None:
+            state = mx.add(hidden.astype(dtype, stream=stream), state, stream=stream)
             shape = (*state.shape[:-1], *outputs.shape[-2:])
             outputs = mx.broadcast_to(outputs, shape, stream=stream)
     if return_state is False:
