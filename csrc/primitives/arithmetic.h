@@ -30,7 +30,7 @@ class Arithmetic : public CpuPrimitive {
   bool is_equivalent(const mx::Primitive& other) const override;
   DEFINE_GRADS()
   DEFINE_VMAP()
-  DEFINE_NAME(mlx_recurrent.Arithmetic)
+  DEFINE_OWN_NAME(Arithmetic)
 
  private:
   Operation operation_;
@@ -48,7 +48,7 @@ class RowSum : public CpuPrimitive {
   bool is_equivalent(const mx::Primitive& other) const override;
   DEFINE_GRADS()
   DEFINE_VMAP()
-  DEFINE_NAME(mlx_recurrent.RowSum)
+  DEFINE_OWN_NAME(RowSum)
 
  private:
   int sets_;

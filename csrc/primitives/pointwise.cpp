@@ -1,5 +1,6 @@
 #include "primitives/pointwise.h"
 
+#include "primitives/arithmetic.h"
 #include "primitives/launch.h"
 
 namespace mlx_recurrent {
@@ -54,7 +55,7 @@ Arrays Pointwise::vjp(
     const Arrays& outputs) {
   const mx::Stream& s = stream();
   mx::array slope = pointwise(primals[0], function_->slope(), s);
-  return {mx::multiply(matched(cotangents[0], outputs[0], s), slope, s)};
+  return {multiply(matched(cotangents[0], outputs[0], s), slope, s)};
 }
 
 Arrays Pointwise::jvp(
@@ -63,7 +64,7 @@ Arrays Pointwise::jvp(
     const Ints&) {
   const mx::Stream& s = stream();
   mx::array slope = pointwise(primals[0], function_->slope(), s);
-  return {mx::multiply(matched(tangents[0], primals[0], s), slope, s)};
+  return {multiply(matched(tangents[0], primals[0], s), slope, s)};
 }
 
 std::pair<Arrays, Ints> Pointwise::vmap(

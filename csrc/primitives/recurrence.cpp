@@ -55,7 +55,7 @@ mx::array pre_activations(
       : matmul(x, inputs[form.Wxh()], input_at(inputs, form.bias()), s);
   auto hidden = input_at(inputs, form.hidden());
   mx::array before = step_before(states, hidden, false, s);
-  return mx::add(z, matmul(before, inputs[form.Whh], {}, s), s);
+  return add(z, matmul(before, inputs[form.Whh], {}, s), s);
 }
 
 // f'(a), from h = f(a) where that is enough; absent where it is 1.
