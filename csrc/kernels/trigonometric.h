@@ -65,7 +65,11 @@ INLINE Vec<C> sine_ahead(Vec<C> x, int ahead) {
   typedef typename Simd<C>::ints ints;
   Vec<C> shifted = x * C(0.63661977236758134308) + Constants<C>::round_shift;
   Vec<C> n = shifted - Constants<C>::round_shift;
-  Vec<C> r = ((x - n * k::quarter[0]) - n * k::quarter[1]) - n * k::quarter[2];
+  Vec<C> high = x - n * k::quarter[0];
+  Vec<C> middle = high - n * k::quarter[1];
+  // What the difference lost.
+  Vec<C> low = (high - middle) - n * k::quarter[1];
+  Vec<C> r = middle + (low - n * k::quarter[2]);
   Vec<C> z = r * r;
   Vec<C> sine = r + r * z * polynomial<C>(k::sin_terms, z);
   Vec<C> cosine = C(1) - (z * C(0.5) - z * z * polynomial<C>(k::cos_terms, z));
