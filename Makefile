@@ -15,7 +15,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 MADE := $(VENV)/made
 SOURCES := pyproject.toml CMakeLists.txt \
-  tests/reference.py tests/tolerances.py \
+  tests/reference.py tests/tolerances.py tests/callables.py \
   $(shell find csrc src benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.py*' -not -name '*.pyc' -o -name CMakeLists.txt)
 
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*/*.h csrc/*/*.cpp tests/kernels/*.h tests/kernels/*.cpp)

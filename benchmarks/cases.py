@@ -38,7 +38,7 @@ class Work(NamedTuple):
             number. Default: ``""``.
         threads (int, optional): Threads of this package's kernels; 0 leaves them.
             Default: ``0``.
-        nonlinearity (str, optional): A name from ``CALLABLES``. Default: ``"tanh"``.
+        nonlinearity (str, optional): One of ``CALLABLES``. Default: ``"tanh"``.
     """
 
     kind: str
@@ -137,7 +137,7 @@ ENSEMBLE_CASES = [
     Case("ensemble", 32, 128, 64, 128),
 ]
 
-# Functions that users write, relative to tanh.
+# Functions that users write, as the tests name them, relative to tanh.
 CALLABLES = [
     "tanh",
     "leaky_relu",
@@ -145,8 +145,8 @@ CALLABLES = [
     "softsign",
     "silu",
     "gelu",
+    "softplus",
     "sin",
-    "square",
     "clip_tanh",
 ]
 CALLABLE_CASES = [

@@ -4,13 +4,12 @@ The truth is the float64 reference of the tests. Ours is judged by the tests' ru
 beside ``mlx.nn.RNN``, the others by a multiple of it.
 """
 
-import math
 from functools import lru_cache
 
 import mlx.core as mx
 import numpy as np
 
-from mlx_recurrent.benchmarks import reference, tolerances
+from mlx_recurrent.benchmarks import callables, reference, tolerances
 from mlx_recurrent.benchmarks.cases import Work
 
 # A peer may sum in another order, and round at each step: so much of upstream's
@@ -19,32 +18,6 @@ PEER_OF_UPSTREAM = 16.0
 PEER_ULPS = 64.0
 # Below the least normal number a kernel may flush to zero, each term of a sum too.
 LEAST = 2.0**-126
-
-
-# The nonlinearities of ``CALLABLES`` in NumPy, analytic by their real part.
-NONLINEARITIES = {
-    "leaky_relu": lambda a: np.where(a.real > 0, a, 0.01 * a),
-    "hard_tanh": lambda a: _clip(a),
-    "softsign": lambda a: a / (1 + np.where(a.real < 0, -a, a)),
-    "silu": lambda a: a / (1 + np.exp(-a)),
-    "gelu": lambda a: a * (1 + _erf(a / np.sqrt(2))) / 2,
-    "sin": np.sin,
-    "square": lambda a: a * a,
-    "clip_tanh": lambda a: np.tanh(_clip(a)),
-}
-
-
-def _clip(a: np.ndarray) -> np.ndarray:
-    return np.where(a.real < -1, -1, np.where(a.real > 1, 1, a))
-
-
-def _erf(a: np.ndarray) -> np.ndarray:
-    real = np.vectorize(math.erf, otypes=[np.float64])(a.real)
-    if not np.iscomplexobj(a):
-        return real
-    # The imaginary part of a complex step carries the derivative.
-    slope = 2 / math.sqrt(math.pi) * np.exp(-(a.real**2))
-    return real + 1j * (a.imag * slope)
 
 
 @lru_cache(maxsize=2)
@@ -58,7 +31,9 @@ def truth(work: Work) -> dict[str, np.ndarray]:
             for name, a in arrays.items()
         }
     cotangent = arrays.pop("cotangent")
-    f = NONLINEARITIES.get(work.nonlinearity, work.nonlinearity)
+    f = work.nonlinearity
+    if f in callables.TRACED:
+        f = callables.TRACED[f].twin
     if work.kind == "training":
         return _of_weights(
             reference.rnn_grad(**arrays, hidden=None, activation=f, d_states=cotangent)

@@ -52,17 +52,6 @@ def _members(h: Any) -> "dict[str, np.ndarray]":
     return {"h": np.stack([np.asarray(member) for member in h])}
 
 
-def _mlx_nonlinearity(name: str) -> Any:
-    import mlx.core as mx
-    import mlx.nn as nn
-
-    if name == "tanh":
-        return None
-    if name == "clip_tanh":
-        return lambda a: mx.tanh(mx.clip(a, -1, 1))
-    return getattr(mx if name in ("sin", "square") else nn, name)
-
-
 def mlx(work: "Work", threads: int, package: str) -> Prepared:
     """``package.RNN``, or one of MLX's operations and this package's own."""
     import mlx.core as mx
@@ -93,9 +82,12 @@ def mlx(work: "Work", threads: int, package: str) -> Prepared:
     x, cotangent = arrays.pop("x"), arrays.pop("cotangent")
     weights = list(arrays.values())
     mx.eval(x, cotangent, weights)
-    layer = library.RNN(
-        work.case.D, work.case.H, nonlinearity=_mlx_nonlinearity(work.nonlinearity)
-    )
+    nonlinearity = None
+    if work.nonlinearity != "tanh":
+        from callables import TRACED
+
+        nonlinearity = TRACED[work.nonlinearity].make()
+    layer = library.RNN(work.case.D, work.case.H, nonlinearity=nonlinearity)
     layer.Wxh, layer.Whh, layer.bias = weights
 
     def wide(*results: mx.array) -> list[np.ndarray]:

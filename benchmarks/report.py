@@ -515,7 +515,7 @@ def write_csv(result: Result, path: Path) -> None:
 
 def _relative(rows: list[Row], table: Table, first: str) -> list[Table]:
     """Fill a table with the time of the first variant, and the others over it."""
-    variants = list(dict.fromkeys(row.variant for row in rows))
+    variants = list(dict.fromkeys([first, *(row.variant for row in rows)]))
     table.header = ["case", "N, L, D, H", "pass", *variants]
     for case in _cases(rows):
         for kind in dict.fromkeys(row.kind for row in rows if row.case == case):

@@ -1,8 +1,9 @@
 """One library in one process, timed on request.
 
-Run as a script, so that nothing but the library and this folder's ``cases`` and
-``peers`` is loaded: ``python worker.py LIBRARY THREADS``. The parent writes one JSON
-request a line; each is answered with one JSON line, ``{"error": ...}`` where it failed:
+Run as a script, so that nothing but the library and this folder's ``cases``,
+``peers`` and ``callables`` is loaded: ``python worker.py LIBRARY THREADS``. The parent
+writes one JSON request a line; each is answered with one JSON line, ``{"error": ...}``
+where it failed:
 
 * ``{"prepare": [...], "as": key, "save": path | null}`` prepares a piece of work, runs
   it once and saves the result;

@@ -69,7 +69,7 @@ def _clip(a, low, high):
 
 
 def _gelu(a):
-    return a * (1 + _erf(a / np.sqrt(np.longdouble(2)))) / 2
+    return a * (1 + _erf(a / np.sqrt(a.real.dtype.type(2)))) / 2
 
 
 def _softsign(a):
