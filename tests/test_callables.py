@@ -344,8 +344,9 @@ def test_traced_is_called_once(rng, steps):
     function = Counted(lambda a: mx.tanh(0.37 * steps * a) - 0.21)
     layer = RNN(D, H, nonlinearity=function)
     x = draw(rng, (N, steps, D), mx.float32)
-    mx.eval(layer(x))
-    assert 1 <= len(function.shapes) <= 4
+    for _ in range(2):  # a single step is read by two calls
+        mx.eval(layer(x))
+    assert 2 <= len(function.shapes) <= 5
     for _ in range(3):
         function.shapes.clear()
         mx.eval(layer(x))
