@@ -166,8 +166,18 @@ NB_MODULE(_native, m) {
       .def_ro("obstacle", &Reading::obstacle)
       .def_ro("own", &Reading::own)
       .def("difference", &difference, "other"_a)
-      .def("known", &Traced::known, "dtype"_a)
-      .def("trace", &Traced::of, "dtype"_a);
+      .def(
+          "known",
+          [](const Reading& reading, mx::Dtype dtype) {
+            return Traced::known(reading.expression, dtype);
+          },
+          "dtype"_a)
+      .def(
+          "trace",
+          [](const Reading& reading, mx::Dtype dtype) {
+            return Traced::of(reading.expression, dtype);
+          },
+          "dtype"_a);
   m.def(
       "read",
       [](const mx::array& result, const mx::array& argument) {

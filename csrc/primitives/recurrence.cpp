@@ -17,27 +17,37 @@ namespace mlx_recurrent {
 
 namespace {
 
-// An array whose arithmetic goes to one stream, for the formulas of elman.h.
-struct Graph {
-  mx::array a;
-  mx::Stream s;
+// A number of an expression, for the formulas of elman.h.
+struct Symbol {
+  Expression* e;
+  int node;
 
-  friend Graph operator-(const Graph& x, const Graph& y) {
-    return {subtract(x.a, y.a, x.s), x.s};
+  friend Symbol operator-(const Symbol& x, const Symbol& y) {
+    return {x.e, x.e->operation(kernels::Op::subtract, x.node, y.node)};
   }
-  friend Graph operator*(const Graph& x, const Graph& y) {
-    return {multiply(x.a, y.a, x.s), x.s};
+  friend Symbol operator*(const Symbol& x, const Symbol& y) {
+    return {x.e, x.e->operation(kernels::Op::multiply, x.node, y.node)};
   }
 };
 
-struct GraphOps {
-  static Graph where_positive(const Graph& h, const Graph& one) {
-    // It has no derivative.
-    mx::array value = mx::stop_gradient(h.a, h.s);
-    mx::array zero = filled(value, 0, h.s);
-    return {mx::where(mx::greater(value, zero, h.s), one.a, zero, h.s), h.s};
+struct SymbolOps {
+  static Symbol where_positive(const Symbol& h, const Symbol& one) {
+    Expression& e = *h.e;
+    int zero = e.constant(0);
+    int positive = e.operation(kernels::Op::greater, h.node, zero);
+    return {&e, e.operation(kernels::Op::select, positive, one.node, zero)};
   }
 };
+
+// f'(a) as a function of h = f(a).
+template <kernels::Activation f>
+mx::array slope_at(const mx::array& h, const mx::Stream& s) {
+  Expression e;
+  Symbol value{&e, e.argument(0)};
+  Symbol one{&e, e.constant(1)};
+  e.set_result(elman::slope<f, SymbolOps>(value, one).node);
+  return pointwise(h, Traced::of(e, h.dtype()), s);
+}
 
 std::optional<mx::array> input_at(const Arrays& inputs, int i) {
   return i < 0 ? std::nullopt : std::optional(inputs[i]);
@@ -64,17 +74,13 @@ std::optional<mx::array> slope(
     const Arrays& inputs,
     const mx::array& h,
     const mx::Stream& s) {
-  Graph value{h, s};
-  // MLX's derivatives of what it broadcasts itself cannot be compiled
-  // shapeless.
-  Graph one{filled(h, 1, s), s};
   switch (form.activation) {
     case kernels::Activation::tanh:
-      return elman::slope<kernels::Activation::tanh, GraphOps>(value, one).a;
+      return slope_at<kernels::Activation::tanh>(h, s);
     case kernels::Activation::relu:
-      return elman::slope<kernels::Activation::relu, GraphOps>(value, one).a;
+      return slope_at<kernels::Activation::relu>(h, s);
     case kernels::Activation::sigmoid:
-      return elman::slope<kernels::Activation::sigmoid, GraphOps>(value, one).a;
+      return slope_at<kernels::Activation::sigmoid>(h, s);
     case kernels::Activation::identity:
       return std::nullopt;
     case kernels::Activation::traced:

@@ -6,6 +6,7 @@
 
 #include "mlx/ops.h"
 #include "mlx/transforms.h"
+#include "primitives/reading.h"
 
 namespace mlx_recurrent {
 
@@ -90,16 +91,20 @@ Expression pulled_back(const Expression& expression, mx::Dtype dtype) {
 
 } // namespace
 
-std::shared_ptr<Traced> Traced::of(const Reading& reading, mx::Dtype dtype) {
-  auto found = known(reading, dtype);
+std::shared_ptr<Traced> Traced::of(
+    const Expression& expression,
+    mx::Dtype dtype) {
+  auto found = known(expression, dtype);
   return found ? found
                : recent().keep(
-                     {reading.expression, dtype.val()},
-                     std::make_shared<Traced>(reading.expression, dtype));
+                     {expression, dtype.val()},
+                     std::make_shared<Traced>(expression, dtype));
 }
 
-std::shared_ptr<Traced> Traced::known(const Reading& reading, mx::Dtype dtype) {
-  return recent().find({reading.expression, dtype.val()});
+std::shared_ptr<Traced> Traced::known(
+    const Expression& expression,
+    mx::Dtype dtype) {
+  return recent().find({expression, dtype.val()});
 }
 
 Traced::Traced(const Expression& expression, mx::Dtype dtype)

@@ -8,17 +8,20 @@
 #include <string>
 
 #include "primitives/expression.h"
-#include "primitives/reading.h"
 
 namespace mlx_recurrent {
 
 class Traced {
  public:
-  // What the reading of a callable says, for elements of a type. It is made
-  // when it is first asked for and kept; `known` is null before. Raises an
+  // The function of an expression, for elements of a type. It is made when it
+  // is first asked for and kept; `known` is null before. Raises an
   // std::invalid_argument where the kernels cannot run its derivative.
-  static std::shared_ptr<Traced> of(const Reading& reading, mx::Dtype dtype);
-  static std::shared_ptr<Traced> known(const Reading& reading, mx::Dtype dtype);
+  static std::shared_ptr<Traced> of(
+      const Expression& expression,
+      mx::Dtype dtype);
+  static std::shared_ptr<Traced> known(
+      const Expression& expression,
+      mx::Dtype dtype);
 
   Traced(const Expression& expression, mx::Dtype dtype);
 
