@@ -1,9 +1,11 @@
 #include "primitives/arithmetic.h"
 
+#include <cstring>
 #include <memory>
 
 #include "primitives/batching.h"
 #include "primitives/broadcast.h"
+#include "primitives/memory.h"
 
 namespace mlx_recurrent {
 
@@ -140,6 +142,11 @@ std::pair<Arrays, Ints> Arithmetic::vmap(
 
 void RowSum::eval_cpu(const Arrays& inputs, Arrays& outputs) {
   const mx::array& a = inputs[0];
+  if (a.size() == 0) { // MLX's loop over no elements may not end
+    allocate(outputs[0]);
+    std::memset(outputs[0].data<char>(), 0, outputs[0].nbytes());
+    return;
+  }
   mx::array by_mlx = mx::sum(a, axes_between(a, sets_), true, stream());
   if (by_mlx.id() == a.id()) { // over axes of size 1
     outputs[0].copy_shared_buffer(a);
