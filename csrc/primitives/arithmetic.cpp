@@ -6,6 +6,7 @@
 #include "primitives/batching.h"
 #include "primitives/broadcast.h"
 #include "primitives/memory.h"
+#include "primitives/pointwise.h"
 
 namespace mlx_recurrent {
 
@@ -69,6 +70,18 @@ void Arithmetic::eval_cpu(const Arrays& inputs, Arrays& outputs) {
   const mx::Stream& s = stream();
   const mx::array& a = inputs[0];
   const mx::array& b = inputs[1];
+  if (a.flags().row_contiguous && b.flags().row_contiguous && a.size() > 0) {
+    static constexpr kernels::Instruction code[] = {
+        {kernels::Op::add, 2, 0, 1, 0},
+        {kernels::Op::subtract, 2, 0, 1, 0},
+        {kernels::Op::multiply, 2, 0, 1, 0}};
+    static constexpr kernels::Program programs[] = {
+        {&code[0], 1, nullptr, 0, 2, 1, 2},
+        {&code[1], 1, nullptr, 0, 2, 1, 2},
+        {&code[2], 1, nullptr, 0, 2, 1, 2}};
+    run_program(programs[static_cast<int>(operation_)], inputs, outputs[0], s);
+    return;
+  }
   mx::array by_mlx = operation_ == Operation::add ? mx::add(a, b, s)
       : operation_ == Operation::subtract         ? mx::subtract(a, b, s)
                                                   : mx::multiply(a, b, s);

@@ -17,27 +17,34 @@ mx::array pointwise(
       Arrays{mx::contiguous(a, false, stream)});
 }
 
-void Pointwise::eval_cpu(const Arrays& inputs, Arrays& outputs) {
-  const mx::array& a = inputs[0];
-  mx::array& out = outputs[0];
+void run_program(
+    const kernels::Program& program,
+    const Arrays& inputs,
+    mx::array& out,
+    const mx::Stream& stream,
+    std::shared_ptr<const void> owner) {
   allocate(out);
   if (out.size() == 0) {
     return;
   }
   auto operands = std::make_shared<Operands>();
-  operands->hold(function_);
+  operands->hold(std::move(owner));
   kernels::PointwiseArgs args{
       static_cast<int64_t>(out.size()),
-      &function_->function(),
-      {a.data<char>(), nullptr},
+      &program,
+      {inputs[0].data<char>(),
+       inputs.size() > 1 ? inputs[1].data<char>() : nullptr},
       out.data<char>()};
   launch(
-      stream(),
+      stream,
       kernels_for(out).pointwise,
       std::vector{args},
-      kernels::partition_pointwise(
-          args.count, args.program->count, machine_now()),
+      kernels::partition_pointwise(args.count, program.count, machine_now()),
       operands);
+}
+
+void Pointwise::eval_cpu(const Arrays& inputs, Arrays& outputs) {
+  run_program(function_->function(), inputs, outputs[0], stream(), function_);
 }
 
 std::vector<mx::Shape> Pointwise::output_shapes(const Arrays& inputs) {

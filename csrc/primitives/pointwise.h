@@ -14,6 +14,16 @@ mx::array pointwise(
     std::shared_ptr<const Traced> function,
     const mx::Stream& stream);
 
+// Computes a program of evaluated inputs that are rows of elements, on a
+// stream. `owner` holds the program until it has run; null where it is always
+// there.
+void run_program(
+    const kernels::Program& program,
+    const Arrays& inputs,
+    mx::array& out,
+    const mx::Stream& stream,
+    std::shared_ptr<const void> owner = nullptr);
+
 class Pointwise : public CpuPrimitive {
  public:
   Pointwise(const mx::Stream& stream, std::shared_ptr<const Traced> function)
