@@ -104,7 +104,7 @@ NB_MODULE(_native, m) {
             only || *whether,
             name ? nullptr : std::get<std::shared_ptr<Traced>>(activation),
             mx::to_stream(stream));
-        return outputs.size() < 2 ? nb::cast(outputs[0])
+        return !only && !*whether ? nb::cast(outputs[0])
             : only ? nb::cast(outputs[1])
                    : nb::object(nb::make_tuple(outputs[0], outputs[1]));
       },

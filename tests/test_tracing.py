@@ -253,18 +253,58 @@ def test_a_trace_without_steps_shows_nan_with_steps(operands):
 
 
 def test_equal_calls_merge(operands, tmp_path):
-    """Two calls in a compiled function are one, also of a traced callable."""
+    """Two calls in a compiled function are one."""
     x, *weights = operands
-    for f in (None, nn.gelu, lambda a: mx.sin(a)):
 
-        def twice(x, f=f):
-            one, two = (rnn(x, *weights, nonlinearity=f) for _ in range(2))
-            return one + 1, two + 2
+    def twice(x):
+        one, two = (rnn(x, *weights) for _ in range(2))
+        return one + 1, two + 2
 
-        path = tmp_path / "graph.dot"
-        mx.export_to_dot(str(path), *mx.compile(twice)(x))
-        names = [n for n in path.read_text().splitlines() if "Recurrence" in n]
-        assert len(names) == 1
+    path = tmp_path / "graph.dot"
+    mx.export_to_dot(str(path), *mx.compile(twice)(x))
+    names = [n for n in path.read_text().splitlines() if "Recurrence" in n]
+    assert len(names) == 1
+
+
+def peak(run):
+    """The bytes that MLX holds at most while it runs, beyond those before."""
+    mx.eval(run())
+    mx.synchronize()
+    _native.release_scratch()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(run())
+    mx.synchronize()
+    return mx.get_peak_memory() - before
+
+
+def test_pre_activations_are_kept_for_a_derivative_alone(rng):
+    """One array of the output's size, and none where there is no derivative."""
+    x = draw(rng, (8, 400, 16), mx.float32)
+    layers = [RNN(16, 64, nonlinearity=f) for f in (None, nn.silu)]
+    mx.eval([layer.parameters() for layer in layers])
+    output = 4 * 8 * 400 * 64
+    native, traced = (peak(lambda layer=layer: layer(x)) for layer in layers)
+    assert traced < native + output / 4
+    native, traced = (
+        peak(lambda layer=layer: mx.grad(lambda x: layer(x).sum())(x))
+        for layer in layers
+    )
+    assert traced < native + 1.25 * output
+
+
+def test_a_gradient_after_the_output_was_evaluated(operands):
+    """What was not kept then is computed again."""
+    x, *weights = operands
+
+    def loss(x, early):
+        y = rnn(x, *weights, nonlinearity=nn.gelu)
+        if early:
+            mx.eval(y)
+        return (y * y).sum()
+
+    expected = mx.grad(loss)(x, False)
+    assert np.allclose(mx.grad(loss)(x, True), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_composed_reads_no_further(operands):

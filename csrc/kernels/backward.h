@@ -89,8 +89,10 @@ struct BackwardLayout {
 
   // Whether steps run forward once more: for the states, or for a traced
   // activation's pre-activations.
-  static bool recomputes(const RecurrenceArgs& g) {
-    return g.keep_every > 0 || g.activation == Activation::traced;
+  static bool recomputes(const BackwardArgs& args) {
+    return args.layer.keep_every > 0 ||
+        (args.layer.activation == Activation::traced &&
+         !args.preactivations.data);
   }
 
   static int64_t chunk(const RecurrenceArgs& g, const Shares& shares) {
@@ -109,7 +111,7 @@ struct BackwardLayout {
             args.layer,
             shares.partition,
             shares.most_rows(),
-            recomputes(args.layer) ? steps : 0,
+            recomputes(args) ? steps : 0,
             args.layer.keep_every > 0 ? chains_for(args.layer.N) : 1,
             shares.member.index) {
     const RecurrenceArgs& g = args.layer;
@@ -187,7 +189,7 @@ struct BackwardRun {
           own.first,
           own.last);
     }
-    if (layout.recomputes(g) && g.L > 0) {
+    if (layout.recomputes(args) && g.L > 0) {
       steps.prepare();
     }
     if constexpr (f == Activation::traced) {
@@ -224,8 +226,12 @@ struct BackwardRun {
         stage_state(layout.states + (t - t0 + 1) * block, t);
       }
       if constexpr (f == Activation::traced) {
-        shares.after_step();
-        recompute_preactivations(t0, t1, before);
+        if (args.preactivations.data) {
+          load_preactivations(t0, t1);
+        } else {
+          shares.after_step();
+          recompute_preactivations(t0, t1, before);
+        }
       }
       return before;
     }
@@ -241,13 +247,29 @@ struct BackwardRun {
       const C* previous = t > t0 || before ? state - block : nullptr;
       if constexpr (f == Activation::traced) {
         C* a = layout.a + (t - t0) * block;
-        steps.traced_step(t, previous, a, state, nullptr, 0);
+        steps.traced_step(t, previous, a, state, nullptr, 0, nullptr);
         shares.after_step();
       } else {
         steps.step(t, previous, state);
       }
     }
     return before;
+  }
+
+  void load_preactivations(int64_t t0, int64_t t1) const {
+    const Sequence& a = args.preactivations;
+    C* to = layout.a;
+    for (int64_t t = t0; t < t1; ++t) {
+      for (int64_t n = steps.rows.first; n < steps.rows.last;
+           ++n, to += steps.ldh) {
+        stage_row<AsComputed<C>>(
+            to,
+            row_of<AsComputed<C>>(a, n, t),
+            a.feature_stride,
+            steps.columns.first,
+            steps.columns.last);
+      }
+    }
   }
 
   // From the states, which are known, all steps of [t0, t1) in one product.

@@ -214,15 +214,17 @@ struct ForwardSteps {
   }
 
   // Step t, which turns z into the state in `state` (rows, ldh). Row n of it
-  // goes to out + n * out_stride as well, unless `out` is null.
+  // goes to out + n * out_stride as well, unless `out` is null; in the same way
+  // its pre-activations go to `a_out`.
   void step(
       int64_t t,
       const C* previous,
       C* state,
       Element<T>* out = nullptr,
-      int64_t out_stride = 0) const {
+      int64_t out_stride = 0,
+      C* a_out = nullptr) const {
     if constexpr (f == Activation::traced) {
-      traced_step(t, previous, state, state, out, out_stride);
+      traced_step(t, previous, state, state, out, out_stride, a_out);
     } else {
       inlined_step(t, previous, state, out, out_stride);
     }
@@ -237,7 +239,8 @@ struct ForwardSteps {
       C* a,
       C* state,
       Element<T>* out,
-      int64_t out_stride) const {
+      int64_t out_stride,
+      C* a_out) const {
     if (previous) {
       add_recurrent(t, previous, a, [](const Tile<C>&) {});
     }
@@ -247,7 +250,14 @@ struct ForwardSteps {
         rows.last - rows.first,
         columns,
         [&](int64_t row, int64_t column, C* to) __attribute__((always_inline)) {
-          store_as(to, load_as<Vec<C>>(a + row * ldh + column));
+          Vec<C> given = load_as<Vec<C>>(a + row * ldh + column);
+          store_as(to, given);
+          if (a_out) {
+            store_some<AsComputed<C>>(
+                a_out + row * out_stride + column,
+                given,
+                columns.last - column);
+          }
         },
         [&](int64_t row, int64_t column, Vec<C> h)
             __attribute__((always_inline)) {
@@ -372,6 +382,7 @@ static void run_forward(
   ForwardSteps<T, f> steps(g, shares, layout.memory);
   Element<T>* out = static_cast<Element<T>*>(args.states);
   Element<T>* last = static_cast<Element<T>*>(args.state);
+  C* a_out = static_cast<C*>(args.preactivations);
   if (g.L == 0) {
     if (last && member.index == 0) {
       copy_or_clear<T>(last, g.hidden, g.N, g.H);
@@ -404,7 +415,8 @@ static void run_forward(
             previous,
             state,
             keep ? out + (steps.rows.first * kept + t / every) * g.H : nullptr,
-            kept * g.H);
+            kept * g.H,
+            a_out ? a_out + (steps.rows.first * g.L + t) * g.H : nullptr);
         previous = state;
       }
     }

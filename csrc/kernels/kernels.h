@@ -182,6 +182,9 @@ struct ForwardArgs {
   RecurrenceArgs layer;
   void* states; // (N, kept states, H)
   void* state;  // (N, H): after the last step; null: not wanted
+  // (N, L, H), of the type that is computed with: what a traced activation was
+  // given; null: not wanted. Only where all states are kept.
+  void* preactivations = nullptr;
 };
 
 // The vector-Jacobian product of the recurrence. Outputs that are null are not
@@ -192,11 +195,13 @@ struct BackwardArgs {
   Sequence states;
   Sequence dstates; // of every state, (N, L, H)
   Sequence dstate;  // of the state after the last step, (N, 1, H)
-  void* dx;         // (N, L, D)
-  void* dWxh;       // (H, D)
-  void* dbias;      // (H,)
-  void* dWhh;       // (H, H)
-  void* dhidden;    // (N, H)
+  // As the forward pass left them; null data: they are computed again.
+  Sequence preactivations;
+  void* dx;      // (N, L, D)
+  void* dWxh;    // (H, D)
+  void* dbias;   // (H,)
+  void* dWhh;    // (H, H)
+  void* dhidden; // (N, H)
 };
 
 // y_t = s_t + beta_t * V (gamma_p * y_p), where p is the step before t in the

@@ -233,6 +233,16 @@ class Simplifier {
         return operation(Op::multiply, a, out.constant(reciprocal), -1);
       }
     }
+    if (op == Op::divide && is_result_of(b, Op::square)) {
+      // MLX's derivative of tanh: 1 / cosh^2 as 1 - tanh^2, which is cheaper.
+      int base = out.nodes()[b].a;
+      if (is_result_of(base, Op::cosh)) {
+        int tanh = out.operation(Op::tanh, out.nodes()[base].a);
+        int slope = out.operation(
+            Op::subtract, out.constant(1), out.operation(Op::square, tanh));
+        return operation(Op::multiply, a, slope, -1);
+      }
+    }
     if (op == Op::power && out.is_constant(b)) {
       if (is(b, 1)) {
         return a;
@@ -255,6 +265,10 @@ class Simplifier {
  private:
   bool is_constant(int node) const {
     return node < 0 || out.is_constant(node);
+  }
+  bool is_result_of(int node, Op op) const {
+    return node >= 0 && out.nodes()[node].kind == Expression::Kind::operation &&
+        out.nodes()[node].op == op;
   }
   double value(int node) const {
     return out.nodes()[node].value;

@@ -115,6 +115,14 @@ void allocate(mx::array& out) {
   ask_for_huge_pages(out.data<char>(), out.nbytes());
 }
 
+void leave_empty(mx::array& out) {
+  out.set_data(mx::allocator::malloc(0), 0, out.strides(), out.flags());
+}
+
+bool is_empty(const mx::array& a) {
+  return a.size() > 0 && a.data_size() == 0;
+}
+
 void release_scratch() {
   shelf().clear();
 }

@@ -12,6 +12,10 @@ namespace mx = mlx::core;
 // Gives `out` its memory; raises std::bad_alloc where there is none.
 void allocate(mx::array& out);
 
+// Leaves `out` without memory: nobody will read it. `is_empty` tells.
+void leave_empty(mx::array& out);
+bool is_empty(const mx::array& a);
+
 // Frees the scratch memory that no call uses now.
 void release_scratch();
 

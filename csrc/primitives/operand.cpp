@@ -100,6 +100,10 @@ kernels::Type kernel_type(mx::Dtype dtype) {
   throw std::invalid_argument("mlx_recurrent: no kernel for this dtype");
 }
 
+mx::Dtype compute_dtype(mx::Dtype dtype) {
+  return dtype == mx::float64 ? mx::float64 : mx::float32;
+}
+
 int compute_bytes(mx::Dtype dtype) {
   return dtype == mx::float64 ? 8 : 4;
 }

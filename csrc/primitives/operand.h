@@ -53,7 +53,8 @@ int64_t size_between(const mx::array& a, int first, int last);
 bool has_kernels(mx::Dtype dtype);
 kernels::Type kernel_type(mx::Dtype dtype);
 
-// The bytes of what an element of this type is computed in.
+// What an element of this type is computed in, and its bytes.
+mx::Dtype compute_dtype(mx::Dtype dtype);
 int compute_bytes(mx::Dtype dtype);
 
 } // namespace mlx_recurrent

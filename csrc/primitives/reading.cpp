@@ -9,6 +9,7 @@
 
 #include "mlx/primitives.h"
 #include "mlx/utils.h"
+#include "primitives/references.h"
 
 namespace mlx_recurrent {
 
@@ -46,17 +47,6 @@ struct Constants {
 template struct Expose<Inputs, &mx::Compiled::inputs_>;
 template struct Expose<Outputs, &mx::Compiled::outputs_>;
 template struct Expose<Constants, &mx::Compiled::constant_ids_>;
-
-// How many arrays, in graphs and in Python, share what `a` is. The count is
-// private to MLX, and so is its type.
-long references(const mx::array& a);
-template <auto description>
-struct ExposeReferences {
-  friend long references(const mx::array& a) {
-    return (a.*description).use_count();
-  }
-};
-template struct ExposeReferences<&mx::array::array_desc_>;
 
 template <class T>
 std::string text(const T& value) {

@@ -11,6 +11,7 @@
 #include "primitives/linear_scan.h"
 #include "primitives/matmul.h"
 #include "primitives/pointwise.h"
+#include "primitives/references.h"
 #include "primitives/time.h"
 
 namespace mlx_recurrent {
@@ -99,6 +100,9 @@ Arrays outputs_of(
   auto primitive = std::make_shared<Recurrence>(s, form);
   std::vector<mx::Shape> shapes = primitive->output_shapes(inputs);
   std::vector<mx::Dtype> dtypes(shapes.size(), inputs[0].dtype());
+  if (form.preactivations() >= 0) {
+    dtypes[form.preactivations()] = compute_dtype(inputs[0].dtype());
+  }
   return mx::array::make_arrays(
       std::move(shapes), dtypes, std::move(primitive), inputs);
 }
@@ -293,9 +297,17 @@ mx::array pre_activation(
 
 void Recurrence::eval_cpu(const Arrays& inputs, Arrays& outputs) {
   size_t size = 0;
-  for (mx::array& out : outputs) {
-    allocate(out);
-    size += out.size();
+  int traced = form_.preactivations();
+  // `outputs` refers to each, and so does every other output.
+  bool wanted = traced >= 0 &&
+      references(outputs[traced]) > static_cast<long>(outputs.size());
+  for (int i = 0; i < static_cast<int>(outputs.size()); ++i) {
+    if (i == traced && !wanted) {
+      leave_empty(outputs[i]);
+    } else {
+      allocate(outputs[i]);
+      size += outputs[i].size();
+    }
   }
   if (size == 0) {
     return;
@@ -308,7 +320,8 @@ void Recurrence::eval_cpu(const Arrays& inputs, Arrays& outputs) {
     sets.push_back(
         {layer,
          of_set(outputs[0], i, sizes.sets),
-         form_.returns_state ? of_set(outputs[1], i, sizes.sets) : nullptr});
+         form_.returns_state ? of_set(outputs[1], i, sizes.sets) : nullptr,
+         wanted ? of_set(outputs[traced], i, sizes.sets) : nullptr});
   }
   launch(
       stream(),
@@ -325,14 +338,20 @@ std::vector<mx::Shape> Recurrence::output_shapes(const Arrays& inputs) {
   state.push_back(states.back());
   states[states.size() - 2] =
       static_cast<int>(kernels::kept_states(L, kept_every(form_, L)));
-  return form_.returns_state ? std::vector<mx::Shape>{states, state}
-                             : std::vector<mx::Shape>{states};
+  std::vector<mx::Shape> shapes{states};
+  if (form_.returns_state) {
+    shapes.push_back(state);
+  }
+  if (form_.preactivations() >= 0) {
+    shapes.push_back(states);
+  }
+  return shapes;
 }
 
 // Only with a single output: where MLX's compile merges primitives of several,
 // it may put one after what reads it.
 bool Recurrence::is_equivalent(const mx::Primitive& other) const {
-  return !form_.returns_state &&
+  return !form_.returns_state && form_.preactivations() < 0 &&
       form_ == static_cast<const Recurrence&>(other).form_;
 }
 
@@ -357,6 +376,10 @@ Arrays Recurrence::vjp(
   }
   if (form.of_state) {
     inputs.push_back(matched(cotangents[1], outputs[1], s));
+  }
+  if (int traced = form_.preactivations(); traced >= 0) {
+    // What goes through them goes through the states too.
+    inputs.push_back(mx::stop_gradient(outputs[traced], s));
   }
   return backward(form, inputs, s);
 }
@@ -397,6 +420,9 @@ Arrays Recurrence::jvp(
   Arrays moved{dy};
   if (form_.returns_state) {
     moved.push_back(step_at(dy, End::last, first, s));
+  }
+  if (form_.preactivations() >= 0) {
+    moved.push_back(filled(y, 0, s)); // nobody asks for theirs
   }
   return moved;
 }
@@ -443,6 +469,11 @@ void RecurrenceVJP::eval_cpu(const Arrays& inputs, Arrays& outputs) {
       form_.of_states ? operands->sequence(inputs[form_.dstates()]) : absent;
   kernels::Sequence dstate =
       form_.of_state ? operands->rows(inputs[form_.dstate()]) : absent;
+  kernels::Sequence preactivations = absent;
+  if (int traced = form_.preactivations();
+      traced >= 0 && !is_empty(inputs[traced])) {
+    preactivations = operands->sequence(inputs[traced]);
+  }
   std::vector<kernels::BackwardArgs> sets;
   for (const auto& one : arguments(layer, inputs, sizes, *operands)) {
     int64_t set = static_cast<int64_t>(sets.size());
@@ -451,6 +482,7 @@ void RecurrenceVJP::eval_cpu(const Arrays& inputs, Arrays& outputs) {
     args.states = of_set(states, set, sizes.N);
     args.dstates = of_set(dstates, set, sizes.N);
     args.dstate = of_set(dstate, set, sizes.N);
+    args.preactivations = of_set(preactivations, set, sizes.N);
     for (size_t k = 0; k < form_.wanted.size(); ++k) {
       int i = form_.wanted[k];
       void*& target = i == layer.x ? args.dx

@@ -42,6 +42,12 @@ struct RecurrenceForm {
   int inputs() const {
     return 2 + !projected + has_bias + has_hidden;
   }
+  // Outputs: the states, the state where it is returned, and what a traced
+  // activation was given, for the derivative alone: it is computed where a
+  // derivative refers to it.
+  int preactivations() const {
+    return function && keep_every == keep_all ? 1 + returns_state : -1;
+  }
   // The number of axes of sets, but for one that is mapped.
   int sets(const Arrays& inputs, const Ints& axes) const {
     return static_cast<int>(inputs[Whh].ndim()) - 2 - (axes[Whh] >= 0);
@@ -50,7 +56,8 @@ struct RecurrenceForm {
 
 // The states (..., L, H) of h_t = f(Wxh x_t + bias + Whh h_{t-1}), or those
 // that `keep_every` keeps, and where it is asked for the state after the last
-// step (..., H): `hidden`, or zero, where there are no steps. Without Wxh, x is
+// step (..., H): `hidden`, or zero, where there are no steps. More outputs are
+// for derivatives alone. Without Wxh, x is
 // the projected input (..., L, H). `function` is f where the activation is
 // traced.
 Arrays recurrence(
@@ -95,7 +102,7 @@ class Recurrence : public CpuPrimitive {
 
 // What a derivative computes: `wanted` lists the inputs whose cotangents are
 // its outputs. Its inputs are those of the recurrence, the states that it left,
-// and the cotangents that are not zero.
+// the cotangents that are not zero, and what a traced activation was given.
 struct BackwardForm {
   RecurrenceForm layer;
   bool of_states; // (..., L, H)
@@ -112,6 +119,10 @@ struct BackwardForm {
   }
   int dstate() const {
     return of_state ? states() + 1 + of_states : -1;
+  }
+  int preactivations() const {
+    return layer.preactivations() < 0 ? -1
+                                      : states() + 1 + of_states + of_state;
   }
 };
 
