@@ -57,6 +57,7 @@ const std::vector<Field>& fields() {
       {"keep_every", &Case::keep_every, {}},
       {"state", &Case::state, {}},
       {"dstates", &Case::dstates, {}},
+      {"preactivations", &Case::preactivations, {}},
       {"wanted", &Case::wanted, {}},
       {"layout",
        &Case::layout,
@@ -116,6 +117,10 @@ void Case::settle() {
   }
   if (!layer) {
     state = 1;
+  }
+  if (keep_every > 0 ||
+      activation != static_cast<int64_t>(Activation::traced)) {
+    preactivations = 1;
   }
   if (split == 0) {
     threads = slices = 1;

@@ -38,9 +38,10 @@ struct Case {
   int64_t bias = 1, hidden = 1;
   int64_t beta = 1, gamma = 1, reverse = 0; // linear_scan
   int64_t keep_every = 0;
-  int64_t state = 1;         // forward: is wanted; backward: has a cotangent
-  int64_t dstates = 1;       // backward: the states have one
-  int64_t wanted = want_all; // backward
+  int64_t state = 1;          // forward: is wanted; backward: has a cotangent
+  int64_t dstates = 1;        // backward: the states have one
+  int64_t preactivations = 1; // of a traced activation are kept
+  int64_t wanted = want_all;  // backward
   int64_t layout = 0;
   int64_t split = 0;
   int64_t threads = 1, slices = 1; // of the partition

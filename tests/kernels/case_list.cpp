@@ -56,6 +56,7 @@ Case drawn(Random& random) {
   c.keep_every = random.whole(0, 1) ? 0 : random.whole(1, 12);
   c.state = random.whole(0, 1);
   c.dstates = random.whole(0, 3) > 0;
+  c.preactivations = random.whole(0, 1);
   c.wanted = random.whole(0, 1) ? want_all : random.whole(1, want_all);
   c.layout = random.whole(0, kLayouts - 1);
   c.split = random.whole(0, kSplits - 1);

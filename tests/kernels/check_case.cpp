@@ -327,22 +327,46 @@ class Check {
     return c_.keep_every == 0 ? t : t / c_.keep_every;
   }
 
+  // Whether the pre-activations are kept, and what they are made of.
+  bool keeps_preactivations() const {
+    return c_.activation == static_cast<int64_t>(Activation::traced) &&
+        c_.keep_every == 0 && c_.preactivations;
+  }
+  Type compute_type() const {
+    return type_ == Type::float64 ? Type::float64 : Type::float32;
+  }
+
   void forward() {
     Operands o = layer();
     Output all(type_, c_.N * c_.L * c_.H);
+    Output all_a(compute_type(), c_.N * c_.L * c_.H);
+    void* all_kept = keeps_preactivations() ? all_a.data() : nullptr;
     run_kernel(
-        kernels_.forward, ForwardArgs{o.args, all.data(), nullptr}, kAlone, 1);
+        kernels_.forward,
+        ForwardArgs{o.args, all.data(), nullptr, all_kept},
+        kAlone,
+        1);
+    expect(all_a.intact(), "memory around the pre-activations was changed");
     compare("states", all, next_states(o.layer, all.values(), rounding_));
 
     o.args.keep_every = c_.keep_every;
     int64_t count = kept_states(c_.L, c_.keep_every);
     Output some(type_, c_.N * count * c_.H);
     Output last(type_, c_.N * c_.H);
+    Output some_a(compute_type(), c_.N * c_.L * c_.H);
     run_kernel(
         kernels_.forward,
-        ForwardArgs{o.args, some.data(), c_.state ? last.data() : nullptr},
+        ForwardArgs{
+            o.args,
+            some.data(),
+            c_.state ? last.data() : nullptr,
+            keeps_preactivations() ? some_a.data() : nullptr},
         partition_,
         members());
+    expect(some_a.intact(), "memory around the pre-activations was changed");
+    expect(
+        !keeps_preactivations() || some_a.same_bits(0, all_a, 0, all_a.count()),
+        "pre-activations depend on how they are shared");
     expect(some.intact(), "memory around the states was changed");
     expect(last.intact(), "memory around the state was changed");
     for (int64_t i = 0; c_.state && i < c_.N * c_.H; ++i) {
@@ -368,9 +392,14 @@ class Check {
   void backward() {
     Operands o = layer();
     Output states(type_, c_.N * c_.L * c_.H);
+    Output kept_a(compute_type(), c_.N * c_.L * c_.H);
     run_kernel(
         kernels_.forward,
-        ForwardArgs{o.args, states.data(), nullptr},
+        ForwardArgs{
+            o.args,
+            states.data(),
+            nullptr,
+            keeps_preactivations() ? kept_a.data() : nullptr},
         kAlone,
         1);
     int64_t count = kept_states(c_.L, c_.keep_every);
@@ -419,6 +448,13 @@ class Check {
     args.states = kept_operand.sequence();
     args.dstates = c_.dstates ? cotangents.sequence() : kNoSequence;
     args.dstate = c_.state ? of_state.sequence() : kNoSequence;
+    std::vector<int64_t> rows(static_cast<size_t>(c_.N));
+    for (int64_t n = 0; n < c_.N; ++n) {
+      rows[static_cast<size_t>(n)] = n * c_.L * c_.H;
+    }
+    args.preactivations = keeps_preactivations()
+        ? Sequence{kept_a.data(), rows.data(), c_.H, 1}
+        : kNoSequence;
     BackwardArgs alone = args;
     std::vector<std::unique_ptr<Output>> outputs, outputs_alone;
     for (const Result& r : results) {

@@ -11,10 +11,13 @@ namespace kernel_tests {
 
 struct Uncertain {
   double value = 0;
-  double spread = 0; // of the error, in the measure of `Rounding`
+  // Of the error, in the measure of `Rounding`: squares of what may be tiny,
+  // for which a double has too few exponents.
+  long double spread = 0;
 
   Uncertain() = default;
-  Uncertain(double value, double spread = 0) : value(value), spread(spread) {
+  Uncertain(double value, long double spread = 0)
+      : value(value), spread(spread) {
   }
 };
 
@@ -25,12 +28,15 @@ struct Rounding {
   double unit;
   bool equal;
 
-  double measure(double a) const {
-    return equal ? std::fabs(a) : a * a;
+  long double measure(double a) const {
+    long double wide = a;
+    return equal ? std::fabs(wide) : wide * wide;
   }
   // The error that is allowed.
   double allowed(Uncertain a) const {
-    return equal ? kEqualErrors * a.spread : kDeviations * std::sqrt(a.spread);
+    long double bound =
+        equal ? kEqualErrors * a.spread : kDeviations * std::sqrt(a.spread);
+    return static_cast<double>(bound);
   }
 
   Uncertain round(Uncertain a) const {
