@@ -178,13 +178,7 @@ NB_MODULE(_native, m) {
             return Traced::of(reading.expression, dtype);
           },
           "dtype"_a);
-  m.def(
-      "read",
-      [](const mx::array& result, const mx::array& argument) {
-        return read(result, {argument});
-      },
-      "result"_a,
-      "argument"_a);
+  m.def("read", &read_call, "result"_a, "argument"_a);
   m.def(
       "pre_activation",
       [](const mx::array& x,
@@ -194,8 +188,9 @@ NB_MODULE(_native, m) {
          const std::optional<mx::array>& previous,
          int t,
          mx::StreamOrDevice stream) {
-        return pre_activation(
+        mx::array a = pre_activation(
             x, Wxh, bias, Whh, previous, t, mx::to_stream(stream));
+        return nb::make_tuple(a, a);
       },
       "x"_a,
       "Wxh"_a.none(),
@@ -204,6 +199,13 @@ NB_MODULE(_native, m) {
       "previous"_a.none(),
       "t"_a,
       "stream"_a.none());
+  m.def(
+      "replay",
+      [](const mx::array& a, const Traced& function) {
+        return function.expression().replay({a});
+      },
+      "a"_a,
+      "function"_a);
   m.def(
       "pointwise",
       [](const mx::array& a,

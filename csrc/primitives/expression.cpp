@@ -205,13 +205,15 @@ std::vector<std::string> Expression::names() const {
   return names;
 }
 
-namespace {
-
 // What a node becomes among the nodes of a simpler expression.
-class Simplifier {
+class Expression::Simplifier {
  public:
   explicit Simplifier(mx::Dtype dtype) : dtype_(dtype) {
   }
+
+  // 1 / cosh(x)^2 is MLX's derivative of tanh(x): 1 - tanh(x)^2 is cheaper.
+  bool cosh_is_of_tanh = false;
+  bool argument_is_one = false;
 
   int operation(Op op, int a, int b, int c) {
     if (is_constant(a) && is_constant(b) && is_constant(c)) {
@@ -226,15 +228,14 @@ class Simplifier {
       }
     }
     if (op == Op::divide && out.is_constant(b)) {
-      // One rounding more, in place of a division for every element.
-      double reciprocal = 1 / value(b);
-      if (std::isnormal(reciprocal) && std::abs(reciprocal) < 1e30 &&
-          std::abs(reciprocal) > 1e-30) {
-        return operation(Op::multiply, a, out.constant(reciprocal), -1);
+      int exponent;
+      // To the same bits.
+      if (std::abs(std::frexp(value(b), &exponent)) == 0.5 &&
+          std::abs(exponent) < 100) {
+        return operation(Op::multiply, a, out.constant(1 / value(b)), -1);
       }
     }
-    if (op == Op::divide && is_result_of(b, Op::square)) {
-      // MLX's derivative of tanh: 1 / cosh^2 as 1 - tanh^2, which is cheaper.
+    if (op == Op::divide && cosh_is_of_tanh && is_result_of(b, Op::square)) {
       int base = out.nodes()[b].a;
       if (is_result_of(base, Op::cosh)) {
         int tanh = out.operation(Op::tanh, out.nodes()[base].a);
@@ -291,18 +292,45 @@ class Simplifier {
   mx::Dtype dtype_;
 };
 
-} // namespace
-
-Expression Expression::simplified(mx::Dtype dtype, bool ones) const {
+Expression Expression::simplified(mx::Dtype dtype) const {
   Simplifier simplifier(dtype);
+  return simplified_by(simplifier);
+}
+
+Expression Expression::simplified_derivative(
+    const Expression& function,
+    mx::Dtype dtype) const {
+  Simplifier simplifier(dtype);
+  simplifier.cosh_is_of_tanh =
+      function.has(Op::tanh) && !function.has(Op::cosh);
+  return simplified_by(simplifier);
+}
+
+Expression Expression::at_one(mx::Dtype dtype) const {
+  Simplifier simplifier(dtype);
+  simplifier.argument_is_one = true;
+  return simplified_by(simplifier);
+}
+
+bool Expression::has(Op op) const {
+  for (const Node& node : nodes_) {
+    if (node.kind == Kind::operation && node.op == op) {
+      return true;
+    }
+  }
+  return false;
+}
+
+Expression Expression::simplified_by(Simplifier& simplifier) const {
   std::vector<int> as;
   auto at = [&](int node) { return node < 0 ? -1 : as[node]; };
   for (const Node& node : nodes_) {
     switch (node.kind) {
       case Kind::argument:
         as.push_back(
-            ones && node.a == 1 ? simplifier.out.constant(1)
-                                : simplifier.out.argument(node.a));
+            simplifier.argument_is_one && node.a == 1
+                ? simplifier.out.constant(1)
+                : simplifier.out.argument(node.a));
         break;
       case Kind::constant:
         as.push_back(simplifier.out.constant(node.value));

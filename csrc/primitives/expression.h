@@ -60,9 +60,14 @@ class Expression {
   std::vector<std::string> names() const;
 
   // The same function with fewer or cheaper operations: constants computed,
-  // powers with small whole exponents as products, quotients by constants as
-  // products. With `ones`, argument 1 is replaced by the number one.
-  Expression simplified(mx::Dtype dtype, bool ones = false) const;
+  // powers with small whole exponents as products, quotients by powers of two
+  // as products.
+  Expression simplified(mx::Dtype dtype) const;
+  // The same for what MLX made of the derivative of `function`.
+  Expression simplified_derivative(const Expression& function, mx::Dtype dtype)
+      const;
+  // With the number one for argument 1.
+  Expression at_one(mx::Dtype dtype) const;
 
   // The same function in MLX's operations, of the shape of the first argument.
   mx::array replay(const std::vector<mx::array>& arguments) const;
@@ -75,7 +80,11 @@ class Expression {
   }
 
  private:
+  class Simplifier;
+
   int add(const Node& node);
+  bool has(kernels::Op op) const;
+  Expression simplified_by(Simplifier& simplifier) const;
 
   std::vector<Node> nodes_;
   int result_ = -1;

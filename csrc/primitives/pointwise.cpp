@@ -1,5 +1,6 @@
 #include "primitives/pointwise.h"
 
+#include "mlx/transforms.h"
 #include "primitives/arithmetic.h"
 #include "primitives/launch.h"
 
@@ -15,6 +16,23 @@ mx::array pointwise(
       a.dtype(),
       std::make_shared<Pointwise>(stream, std::move(function)),
       Arrays{mx::contiguous(a, false, stream)});
+}
+
+mx::array pointwise_slope(
+    const mx::array& a,
+    const std::shared_ptr<const Traced>& function,
+    const mx::Stream& stream) {
+  if (auto slope = function->slope()) {
+    return pointwise(a, std::move(slope), stream);
+  }
+  // In MLX's operations.
+  return mx::vjp(
+             [&](const Arrays& in) {
+               return Arrays{function->expression().replay(in)};
+             },
+             {a},
+             {mx::ones_like(a, stream)})
+      .second[0];
 }
 
 void run_program(
@@ -61,7 +79,7 @@ Arrays Pointwise::vjp(
     const Ints&,
     const Arrays& outputs) {
   const mx::Stream& s = stream();
-  mx::array slope = pointwise(primals[0], function_->slope(), s);
+  mx::array slope = pointwise_slope(primals[0], function_, s);
   return {multiply(matched(cotangents[0], outputs[0], s), slope, s)};
 }
 
@@ -70,7 +88,7 @@ Arrays Pointwise::jvp(
     const Arrays& tangents,
     const Ints&) {
   const mx::Stream& s = stream();
-  mx::array slope = pointwise(primals[0], function_->slope(), s);
+  mx::array slope = pointwise_slope(primals[0], function_, s);
   return {multiply(matched(tangents[0], primals[0], s), slope, s)};
 }
 

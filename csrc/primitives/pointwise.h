@@ -14,6 +14,12 @@ mx::array pointwise(
     std::shared_ptr<const Traced> function,
     const mx::Stream& stream);
 
+// f'(a).
+mx::array pointwise_slope(
+    const mx::array& a,
+    const std::shared_ptr<const Traced>& function,
+    const mx::Stream& stream);
+
 // Computes a program of evaluated inputs that are rows of elements, on a
 // stream. `owner` holds the program until it has run; null where it is always
 // there.

@@ -17,9 +17,6 @@ using kernels::Op;
 
 namespace {
 
-// More operations than this are no activation.
-constexpr int kMostNodes = 256;
-
 struct Obstacle : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -110,12 +107,16 @@ bool is_half(mx::Dtype dtype) {
 
 class Reader {
  public:
-  Reader(Reading& reading, const std::vector<mx::array>& arguments)
+  Reader(
+      Reading& reading,
+      const std::vector<mx::array>& arguments,
+      int most_nodes)
       : reading_(reading),
         shape_(arguments[0].shape()),
-        dtype_(arguments[0].dtype()) {
+        dtype_(arguments[0].dtype()),
+        most_nodes_(most_nodes) {
     for (size_t i = 0; i < arguments.size(); ++i) {
-      int node = e().argument(static_cast<int>(i));
+      int node = add(e().argument(static_cast<int>(i)), false);
       seen_.insert({arguments[i].id(), Seen{node, nullptr, 0}});
     }
   }
@@ -125,10 +126,10 @@ class Reader {
     for (const auto& [id, seen] : seen_) {
       if (seen.array) {
         reading_.arrays.push_back(id);
-        // Whoever else refers to it can change it, or differentiate by it. The
-        // result is referred to by the caller.
-        long known = seen.uses + (seen.array == &result);
-        reading_.own = reading_.own && references(*seen.array) <= known;
+        // Whoever else refers to it can change it, or differentiate by it.
+        bool shared = references(*seen.array) > seen.uses;
+        reading_.kept = reading_.kept || (shared && !uniform_[seen.node]);
+        reading_.own = reading_.own && !shared;
       }
     }
   }
@@ -137,25 +138,57 @@ class Reader {
   struct Seen {
     int node;
     const mx::array* array; // null for an argument
-    long uses;              // by operations of the graph, and one by the result
+    long uses;              // by operations of the graph, or as its result
   };
 
   Expression& e() {
     return reading_.expression;
   }
 
-  int add(int node) {
-    if (e().size() > kMostNodes) {
+  // Notes whether a node is one number in all places.
+  int add(int node, bool uniform) {
+    if (e().size() > most_nodes_) {
       throw Obstacle("has too many operations");
+    }
+    if (node == static_cast<int>(uniform_.size())) {
+      uniform_.push_back(uniform);
     }
     return node;
   }
+
+  int constant(double value) {
+    return add(e().constant(value), true);
+  }
+
+  bool all_uniform(const std::vector<int>& nodes) const {
+    return std::all_of(
+        nodes.begin(), nodes.end(), [&](int node) { return uniform_[node]; });
+  }
+
+  // A graph is no deeper than it may have operations, casts and broadcasts
+  // beside them.
+  class Depth {
+   public:
+    explicit Depth(Reader& reader) : depth_(reader.depth_) {
+      if (++depth_ > 3 * reader.most_nodes_) {
+        --depth_;
+        throw Obstacle("has too many operations");
+      }
+    }
+    ~Depth() {
+      --depth_;
+    }
+
+   private:
+    int& depth_;
+  };
 
   int node(const mx::array& a) {
     if (auto found = seen_.find(a.id()); found != seen_.end()) {
       ++found->second.uses;
       return found->second.node;
     }
+    Depth depth(*this);
     int made = a.has_primitive() ? of_primitive(a) : leaf(a);
     seen_.insert({a.id(), Seen{made, &a, 1}});
     return made;
@@ -168,7 +201,7 @@ class Reader {
           "uses an array of shape " + text(a.shape()) +
           " that is not made from its argument");
     }
-    return add(e().constant(*value));
+    return constant(*value);
   }
 
   int of_primitive(const mx::array& a) {
@@ -182,14 +215,12 @@ class Reader {
           "has the operation " + name + ", which is not elementwise");
     }
     std::vector<int> operands;
-    bool varies = false;
     for (const mx::array& input : a.inputs()) {
       operands.push_back(node(input));
-      varies = varies || !is_uniform(operands.back());
     }
     int made = operation(a, operands, a.inputs());
-    // What does not vary is one number in all places, whatever its shape.
-    if (varies && a.shape() != shape_) {
+    // One number in all places may have any shape.
+    if (!uniform_[made] && a.shape() != shape_) {
       throw Obstacle(
           "makes an array of shape " + text(a.shape()) + " from one of " +
           text(shape_));
@@ -211,7 +242,7 @@ class Reader {
         if (!value) {
           throw Obstacle("holds a constant that is not a number");
         }
-        inner[inputs[i].id()] = add(e().constant(*value));
+        inner[inputs[i].id()] = constant(*value);
       } else {
         inner[inputs[i].id()] = node(given);
       }
@@ -234,6 +265,7 @@ class Reader {
     if (auto found = inner.find(a.id()); found != inner.end()) {
       return found->second;
     }
+    Depth depth(*this);
     int made;
     if (a.has_primitive()) {
       std::vector<int> operands;
@@ -242,7 +274,7 @@ class Reader {
       }
       made = operation(a, operands, a.inputs());
     } else if (auto value = value_of(a)) {
-      made = add(e().constant(*value));
+      made = constant(*value);
     } else {
       throw Obstacle("holds a constant that is not a number");
     }
@@ -263,13 +295,14 @@ class Reader {
       return cast(first, inputs[0].dtype(), a.dtype());
     }
     if (name == "StopGradient") {
-      return add(e().stopped(first));
+      return add(e().stopped(first), uniform_[first]);
     }
     bool truth = a.dtype() == mx::bool_;
     const Op* op = truth ? bitwise(name) : nullptr;
     op = op ? op : operation_of(name);
     if (!op || static_cast<int>(operands.size()) != operands_of(*op)) {
-      throw Obstacle("has the operation " + name + " on integers");
+      throw Obstacle(
+          "has the operation " + name + ", which is not elementwise");
     }
     bool compares = *op >= Op::greater && *op <= Op::not_equal;
     bool decides = *op == Op::logical_and || *op == Op::logical_or ||
@@ -286,7 +319,7 @@ class Reader {
       throw Obstacle("has the operation " + name + " in " + dtype_name(a));
     }
     auto at = [&](size_t i) { return i < operands.size() ? operands[i] : -1; };
-    return add(e().operation(*op, first, at(1), at(2)));
+    return add(e().operation(*op, first, at(1), at(2)), all_uniform(operands));
   }
 
   static bool readable(const std::string& name) {
@@ -316,16 +349,18 @@ class Reader {
 
   int cast(int operand, mx::Dtype from, mx::Dtype to) {
     if (e().is_constant(operand) && mx::issubdtype(to, mx::floating)) {
-      return add(e().constant(rounded(e().nodes()[operand].value, to)));
+      return constant(rounded(e().nodes()[operand].value, to));
     }
     if (from == to) {
       return operand;
     }
     if (from == mx::bool_ && computes(to)) {
-      return add(e().number(operand));
+      return add(e().number(operand), uniform_[operand]);
     }
     if (to == mx::bool_ && computes(from)) {
-      return add(e().operation(Op::not_equal, operand, add(e().constant(0))));
+      return add(
+          e().operation(Op::not_equal, operand, constant(0)),
+          uniform_[operand]);
     }
     if (!computes(from) || !computes(to)) {
       throw Obstacle("casts to " + text(to));
@@ -339,20 +374,6 @@ class Reader {
     return dtype == dtype_ || (is_half(dtype_) && dtype == mx::float32);
   }
 
-  // Whether a node is one number, or made of such.
-  bool is_uniform(int node) {
-    const auto& n = e().nodes()[node];
-    switch (n.kind) {
-      case Expression::Kind::argument:
-        return false;
-      case Expression::Kind::constant:
-        return true;
-      default:
-        return is_uniform(n.a) && (n.b < 0 || is_uniform(n.b)) &&
-            (n.c < 0 || is_uniform(n.c));
-    }
-  }
-
   static std::string dtype_name(const mx::array& a) {
     return text(a.dtype());
   }
@@ -360,12 +381,18 @@ class Reader {
   Reading& reading_;
   mx::Shape shape_;
   mx::Dtype dtype_;
+  int most_nodes_;
+  int depth_ = 0;
+  std::vector<bool> uniform_; // by node
   std::unordered_map<std::uintptr_t, Seen> seen_;
 };
 
 } // namespace
 
-Reading read(const mx::array& result, const std::vector<mx::array>& arguments) {
+Reading read(
+    const mx::array& result,
+    const std::vector<mx::array>& arguments,
+    int most_nodes) {
   Reading reading;
   const mx::array& argument = arguments[0];
   if (result.dtype() != argument.dtype()) {
@@ -376,10 +403,24 @@ Reading read(const mx::array& result, const std::vector<mx::array>& arguments) {
         text(argument.shape());
   } else {
     try {
-      Reader(reading, arguments).run(result);
+      Reader(reading, arguments, most_nodes).run(result);
     } catch (const Obstacle& obstacle) {
       reading.obstacle = obstacle.what();
     }
+  }
+  return reading;
+}
+
+Reading read_call(const mx::array& result, const mx::array& argument) {
+  if (argument.status() != mx::array::Status::unscheduled) {
+    // What it does may depend on the values.
+    Reading reading;
+    reading.obstacle = "evaluates its argument";
+    return reading;
+  }
+  Reading reading = read(result, {argument}, 256);
+  if (reading.obstacle.empty() && reading.kept) {
+    reading.obstacle = "keeps an array of each step";
   }
   return reading;
 }

@@ -20,12 +20,21 @@ struct Reading {
   // Where that is not known, a second call tells: what both share was there
   // before.
   bool own = true;
+  // Whether somebody refers to what it made of its argument on the way.
+  bool kept = false;
   // The arrays of the graph, without the argument.
   std::vector<std::uintptr_t> arrays;
 };
 
-// `result` as a function of `arguments`, which are of one shape and dtype.
-Reading read(const mx::array& result, const std::vector<mx::array>& arguments);
+// `result` as a function of `arguments`, which are of one shape and dtype. More
+// than so many operations are too many.
+Reading read(
+    const mx::array& result,
+    const std::vector<mx::array>& arguments,
+    int most_nodes);
+
+// What a callable made of its argument, which was not evaluated before.
+Reading read_call(const mx::array& result, const mx::array& argument);
 
 // Why two calls of a callable with different arguments do not show that it is
 // one function of them alone; empty where they do.

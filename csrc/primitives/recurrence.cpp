@@ -85,8 +85,8 @@ std::optional<mx::array> slope(
     case kernels::Activation::identity:
       return std::nullopt;
     case kernels::Activation::traced:
-      return pointwise(
-          pre_activations(form, inputs, h, s), form.function->slope(), s);
+      return pointwise_slope(
+          pre_activations(form, inputs, h, s), form.function, s);
   }
   throw std::invalid_argument("[mlx_recurrent] no such activation");
 }
@@ -422,7 +422,9 @@ Arrays Recurrence::jvp(
     moved.push_back(step_at(dy, End::last, first, s));
   }
   if (form_.preactivations() >= 0) {
-    moved.push_back(filled(y, 0, s)); // nobody asks for theirs
+    // Nobody asks for theirs.
+    mx::array none = filled(y, 0, s);
+    moved.push_back(mx::astype(none, compute_dtype(y.dtype()), s));
   }
   return moved;
 }
@@ -520,6 +522,12 @@ std::vector<mx::Shape> RecurrenceVJP::output_shapes(const Arrays& inputs) {
           (!form_.of_states || fits(form_.dstates(), states)) &&
           (!form_.of_state || fits(form_.dstate(), state)),
       name());
+  if (int traced = form_.preactivations(); traced >= 0) {
+    expect(
+        inputs[traced].shape() == states &&
+            inputs[traced].dtype() == compute_dtype(inputs[0].dtype()),
+        name());
+  }
   std::vector<mx::Shape> shapes;
   for (int i : form_.wanted) {
     shapes.push_back(inputs[i].shape());

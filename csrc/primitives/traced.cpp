@@ -69,36 +69,20 @@ Recent& recent() {
   return *all;
 }
 
-// c f'(a), by MLX's own rules for the operations of f.
-Expression pulled_back(const Expression& expression, mx::Dtype dtype) {
-  // Placeholders: two places, so that no shape is taken for a number's. The
-  // gradient is one of what the function was given, not of the first of them.
-  mx::array c = mx::zeros({2}, dtype);
-  std::vector<mx::array> given;
-  auto gradient = mx::vjp(
-      [&](const std::vector<mx::array>& in) {
-        given = in;
-        return std::vector<mx::array>{expression.replay(in)};
-      },
-      {mx::zeros({2}, dtype)},
-      {c});
-  Reading reading = read(gradient.second[0], {given[0], c});
-  if (!reading.obstacle.empty()) {
-    throw std::invalid_argument("has a derivative that " + reading.obstacle);
-  }
-  return reading.expression.simplified(dtype);
-}
+// Operations that a derivative may have.
+constexpr int kMostOfDerivative = 4096;
 
 } // namespace
 
 std::shared_ptr<Traced> Traced::of(
     const Expression& expression,
     mx::Dtype dtype) {
-  auto found = known(expression, dtype);
-  return found ? found
-               : recent().keep(
-                     {expression, dtype.val()},
-                     std::make_shared<Traced>(expression, dtype));
+  if (auto found = known(expression, dtype)) {
+    return found;
+  }
+  auto made = std::make_shared<Traced>(expression, dtype);
+  made->derivative();
+  return recent().keep({expression, dtype.val()}, std::move(made));
 }
 
 std::shared_ptr<Traced> Traced::known(
@@ -108,28 +92,52 @@ std::shared_ptr<Traced> Traced::known(
 }
 
 Traced::Traced(const Expression& expression, mx::Dtype dtype)
-    : Traced(
-          expression.simplified(dtype),
-          pulled_back(expression, dtype),
-          dtype) {
+    : expression_(expression.simplified(dtype)),
+      dtype_(dtype),
+      function_(expression_, 1) {
 }
 
-Traced::Traced(
-    const Expression& expression,
-    const Expression& pulled_back,
-    mx::Dtype dtype)
-    : expression_(expression),
-      pulled_back_(pulled_back),
-      dtype_(dtype),
-      function_(expression_, 1),
-      derivative_(pulled_back_, 2) {
+// By MLX's own rules for the operations of f.
+const Expression& Traced::pulled_back() const {
+  std::lock_guard lock(mutex_);
+  if (pulled_back_) {
+    return *pulled_back_;
+  }
+  // Placeholders: two places, so that no shape is taken for a number's. The
+  // gradient is one of what the function was given, not of the first of them.
+  mx::array c = mx::zeros({2}, dtype_);
+  std::vector<mx::array> given;
+  auto gradient = mx::vjp(
+      [&](const std::vector<mx::array>& in) {
+        given = in;
+        return std::vector<mx::array>{expression_.replay(in)};
+      },
+      {mx::zeros({2}, dtype_)},
+      {c});
+  Reading reading = read(gradient.second[0], {given[0], c}, kMostOfDerivative);
+  if (!reading.obstacle.empty()) {
+    throw std::invalid_argument("has a derivative that " + reading.obstacle);
+  }
+  pulled_back_ = reading.expression.simplified_derivative(expression_, dtype_);
+  return *pulled_back_;
+}
+
+const kernels::Program& Traced::derivative() const {
+  std::lock_guard lock(mutex_);
+  if (!derivative_) {
+    derivative_ = std::make_unique<CompiledExpression>(pulled_back(), 2);
+  }
+  return derivative_->program();
 }
 
 std::shared_ptr<const Traced> Traced::slope() const {
   std::lock_guard lock(mutex_);
   if (!slope_) {
-    slope_ =
-        std::make_shared<Traced>(pulled_back_.simplified(dtype_, true), dtype_);
+    try {
+      slope_ = std::make_shared<Traced>(pulled_back().at_one(dtype_), dtype_);
+    } catch (const std::invalid_argument&) {
+      return nullptr;
+    }
   }
   return slope_;
 }

@@ -5,7 +5,7 @@
 #include <atomic>
 #include <memory>
 #include <mutex>
-#include <string>
+#include <optional>
 
 #include "primitives/expression.h"
 
@@ -30,33 +30,29 @@ class Traced {
     return function_.program();
   }
   // c f'(a), of (a, c).
-  const kernels::Program& derivative() const {
-    return derivative_.program();
-  }
-  // f', with derivatives of its own.
+  const kernels::Program& derivative() const;
+  // f', with derivatives of its own; null where the kernels cannot run it.
   std::shared_ptr<const Traced> slope() const;
 
   const Expression& expression() const {
     return expression_;
   }
 
-  // What comparing it with the callable showed: nothing yet, a difference, or
-  // none.
+  // Whether the kernels were found to compute it as MLX does.
   enum class Verdict { unknown, different, equal };
   std::atomic<Verdict> verdict{Verdict::unknown};
 
  private:
-  Traced(
-      const Expression& expression,
-      const Expression& pulled_back,
-      mx::Dtype dtype);
+  // c f'(a), made when it is first asked for: the derivative of a derivative
+  // may be large, and nobody may want it.
+  const Expression& pulled_back() const;
 
   Expression expression_;
-  Expression pulled_back_; // c f'(a)
   mx::Dtype dtype_;
   CompiledExpression function_;
-  CompiledExpression derivative_;
-  mutable std::mutex mutex_;
+  mutable std::recursive_mutex mutex_;
+  mutable std::optional<Expression> pulled_back_;
+  mutable std::unique_ptr<CompiledExpression> derivative_;
   mutable std::shared_ptr<const Traced> slope_;
 };
 

@@ -12,7 +12,7 @@ class Traced:
         """The names of its operations, in order."""
 
     verdict: bool | None
-    """Whether it was found to agree with the callable; ``None`` before."""
+    """Whether the kernels were found to compute what MLX does; ``None`` before."""
 
 class Reading:
     """What one call of a callable did, by its graph."""
@@ -45,8 +45,11 @@ def pre_activation(
     previous: mx.array | None,
     t: int,
     stream: _Stream,
-) -> mx.array:
-    """Return ``Wxh x_t + bias + Whh previous``, ``(..., H)``."""
+) -> tuple[mx.array, mx.array]:
+    """Return ``Wxh x_t + bias + Whh previous``, ``(..., H)``, as two objects."""
+
+def replay(a: mx.array, function: Traced) -> mx.array:
+    """Return the function of each element, made of MLX's operations."""
 
 def pointwise(a: mx.array, function: Traced, stream: _Stream) -> mx.array:
     """Return the function of each element."""

@@ -2,14 +2,16 @@
 
 import math
 import operator
+from contextlib import suppress
 from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias, overload
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_recurrent import _native, composed, dispatch
 from mlx_recurrent.dispatch import Choice, Nonlinearity, StreamOrDevice
 from mlx_recurrent.plan import Plan
-from mlx_recurrent.tracing import trace
+from mlx_recurrent.tracing import random_key, trace
 
 ReturnState: TypeAlias = bool | Literal["only"]
 
@@ -246,12 +248,14 @@ def plan(
     call = _judge("x", x, Wxh, Whh, bias, hidden, nonlinearity, return_state, stream)
     choice = call.choice
     if choice.readable:
-        key = mx.random.state[0]
+        key = random_key()
         choice, _, _ = _read(call, stream)
-        if mx.random.state[0] is not key:
-            # What the nonlinearity drew, the call draws again.
-            high, low = key.tolist()
-            mx.random.seed(high << 32 | low)
+        if random_key() is not key:
+            # What the nonlinearity drew, the call draws again. A key that is traced
+            # cannot be put back.
+            with suppress(ValueError):
+                high, low = map(int, np.array(key))
+                mx.random.seed(high << 32 | low)
     if choice.activation is None:
         return Plan(choice.path, choice.reason)
     lead, L, D = (x if hidden is None else hidden).shape, *x.shape[-2:]

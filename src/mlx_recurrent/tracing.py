@@ -1,7 +1,11 @@
 """Reads a callable at a call of the layer: whether the kernels can run it."""
 
+import sys
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -9,9 +13,9 @@ import numpy as np
 from mlx_recurrent import _native
 from mlx_recurrent.dispatch import Nonlinearity, StreamOrDevice
 
-# A new function is compared with the callable at these values and their negatives: as
-# far as functions of the dtype stay finite in MLX, whose float64 has some with the
-# range and the precision of float32, and in float32 beyond.
+# A new function is compared at these values and their negatives: as far as functions of
+# the dtype stay finite in MLX, whose float64 has some with the range and the precision
+# of float32, and in float32 beyond.
 _SAMPLE = (0.0, 1e-3, 0.01, 0.1, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 2.7, 3.0, 4.0, 5.0, 6.0)
 _BEYOND = {
     mx.float32: (9.0, 20.0, 50.0, 120.0),
@@ -27,7 +31,6 @@ _ALLOWED = {
     mx.float16: 16 * mx.finfo(mx.float16).eps,
     mx.bfloat16: 16 * mx.finfo(mx.bfloat16).eps,
 }
-_CAPTURES = "may use an array that was there before the call"
 
 
 class Trace(NamedTuple):
@@ -56,9 +59,8 @@ def trace(
 ) -> Trace:
     """Call a callable for the first step of a sequence, and read what it did.
 
-    Where that graph was not seen before, or may hold what was there before the call, it
-    is called for the second step too. A sequence of one step has none: its graph is one
-    that the kernels run when it is seen again.
+    Where that graph was not seen of it before, or may hold what was there before the
+    call, it is called for the second step too, if there is one.
 
     Args:
         nonlinearity (callable): The callable.
@@ -72,68 +74,167 @@ def trace(
     """
     begun: list[mx.array] = []
 
-    def call(previous: mx.array | None) -> "_native.Reading | None":
+    def call(previous: mx.array | None) -> "tuple[_native.Reading | None, str]":
         t = len(begun)
-        a = _native.pre_activation(x, Wxh, bias, Whh, previous, t, stream)
-        begun.append(nonlinearity(a))
-        # What is no array is refused on the composed path, in its words.
-        return _native.read(begun[t], a) if isinstance(begun[t], mx.array) else None
+        # The callable may write into the array that it is given.
+        given, a = _native.pre_activation(x, Wxh, bias, Whh, previous, t, stream)
+        key = random_key()
+        result = nonlinearity(given)
+        # This name refers to it, and the question itself.
+        kept = result is not given and sys.getrefcount(result) > 2
+        begun.append(result)
+        if not isinstance(result, mx.array):
+            return None, ""  # refused on the composed path, in its words
+        if random_key() is not key:
+            return None, "draws random numbers"
+        if kept:
+            return None, "keeps its results"
+        del given  # by now perhaps something that was made of it
+        reading = _native.read(result, a)
+        return reading, reading.obstacle
+
+    def stop(obstacle: str) -> Trace:
+        return Trace(None, obstacle, begun)
 
     # The callable's own operations belong on the stream too.
     with nullcontext() if stream is None else mx.stream(stream):
-        first = call(hidden)
-        if first is None:
-            return Trace(None, "", begun)
-        if first.obstacle:
-            return Trace(None, first.obstacle, begun)
-        function = first.known(x.dtype)
-        if function is None or not first.own:
-            if x.shape[-2] > 1:
-                second = call(begun[0])
-                obstacle = "" if second is None else first.difference(second)
-                if second is None or obstacle:
-                    return Trace(None, obstacle, begun)
-            try:
-                function = first.trace(x.dtype)
-            except ValueError as error:
-                return Trace(None, str(error), begun)
-            if x.shape[-2] == 1:
-                # Known to the next call, which reads it for the second time.
-                seen = "is seen in one step for the first time"
-                return Trace(None, seen if first.own else _CAPTURES, begun)
+        first, obstacle = call(hidden)
+        if first is None or obstacle:
+            return stop(obstacle)
+        known = _sightings.of(nonlinearity)
+        function = first.known(x.dtype) if first.own else None
+        if function is not None and function in known:
+            obstacle = known[function]
+            return stop(obstacle) if obstacle else Trace(function, "", begun)
+        several = x.shape[-2] > 1
+        if several:
+            second, obstacle = call(begun[0])
+            if second is None or obstacle:
+                return stop(obstacle)
+            obstacle = first.difference(second)
+        elif not first.own:
+            obstacle = "may use an array that was there before the call"
+        if obstacle:
+            return stop(obstacle)
+        try:
+            function = first.trace(x.dtype)
+        except ValueError as error:
+            return stop(str(error))
         if function.verdict is None:
-            function.verdict = _agrees(nonlinearity, function, x.dtype, Whh.shape[0])
-    if not function.verdict:
-        return Trace(None, "gives other values in the kernel than when called", begun)
+            function.verdict = _runs_as_mlx(function, x.dtype)
+        if not function.verdict:
+            return stop("gives other values in the kernels than in MLX")
+        # A single step is what it was read to be. Of several only two were seen.
+        if several:
+            known[function] = _disagreement(nonlinearity, function, begun[0])
+            if known[function]:
+                return stop(known[function])
     return Trace(function, "", begun)
 
 
-def _agrees(
-    nonlinearity: Nonlinearity, function: "_native.Traced", dtype: mx.Dtype, H: int
-) -> bool:
-    half = mx.finfo(dtype).bits == 16
-    values = np.array(_SAMPLE + _BEYOND[dtype])
-    values = np.concatenate([values, -values])
-    # Each value in each place: one row after another begins with the next.
-    places = np.arange(values.size)[:, None] + np.arange(H)
-    sample = mx.array(values[places % values.size], dtype)
-    ones = mx.ones_like(sample)
+def random_key() -> mx.array:
+    """Return MLX's random state; another object after each draw."""
+    key: mx.array = mx.random.state[0]  # type: ignore[index]
+    return key
 
-    def numbers(f: Nonlinearity) -> list[np.ndarray]:
-        results = mx.vjp(lambda a: [f(a)], [sample], [ones])
-        wide = mx.float32 if half else dtype
-        arrays = [a.astype(wide) for (a,) in results]
-        mx.eval(arrays)
-        return [np.array(a) for a in arrays]
 
+class _Sightings:
+    """What was found of callables: for each function that they were, an obstacle."""
+
+    _CALLABLES, _FUNCTIONS = 256, 16
+
+    def __init__(self) -> None:
+        self._found: OrderedDict[Hashable, tuple[Any, _Bounded]] = OrderedDict()
+
+    def of(self, nonlinearity: Nonlinearity) -> "_Bounded":
+        """Return what was found of a callable so far, to be added to."""
+        # A function made anew for each call is the same code; what it captures shows in
+        # the graph. Anything else is known by its identity, while it lives.
+        code = getattr(nonlinearity, "__code__", None)
+        subject = (
+            nonlinearity if code is None else getattr(nonlinearity, "__self__", None)
+        )
+        key = (code, None if subject is None else id(subject))
+        holder, found = self._found.get(key, (None, None))
+        if found is None or (holder is not None and holder() is not subject):
+            holder = None if subject is None else _holder(subject)
+            found = _Bounded(self._FUNCTIONS)
+        self._found[key] = holder, found
+        self._found.move_to_end(key)
+        while len(self._found) > self._CALLABLES:
+            self._found.popitem(last=False)
+        return found
+
+
+class _Bounded(OrderedDict["_native.Traced", str]):
+    """A dictionary of the latest entries."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def __setitem__(self, function: "_native.Traced", obstacle: str) -> None:
+        super().__setitem__(function, obstacle)
+        while len(self) > self._most:
+            self.popitem(last=False)
+
+
+def _holder(subject: Any) -> Callable[[], Any]:
     try:
-        expected = numbers(nonlinearity)
-    except Exception:
-        # It does not take every array of its kind.
-        return False
-    found = numbers(lambda a: _native.pointwise(a, function, None))
-    allowed = _ALLOWED[dtype]
+        return weakref.ref(subject)
+    except TypeError:  # of a type that lives as long as its module
+        return lambda: subject
+
+
+_sightings = _Sightings()
+
+
+def _values(dtype: mx.Dtype) -> np.ndarray:
+    values = np.array(_SAMPLE + _BEYOND[dtype])
+    return np.concatenate([values, -values])
+
+
+def _numbers(f: Nonlinearity, sample: mx.array) -> list[np.ndarray]:
+    """What a function gives, and its derivative."""
+    results = mx.vjp(lambda a: [f(a)], [sample], [mx.ones_like(sample)])
+    wide = mx.float64 if sample.dtype == mx.float64 else mx.float32
+    arrays = [a.astype(wide) for (a,) in results]
+    mx.eval(arrays)
+    return [np.array(a) for a in arrays]
+
+
+def _agree(one: Nonlinearity, other: Nonlinearity, sample: mx.array) -> bool:
+    allowed = _ALLOWED[sample.dtype]
     return all(
         np.allclose(a, b, rtol=allowed, atol=allowed, equal_nan=True)
-        for a, b in zip(found, expected, strict=True)
+        for a, b in zip(_numbers(one, sample), _numbers(other, sample), strict=True)
     )
+
+
+def _runs_as_mlx(function: "_native.Traced", dtype: mx.Dtype) -> bool:
+    sample = mx.array(_values(dtype), dtype)
+    return _agree(
+        lambda a: _native.pointwise(a, function, None),
+        lambda a: _native.replay(a, function),
+        sample,
+    )
+
+
+def _disagreement(
+    nonlinearity: Nonlinearity, function: "_native.Traced", result: mx.array
+) -> str:
+    """Why a callable is not what it was read to be; empty where it is."""
+    # Each value in each place, in as many axes as the callable is given.
+    values = _values(result.dtype)
+    rows = np.arange(values.size if result.ndim > 1 else 1)
+    places = rows[:, None] + np.arange(result.shape[-1])
+    axes = (1,) * (result.ndim - 2)
+    shape = (*([rows.size] if result.ndim > 1 else []), *axes, result.shape[-1])
+    sample = mx.array(values[places % values.size].reshape(shape), result.dtype)
+    try:
+        same = _agree(
+            lambda a: _native.pointwise(a, function, None), nonlinearity, sample
+        )
+    except Exception as error:
+        return f"raises {type(error).__name__} on other numbers"
+    return "" if same else "gives other values than its operations on other numbers"
