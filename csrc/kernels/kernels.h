@@ -49,7 +49,6 @@ enum class Op : uint8_t {
   ceil,
   round, // to the nearest, ties to even
   sign,  // 0 of NaN
-  is_nan,
   logical_not,
   add,
   subtract,

@@ -220,9 +220,6 @@ static void run_instruction(
     case Op::sign:
       return each(
           count, to, a, [](V x) INLINE_LAMBDA { return sign_of<C>(x); });
-    case Op::is_nan:
-      return each(
-          count, to, a, [](V x) INLINE_LAMBDA { return truth<C>(x != x); });
     case Op::logical_not:
       return each(
           count, to, a, [](V x) INLINE_LAMBDA { return truth<C>(x == C(0)); });

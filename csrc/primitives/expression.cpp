@@ -58,7 +58,6 @@ constexpr Operation kOperations[] = {
     {Op::ceil, "Ceil", "ceil", mx::ceil, nullptr},
     {Op::round, "Round", "round", mx::round, nullptr},
     {Op::sign, "Sign", "sign", mx::sign, nullptr},
-    {Op::is_nan, "", "isnan", mx::isnan, nullptr},
     {Op::logical_not, "LogicalNot", "logical_not", mx::logical_not, nullptr},
     {Op::add, "Add", "add", nullptr, mx::add},
     {Op::subtract, "Subtract", "subtract", nullptr, mx::subtract},

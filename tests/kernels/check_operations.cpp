@@ -69,7 +69,6 @@ const Operation kOperations[] = {
     ONE(ceil, 0, std::ceil(x)),
     ONE(round, 0, std::nearbyint(x)),
     ONE(sign, 0, truth(x > 0) - truth(x < 0)),
-    ONE(is_nan, 0, truth(std::isnan(x))),
     ONE(logical_not, 0, truth(x == 0)),
     TWO(add, kRoundedOnce, x + y),
     TWO(subtract, kRoundedOnce, x - y),
