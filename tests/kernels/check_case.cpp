@@ -121,7 +121,9 @@ class Check {
     for (Uncertain e : expected) {
       largest = std::fmax(largest, std::fabs(e.value));
     }
-    double vanishing = kVanishing * rounding_.unit * largest + ulp(type_, 0);
+    double least = std::ldexp(1.0, format(compute_type()).least);
+    double vanishing = kVanishing * rounding_.unit * largest +
+        kVanishes * least + ulp(type_, 0);
     for (int64_t i = 0; i < got.count() && fault_.empty(); ++i) {
       Uncertain e = expected[static_cast<size_t>(i)];
       double error = std::fabs(got[i] - e.value);
