@@ -1,6 +1,7 @@
 """Reads a callable at a call of the layer: whether the kernels can run it."""
 
 import sys
+import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -144,6 +145,7 @@ class _Sightings:
     _CALLABLES, _FUNCTIONS = 256, 16
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._found: OrderedDict[Hashable, tuple[Any, _Bounded]] = OrderedDict()
 
     def of(self, nonlinearity: Nonlinearity) -> "_Bounded":
@@ -155,14 +157,14 @@ class _Sightings:
             nonlinearity if code is None else getattr(nonlinearity, "__self__", None)
         )
         key = (code, None if subject is None else id(subject))
-        holder, found = self._found.get(key, (None, None))
-        if found is None or (holder is not None and holder() is not subject):
-            holder = None if subject is None else _holder(subject)
-            found = _Bounded(self._FUNCTIONS)
-        self._found[key] = holder, found
-        self._found.move_to_end(key)
-        while len(self._found) > self._CALLABLES:
-            self._found.popitem(last=False)
+        with self._lock:
+            holder, found = self._found.pop(key, (None, None))
+            if found is None or (holder is not None and holder() is not subject):
+                holder = None if subject is None else _holder(subject)
+                found = _Bounded(self._FUNCTIONS)
+            self._found[key] = holder, found
+            while len(self._found) > self._CALLABLES:
+                self._found.popitem(last=False)
         return found
 
 
