@@ -1,10 +1,8 @@
 #include "primitives/arithmetic.h"
 
-#include <cstring>
 #include <memory>
 
 #include "primitives/batching.h"
-#include "primitives/broadcast.h"
 #include "primitives/memory.h"
 #include "primitives/pointwise.h"
 
@@ -25,22 +23,6 @@ mx::array apply(
       std::move(shape), a.dtype(), std::move(primitive), Arrays{a, b});
 }
 
-mx::array sum_of(const mx::array& a, int sets, const mx::Stream& s) {
-  auto primitive = std::make_shared<RowSum>(s, sets);
-  mx::Shape shape = primitive->output_shapes({a})[0];
-  return mx::array(
-      std::move(shape), a.dtype(), std::move(primitive), Arrays{a});
-}
-
-// The axes from `sets` up to the last.
-Ints axes_between(const mx::array& a, int sets) {
-  Ints axes;
-  for (int i = sets; i + 1 < static_cast<int>(a.ndim()); ++i) {
-    axes.push_back(i);
-  }
-  return axes;
-}
-
 } // namespace
 
 mx::array add(const mx::array& a, const mx::array& b, const mx::Stream& s) {
@@ -59,11 +41,6 @@ mx::array multiply(
     const mx::array& b,
     const mx::Stream& s) {
   return apply(Operation::multiply, a, b, s);
-}
-
-mx::array row_sum(const mx::array& a, int sets, const mx::Stream& stream) {
-  Ints axes = axes_between(a, sets);
-  return axes.empty() ? a : mx::squeeze(sum_of(a, sets, stream), axes, stream);
 }
 
 void Arithmetic::eval_cpu(const Arrays& inputs, Arrays& outputs) {
@@ -148,61 +125,6 @@ std::pair<Arrays, Ints> Arithmetic::vmap(
       {true, true},
       true,
       0,
-      inputs,
-      axes,
-      stream());
-}
-
-void RowSum::eval_cpu(const Arrays& inputs, Arrays& outputs) {
-  const mx::array& a = inputs[0];
-  if (a.size() == 0) { // MLX's loop over no elements may not end
-    allocate(outputs[0]);
-    std::memset(outputs[0].data<char>(), 0, outputs[0].nbytes());
-    return;
-  }
-  mx::array by_mlx = mx::sum(a, axes_between(a, sets_), true, stream());
-  if (by_mlx.id() == a.id()) { // over axes of size 1
-    outputs[0].copy_shared_buffer(a);
-  } else {
-    by_mlx.primitive().eval_cpu(inputs, outputs);
-  }
-}
-
-std::vector<mx::Shape> RowSum::output_shapes(const Arrays& inputs) {
-  mx::Shape shape = inputs[0].shape();
-  for (int axis : axes_between(inputs[0], sets_)) {
-    shape[axis] = 1;
-  }
-  return {shape};
-}
-
-bool RowSum::is_equivalent(const mx::Primitive& other) const {
-  return sets_ == static_cast<const RowSum&>(other).sets_;
-}
-
-Arrays RowSum::vjp(
-    const Arrays& primals,
-    const Arrays& cotangents,
-    const Ints&,
-    const Arrays& outputs) {
-  const mx::Stream& s = stream();
-  mx::array c = matched(cotangents[0], outputs[0], s);
-  return {widen(c, 1, primals[0], 1, s)};
-}
-
-Arrays RowSum::jvp(const Arrays& primals, const Arrays& tangents, const Ints&) {
-  mx::array d = matched(tangents[0], primals[0], stream());
-  return {sum_of(d, sets_, stream())};
-}
-
-std::pair<Arrays, Ints> RowSum::vmap(const Arrays& inputs, const Ints& axes) {
-  return vectorize(
-      [this](const Arrays& in, int more_sets) {
-        return Arrays{sum_of(in[0], sets_ + more_sets, stream())};
-      },
-      {true},
-      false,
-      sets_,
       inputs,
       axes,
       stream());

@@ -63,6 +63,14 @@ mx::array repeated_row(
       filled(like, 1, stream, 1), mx::expand_dims(row, -1, stream), {}, stream);
 }
 
+mx::array row_sum(const mx::array& a, int sets, const mx::Stream& stream) {
+  if (static_cast<int>(a.ndim()) == sets + 1) {
+    return a;
+  }
+  mx::array ones = filled(a, 1, stream, 1);
+  return mx::squeeze(outer_sum(ones, a, sets, stream), -2, stream);
+}
+
 void Matmul::eval_cpu(const Arrays& inputs, Arrays& outputs) {
   const mx::array& x = inputs[0];
   const mx::array& w = inputs[1];

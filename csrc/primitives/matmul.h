@@ -31,6 +31,10 @@ mx::array repeated_row(
     const mx::array& like,
     const mx::Stream& stream);
 
+// Its transpose: the sum over all axes between of a (S..., ..., M), where S are
+// the first `sets` axes: (S..., M).
+mx::array row_sum(const mx::array& a, int sets, const mx::Stream& stream);
+
 class Matmul : public CpuPrimitive {
  public:
   using CpuPrimitive::CpuPrimitive;
