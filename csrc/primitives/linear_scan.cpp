@@ -46,7 +46,8 @@ LinearScanInputs LinearScan::unpack(const Arrays& inputs) const {
 
 void LinearScan::eval_cpu(const Arrays& inputs, Arrays& outputs) {
   mx::array& out = outputs[0];
-  allocate(out);
+  // Each element of s is read just before its place is written.
+  allocate_over(out, inputs[0]);
   if (out.size() == 0) {
     return;
   }

@@ -115,6 +115,15 @@ void allocate(mx::array& out) {
   ask_for_huge_pages(out.data<char>(), out.nbytes());
 }
 
+void allocate_over(mx::array& out, const mx::array& input) {
+  if (input.is_donatable() && input.flags().row_contiguous &&
+      input.nbytes() == out.nbytes() && input.size() == input.data_size()) {
+    out.copy_shared_buffer(input);
+  } else {
+    allocate(out);
+  }
+}
+
 void leave_empty(mx::array& out) {
   out.set_data(mx::allocator::malloc(0), 0, out.strides(), out.flags());
 }

@@ -12,6 +12,10 @@ namespace mx = mlx::core;
 // Gives `out` its memory; raises std::bad_alloc where there is none.
 void allocate(mx::array& out);
 
+// The same for a result that may overwrite `input`, element for element: its
+// memory, where nobody else needs it.
+void allocate_over(mx::array& out, const mx::array& input);
+
 // Leaves `out` without memory: nobody will read it. `is_empty` tells.
 void leave_empty(mx::array& out);
 bool is_empty(const mx::array& a);

@@ -41,7 +41,11 @@ void run_program(
     mx::array& out,
     const mx::Stream& stream,
     std::shared_ptr<const void> owner) {
-  allocate(out);
+  bool second = inputs.size() > 1 && !inputs[0].is_donatable();
+  const void* from[2] = {
+      inputs[0].data<char>(),
+      inputs.size() > 1 ? inputs[1].data<char>() : nullptr};
+  allocate_over(out, inputs[second]);
   if (out.size() == 0) {
     return;
   }
@@ -50,8 +54,7 @@ void run_program(
   kernels::PointwiseArgs args{
       static_cast<int64_t>(out.size()),
       &program,
-      {inputs[0].data<char>(),
-       inputs.size() > 1 ? inputs[1].data<char>() : nullptr},
+      {from[0], from[1]},
       out.data<char>()};
   launch(
       stream,
