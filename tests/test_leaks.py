@@ -4,6 +4,7 @@ Each piece of work is repeated in a process of its own, where nothing else alloc
 """
 
 import gc
+import itertools
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ import mlx.optimizers as optim
 import pytest
 
 import mlx_recurrent
+from conftest import unreadable
 from mlx_recurrent import RNN, Linear, _native
 from tolerances import ACTIVE, RESIDENT
 
@@ -178,11 +180,26 @@ def callables():
     return work
 
 
+def numbers():
+    """A callable whose number changes from call to call."""
+    values = arrays()
+    counter = itertools.count(1)
+
+    def work():
+        k = 1 / next(counter)
+        f = lambda a: mx.sin(k * a)  # noqa: E731
+        mx.eval(gradient(lambda *a: mlx_recurrent.rnn(*a, nonlinearity=f))(*values))
+
+    return work
+
+
 # And how often: a second or some for each.
 WORK = {
     "training": (lambda: training(False), 10_000),
     "training_compiled": (lambda: training(True), 10_000),
-    "training_composed": (lambda: training(True, lambda a: mx.sin(a)), 4_000),
+    "training_traced": (lambda: training(False, nn.silu), 10_000),
+    "training_traced_compiled": (lambda: training(True, nn.silu), 10_000),
+    "training_composed": (lambda: training(True, unreadable(mx.sin)), 4_000),
     "unevaluated": (unevaluated, 4_000),
     "exceptions": (exceptions, 4_000),
     "transformations": (transformations, 4_000),
@@ -190,6 +207,7 @@ WORK = {
     "states": (states, 4_000),
     "compiled_anew": (compiled_anew, 4_000),
     "callables": (callables, 1_500),
+    "numbers": (numbers, 1_500),
 }
 
 
