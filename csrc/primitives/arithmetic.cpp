@@ -29,13 +29,6 @@ mx::array add(const mx::array& a, const mx::array& b, const mx::Stream& s) {
   return apply(Operation::add, a, b, s);
 }
 
-mx::array subtract(
-    const mx::array& a,
-    const mx::array& b,
-    const mx::Stream& s) {
-  return apply(Operation::subtract, a, b, s);
-}
-
 mx::array multiply(
     const mx::array& a,
     const mx::array& b,
@@ -49,19 +42,14 @@ void Arithmetic::eval_cpu(const Arrays& inputs, Arrays& outputs) {
   const mx::array& b = inputs[1];
   if (a.flags().row_contiguous && b.flags().row_contiguous && a.size() > 0) {
     static constexpr kernels::Instruction code[] = {
-        {kernels::Op::add, 2, 0, 1, 0},
-        {kernels::Op::subtract, 2, 0, 1, 0},
-        {kernels::Op::multiply, 2, 0, 1, 0}};
+        {kernels::Op::add, 2, 0, 1, 0}, {kernels::Op::multiply, 2, 0, 1, 0}};
     static constexpr kernels::Program programs[] = {
-        {&code[0], 1, nullptr, 0, 2, 1, 2},
-        {&code[1], 1, nullptr, 0, 2, 1, 2},
-        {&code[2], 1, nullptr, 0, 2, 1, 2}};
+        {&code[0], 1, nullptr, 0, 2, 1, 2}, {&code[1], 1, nullptr, 0, 2, 1, 2}};
     run_program(programs[static_cast<int>(operation_)], inputs, outputs[0], s);
     return;
   }
-  mx::array by_mlx = operation_ == Operation::add ? mx::add(a, b, s)
-      : operation_ == Operation::subtract         ? mx::subtract(a, b, s)
-                                                  : mx::multiply(a, b, s);
+  mx::array by_mlx =
+      operation_ == Operation::add ? mx::add(a, b, s) : mx::multiply(a, b, s);
   by_mlx.primitive().eval_cpu(inputs, outputs);
 }
 
@@ -86,12 +74,8 @@ Arrays Arithmetic::vjp(
   mx::array c = matched(cotangents[0], outputs[0], s);
   Arrays grads;
   for (int i : argnums) {
-    if (operation_ == Operation::multiply) {
-      grads.push_back(multiply(c, primals[1 - i], s));
-    } else {
-      bool negative = operation_ == Operation::subtract && i == 1;
-      grads.push_back(negative ? mx::negative(c, s) : c);
-    }
+    bool factor = operation_ == Operation::multiply;
+    grads.push_back(factor ? multiply(c, primals[1 - i], s) : c);
   }
   return grads;
 }
@@ -107,8 +91,6 @@ Arrays Arithmetic::jvp(
     mx::array d = matched(tangents[k], primals[i], s);
     if (operation_ == Operation::multiply) {
       d = multiply(d, primals[1 - i], s);
-    } else if (operation_ == Operation::subtract && i == 1) {
-      d = mx::negative(d, s);
     }
     total = total ? add(*total, d, s) : d;
   }

@@ -9,12 +9,11 @@
 namespace mlx_recurrent {
 
 mx::array add(const mx::array& a, const mx::array& b, const mx::Stream& s);
-mx::array subtract(const mx::array& a, const mx::array& b, const mx::Stream& s);
 mx::array multiply(const mx::array& a, const mx::array& b, const mx::Stream& s);
 
 class Arithmetic : public CpuPrimitive {
  public:
-  enum class Operation : int { add, subtract, multiply };
+  enum class Operation : int { add, multiply };
 
   Arithmetic(const mx::Stream& stream, Operation operation)
       : CpuPrimitive(stream), operation_(operation) {
