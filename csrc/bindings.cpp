@@ -10,6 +10,7 @@
 #include <string>
 #include <variant>
 
+#include "activation.h"
 #include "kernels/partition.h"
 #include "kernels/rates.h"
 #include "kernels/team.h"
@@ -21,28 +22,13 @@
 #include "primitives/reading.h"
 #include "primitives/recurrence.h"
 #include "primitives/traced.h"
+#include "streaming_bindings.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
 using namespace mlx_recurrent;
 
 namespace {
-
-kernels::Activation activation_named(const std::string& name) {
-  if (name == "tanh") {
-    return kernels::Activation::tanh;
-  }
-  if (name == "relu") {
-    return kernels::Activation::relu;
-  }
-  if (name == "sigmoid") {
-    return kernels::Activation::sigmoid;
-  }
-  if (name == "identity") {
-    return kernels::Activation::identity;
-  }
-  throw std::invalid_argument("[mlx_recurrent] no activation named " + name);
-}
 
 nb::dict described(const kernels::Partition& p) {
   nb::dict d;
@@ -220,6 +206,7 @@ NB_MODULE(_native, m) {
             return Traced::of(reading.expression, dtype);
           },
           "dtype"_a);
+  bind_streaming(m);
   m.def("read", &read_call, "result"_a, "argument"_a);
   m.def(
       "pre_activation",
