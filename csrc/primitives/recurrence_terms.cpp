@@ -120,7 +120,8 @@ mx::array RecurrenceTerms::mask(
   int first =
       static_cast<int>(inputs_[form_.Whh].ndim()) - 2 + form_.repeated_axes;
   int64_t rows = size_between(like, first, static_cast<int>(like.ndim()) - 2);
-  return mlx_recurrent::mask(key, like, what, probability, rows, s_);
+  return mlx_recurrent::mask(
+      key, like, what, probability, static_cast<int>(rows), s_);
 }
 
 const std::optional<mx::array>& RecurrenceTerms::input_factors() {
@@ -279,9 +280,9 @@ mx::array RecurrenceTerms::scan(
        slope(),
        seen_factors(),
        hidden,
-       restart},
+       restart,
+       course_},
       transposed,
-      course_,
       s_);
 }
 
