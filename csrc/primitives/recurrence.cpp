@@ -65,7 +65,7 @@ mx::array pre_activations(
       ? x
       : matmul(x, inputs[form.Wxh()], input_at(inputs, form.bias()), s);
   auto hidden = input_at(inputs, form.hidden());
-  mx::array before = step_before(states, hidden, false, s);
+  mx::array before = step_before(states, hidden, {}, s);
   return add(z, matmul(before, inputs[form.Whh], {}, s), s);
 }
 
@@ -403,7 +403,7 @@ Arrays Recurrence::jvp(
     if (i == form_.x) {
       add(form_.projected ? d : matmul(d, primals[form_.Wxh()], {}, s));
     } else if (i == form_.Whh) {
-      add(matmul(step_before(y, hidden, false, s), d, {}, s));
+      add(matmul(step_before(y, hidden, {}, s), d, {}, s));
     } else if (i == form_.Wxh()) {
       add(matmul(primals[form_.x], d, {}, s));
     } else if (i == form_.bias()) {
@@ -414,12 +414,12 @@ Arrays Recurrence::jvp(
   }
   auto g = slope(form_, primals, y, s);
   mx::array driven = source ? scaled(g, *source, s) : filled(y, 0, s);
-  mx::array dy =
-      linear_scan({driven, primals[form_.Whh], g, {}, first}, false, s);
+  mx::array dy = linear_scan(
+      {driven, primals[form_.Whh], {}, g, {}, first, {}, {}}, false, s);
   // Where only some states are kept, nobody sees them or their tangents.
   Arrays moved{dy};
   if (form_.returns_state) {
-    moved.push_back(step_at(dy, End::last, first, s));
+    moved.push_back(step_at(dy, End::last, first, {}, s));
   }
   if (form_.preactivations() >= 0) {
     // Nobody asks for theirs.
@@ -555,13 +555,14 @@ Arrays RecurrenceVJP::composed(
     cotangent = inputs[form_.dstates()];
   }
   if (form_.of_state) {
-    mx::array last = only_at(inputs[form_.dstate()], End::last, y, s);
+    mx::array last = only_at(inputs[form_.dstate()], End::last, y, {}, s);
     cotangent = cotangent ? add(*cotangent, last, s) : last;
   }
   mx::array c = cotangent ? *cotangent : filled(y, 0, s);
   mx::array back = transposed(inputs[layer.Whh], s);
   auto g = slope(layer, inputs, y, s);
-  mx::array lambda = linear_scan({c, back, {}, g, {}}, true, s);
+  mx::array lambda =
+      linear_scan({c, inputs[layer.Whh], {}, g, {}, {}, {}, {}}, true, s);
   mx::array delta = scaled(g, lambda, s);
   Arrays outputs;
   for (int i : wanted) {
@@ -572,19 +573,19 @@ Arrays RecurrenceVJP::composed(
               : matmul(delta, transposed(inputs[layer.Wxh()], s), {}, s));
     } else if (i == layer.Whh) {
       auto hidden = input_at(inputs, layer.hidden());
-      mx::array before = step_before(y, hidden, false, s);
+      mx::array before = step_before(y, hidden, {}, s);
       outputs.push_back(outer_sum(delta, before, sets, s));
     } else if (i == layer.Wxh()) {
       outputs.push_back(outer_sum(delta, inputs[layer.x], sets, s));
     } else if (i == layer.bias()) {
       outputs.push_back(row_sum(delta, sets, s));
     } else {
-      mx::array first = step_at(delta, End::first, {}, s);
+      mx::array first = step_at(delta, End::first, {}, {}, s);
       mx::array d = matmul(first, back, {}, s);
       if (form_.of_state) {
         // Without steps the state is what it was at first.
         auto dstate = inputs[form_.dstate()];
-        d = add(d, step_at(filled(y, 0, s), End::last, dstate, s), s);
+        d = add(d, step_at(filled(y, 0, s), End::last, dstate, {}, s), s);
       }
       outputs.push_back(d);
     }
