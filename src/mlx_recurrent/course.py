@@ -1,4 +1,8 @@
-"""What the optional terms make of a step, in MLX's operations."""
+"""What the optional terms make of a step, in MLX's operations.
+
+Conditions are joined by ``logical_and``, not by ``&``: MLX's vmap of that gives another
+shape where only its second operand is mapped.
+"""
 
 import mlx.core as mx
 
@@ -103,7 +107,7 @@ class TermsCourse(Course):
         absent = self._empty
         if self._runs is not None:
             over = mx.logical_not(self._runs)
-            absent = over if absent is None else absent | over
+            absent = over if absent is None else mx.logical_or(absent, over)
         if absent is None:
             return product(start, Whh, z, stream)
         start = select(absent, _zero(start), start)
@@ -145,10 +149,13 @@ class TermsCourse(Course):
         border = self._t + 1 if self.reverse else self._t
         restarts = reset[..., border : border + 1]
         if self.reverse and self._lengths is not None:
-            restarts = restarts & (self._lengths > border)
+            restarts = mx.logical_and(restarts, self._lengths > border)
         if hidden0 is not None:
             return select(restarts, hidden0, state)
-        self._empty = restarts if self._empty is None else self._empty | restarts
+        if self._empty is None:
+            self._empty = restarts
+        else:
+            self._empty = mx.logical_or(self._empty, restarts)
         return select(restarts, _zero(state), state)
 
     def _truncated(self, start: mx.array) -> mx.array:
@@ -159,7 +166,7 @@ class TermsCourse(Course):
             return mx.stop_gradient(start) if self._step % every == 0 else start
         # Each row counts from its own last place.
         step = self._lengths - 1 - self._t
-        border = (step > 0) & (step % every == 0)
+        border = mx.logical_and(step > 0, step % every == 0)
         return select(border, mx.stop_gradient(start), start)
 
 
@@ -235,5 +242,5 @@ def _zero(a: mx.array) -> mx.array:
 def _times(factor: mx.array, values: mx.array) -> mx.array:
     """Return a product that is zero where the factor is, whatever the values."""
     # The factor's own derivative is still the value where that is finite.
-    absent = (factor == 0) & mx.logical_not(mx.isfinite(values))
+    absent = mx.logical_and(factor == 0, mx.logical_not(mx.isfinite(values)))
     return factor * mx.where(absent, _zero(values), values)
