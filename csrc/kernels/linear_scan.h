@@ -148,14 +148,21 @@ struct LinearScanSteps {
 
   // Whether anything can come through passage 0.
   bool begins() const {
-    bool restarts = g.restart.data && g.course.reset.data && !g.course.reverse;
-    return !g.transposed && (g.hidden.data || restarts);
+    return (!g.transposed && g.hidden.data) ||
+        (restarts() && !g.course.reverse);
   }
 
-  // Whether anything comes through a passage that is not truncated.
+  // Whether an episode may start from something.
+  bool restarts() const {
+    return !g.transposed && g.restart.data && g.course.reset.data;
+  }
+
+  // Whether anything comes through a passage.
   INLINE_MEMBER bool comes_through(int64_t position, int64_t passage) const {
-    return running.starts(position, passage) ? !g.transposed && g.restart.data
-                                             : passage > 0 || g.hidden.data;
+    if (running.starts(position, passage)) {
+      return restarts();
+    }
+    return !running.truncates(passage) && (passage > 0 || g.hidden.data);
   }
 
   // What goes through passage 0.
@@ -246,11 +253,12 @@ struct LinearScanSteps {
     int64_t taken = g.transposed ? i : i + 1;
     int64_t count = count_at(i);
     int64_t coming = 0; // rows that something may come in to
-    if (!running.truncates(entered) && (entered > 0 || begins())) {
+    bool whole = restarts();
+    if ((whole || !running.truncates(entered)) && (entered > 0 || begins())) {
       coming = count_at(entered);
     }
     int64_t going = 0; // rows that go on
-    if (!running.truncates(taken) && taken > 0) {
+    if ((whole || !running.truncates(taken)) && taken > 0) {
       going = count_at(taken);
     }
     multiply<T>(
