@@ -158,6 +158,8 @@ def test_a_whh_that_is_not_square(option):
     """A callable may change the number of features, but not with an option."""
     Wxh, Whh = mx.ones((10, 3)), mx.ones((10, 5))
     mlx_recurrent.rnn(X, Wxh, Whh, nonlinearity=nn.glu)
+    given = {"zoneout": float("0"), "leak": 1, "hidden0": None}  # no option
+    mlx_recurrent.rnn(X, Wxh, Whh, nonlinearity=nn.glu, **given)
     with pytest.raises(ValueError, match=r"Whh .*\(10, 10\).* \(10, 5\)"):
         mlx_recurrent.rnn(X, Wxh, Whh, nonlinearity=nn.glu, **option)
 
