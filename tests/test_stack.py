@@ -330,11 +330,6 @@ def test_transforms(rng):
         return model(x, lengths=lengths)
 
     agree(mx.compile(run)(x, lengths), padded)
-    shapeless = mx.compile(run, shapeless=True)
-    agree(shapeless(x, lengths), padded)
-    fewer = shapeless(x[:3, :4], mx.array([4, 0, 2]))
-    again = model(x[:3, :4], lengths=[4, 0, 2])
-    agree(fewer, again)
     mapped = mx.vmap(run)(x[:, None], lengths[:, None])
     agree(mapped[:, 0], padded)
     with exporting():
@@ -375,7 +370,7 @@ def test_repr():
     ("layers", "keywords", "error", "words"),
     [
         ([], {}, ValueError, "layers must hold at least one layer"),
-        (RNN(3, 4), {}, TypeError, "layers must be a list of layers, but is RNN"),
+        (RNN(3, 4), {}, TypeError, "layers must be a list of layers, but is .*RNN"),
         ([RNN(3, 4), 3], {}, TypeError, r"layers\[1\] must be a layer, but is int"),
         ([RNN(3, 4), RNN(5, 4)], {}, ValueError, r"layers\[1\] must take the 4 .* 5"),
         (
@@ -403,7 +398,7 @@ def test_construction_errors(layers, keywords, error, words):
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        ({"hidden": mx.zeros((2, 2, 4))}, TypeError, "hidden must be a list .* array"),
+        ({"hidden": mx.zeros((2, 2, 4))}, TypeError, "hidden must be a list .*array"),
         ({"hidden": [None]}, ValueError, "each of the 2 layers, but has 1"),
         ({"hidden": [mx.zeros((2, 5)), None]}, ValueError, "hidden must have shape"),
         ({"reverse": True}, ValueError, r"reverse must be False where layers\[1\]"),

@@ -4,13 +4,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import mlx.core as mx
-import numpy.typing as npt
 from mlx.nn.layers.base import Module
 
 from mlx_recurrent.duplicate import duplicate
 from mlx_recurrent.functional import ReturnState
+from mlx_recurrent.judging import type_name
 from mlx_recurrent.layers import RNN
 from mlx_recurrent.sizes import sizes_of
+from mlx_recurrent.terms import Values
 
 Merge: TypeAlias = str | Callable[[mx.array, mx.array], Any] | None
 
@@ -53,9 +54,7 @@ class Bidirectional(Module):
             backward = _like(forward)
         for name, layer in (("forward", forward), ("backward", backward)):
             if not callable(layer):
-                raise TypeError(
-                    f"{name} must be a layer, but is {type(layer).__name__}"
-                )
+                raise TypeError(f"{name} must be a layer, but is {type_name(layer)}")
         known = isinstance(merge, str) and merge in _MERGES
         if not (known or merge is None or callable(merge)):
             raise ValueError(
@@ -72,8 +71,8 @@ class Bidirectional(Module):
         x: mx.array,
         hidden: Sequence[Any] | None = None,
         *,
-        lengths: npt.ArrayLike | mx.array | None = None,
-        reset: npt.ArrayLike | mx.array | None = None,
+        lengths: Values | None = None,
+        reset: Values | None = None,
         return_state: ReturnState = False,
         checkpoint_every: int | None = None,
         truncate_every: int | None = None,
@@ -172,7 +171,7 @@ def _like(layer: Any) -> RNN:
     if not isinstance(layer, RNN):
         raise TypeError(
             "forward must be an mlx_recurrent.RNN where backward is None, but is "
-            f"{type(layer).__name__}"
+            f"{type_name(layer)}"
         )
     new = duplicate(layer)
     bound = 1 / math.sqrt(layer.hidden_size)
@@ -191,7 +190,7 @@ def _pair(hidden: Any) -> Sequence[Any]:
     if not isinstance(hidden, (tuple, list)):
         raise TypeError(
             "hidden must be a pair of states, one for each direction, but is "
-            f"{type(hidden).__name__}"
+            f"{type_name(hidden)}"
         )
     if len(hidden) != 2:
         raise ValueError(

@@ -5,6 +5,7 @@ They take an :class:`~mlx_recurrent.RNN`, or any module that holds some, such as
 """
 
 import math
+from numbers import Real
 from typing import TypeVar
 
 import mlx.core as mx
@@ -12,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from mlx.nn.layers import recurrent
 from mlx.nn.layers.base import Module
+
+from mlx_recurrent.judging import type_name
 
 M = TypeVar("M", bound=Module)
 
@@ -85,8 +88,8 @@ def spectral_radius_(layer: M, r: float) -> M:
             one is not square, holds a number that is not finite, or has no eigenvalue
             other than zero.
     """
-    if isinstance(r, (str, bytes)) or not hasattr(r, "__float__"):
-        raise TypeError(f"r must be a number, but is {type(r).__name__}")
+    if not isinstance(r, Real):
+        raise TypeError(f"r must be a number, but is {type_name(r)}")
     if not (0 < r < math.inf):
         raise ValueError(f"r must be positive and finite, but is {r}")
     scaled = []
@@ -107,7 +110,7 @@ def spectral_radius_(layer: M, r: float) -> M:
 
 def _layers(layer: Module) -> list[recurrent.RNN]:
     if not isinstance(layer, Module):
-        raise TypeError(f"layer must be a module, but is {type(layer).__name__}")
+        raise TypeError(f"layer must be a module, but is {type_name(layer)}")
     found = {
         id(module): module
         for module in layer.modules()  # type: ignore[no-untyped-call]
@@ -115,7 +118,7 @@ def _layers(layer: Module) -> list[recurrent.RNN]:
     }
     if not found:
         raise ValueError(
-            f"layer must be or hold an RNN, but is {type(layer).__name__} without one"
+            f"layer must be or hold an RNN, but is {type_name(layer)} without one"
         )
     for module in found.values():
         if module.Whh.ndim != 2 or module.Whh.shape[0] != module.Whh.shape[1]:

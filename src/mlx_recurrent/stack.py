@@ -4,16 +4,17 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-import numpy.typing as npt
 from mlx.nn.layers.base import Module
 from mlx.nn.layers.dropout import Dropout
 
 from mlx_recurrent.bidirectional import Bidirectional, Merge
 from mlx_recurrent.duplicate import duplicate
 from mlx_recurrent.functional import ReturnState, judge_size
+from mlx_recurrent.judging import type_name
 from mlx_recurrent.layers import RNN
 from mlx_recurrent.padding import without_padding
 from mlx_recurrent.sizes import sizes_of
+from mlx_recurrent.terms import Values, judge_flag, judge_probability
 
 
 class Stack(Module):
@@ -32,7 +33,8 @@ class Stack(Module):
             Default: ``False``.
 
     Raises:
-        TypeError: If ``layers`` is no list, or an entry cannot be called.
+        TypeError: If ``layers`` is no list, an entry cannot be called, or another
+            argument is of the wrong type.
         ValueError: If there is no layer, if a layer does not take what the one before
             it gives, or if ``dropout`` is not in [0, 1).
     """
@@ -43,20 +45,18 @@ class Stack(Module):
         super().__init__()  # type: ignore[no-untyped-call]
         if not isinstance(layers, (list, tuple)):
             raise TypeError(
-                f"layers must be a list of layers, but is {type(layers).__name__}"
+                f"layers must be a list of layers, but is {type_name(layers)}"
             )
         if not layers:
             raise ValueError("layers must hold at least one layer, but is empty")
         for i, layer in enumerate(layers):
             if not callable(layer):
                 raise TypeError(
-                    f"layers[{i}] must be a layer, but is {type(layer).__name__}"
+                    f"layers[{i}] must be a layer, but is {type_name(layer)}"
                 )
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), but is {dropout}")
         self.layers = list(layers)
-        self.dropout = Dropout(dropout)
-        self.residual = bool(residual)
+        self.dropout = Dropout(judge_probability("dropout", dropout))
+        self.residual = judge_flag("residual", residual)
         self._judge_sizes()
 
     @classmethod
@@ -116,8 +116,8 @@ class Stack(Module):
         x: mx.array,
         hidden: Sequence[Any] | None = None,
         *,
-        lengths: npt.ArrayLike | mx.array | None = None,
-        reset: npt.ArrayLike | mx.array | None = None,
+        lengths: Values | None = None,
+        reset: Values | None = None,
         reverse: bool = False,
         return_all: bool = False,
         return_state: ReturnState = False,
@@ -156,7 +156,7 @@ class Stack(Module):
         given = {
             "lengths": lengths,
             "reset": reset,
-            "reverse": reverse or None,
+            "reverse": judge_flag("reverse", reverse) or None,
             "checkpoint_every": checkpoint_every,
             "truncate_every": truncate_every,
         }
@@ -196,7 +196,7 @@ class Stack(Module):
         if not isinstance(hidden, (list, tuple)):
             raise TypeError(
                 "hidden must be a list with one entry for each layer, but is "
-                f"{type(hidden).__name__}"
+                f"{type_name(hidden)}"
             )
         if len(hidden) != len(self.layers):
             raise ValueError(
@@ -238,5 +238,5 @@ def _agree(x: mx.array, y: Any) -> bool:
     return isinstance(y, mx.array) and x.shape[-1] == y.shape[-1]
 
 
-def _array(lengths: npt.ArrayLike | mx.array) -> mx.array:
+def _array(lengths: Values) -> mx.array:
     return lengths if isinstance(lengths, mx.array) else mx.array(np.asarray(lengths))
