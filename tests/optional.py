@@ -10,7 +10,19 @@ from conftest import ACTIVATIONS, DTYPES, UPSTREAM, draw
 from tolerances import wide
 
 ARGUMENTS = reference.TERMS_ARGUMENTS
-KEYWORDS = ("hidden0", "leak")
+NO_TERMS = {
+    "hidden0": False,
+    "leak": None,
+    "lengths": False,
+    "reset": False,
+    "reverse": False,
+    "zoneout": 0.0,
+    "input_dropout": 0.0,
+    "recurrent_dropout": 0.0,
+    "training": True,
+    "truncate_every": None,
+    "checkpoint_every": None,
+}
 
 
 def draw_key():
@@ -197,12 +209,18 @@ class Problem:
         if leak is not None and not isinstance(leak, mx.array):
             leak = mx.array(leak, dtype)
 
+        # Not by indexing, whose gradient MLX cannot differentiate forwards.
+        xs = _unstacked(arrays["x"], rows, self.L, self.D)
+        xs = [_unstacked(row, self.L, self.D) for row in xs]
+        if "hidden" in arrays:
+            hiddens = _unstacked(arrays["hidden"], rows, self.H)
+
         outputs, last = [], []
         for n in range(rows):
-            x = arrays["x"].reshape(rows, self.L, self.D)[n]
+            x = xs[n]
             q = arrays.get("hidden0")
             if "hidden" in arrays:
-                q = arrays["hidden"].reshape(rows, self.H)[n]
+                q = hiddens[n]
             places = range(int(lengths[n]))
             row = [zeros] * self.L
             for i, t in enumerate(
@@ -240,3 +258,28 @@ class Problem:
         if not last:
             return [outputs, mx.zeros((*self.lead, self.H), dtype)]
         return [outputs, mx.stack(last).reshape(*self.lead, self.H)]
+
+
+def _unstacked(a, count, *shape):
+    if count == 0:
+        return []
+    return [piece.reshape(shape) for piece in mx.split(a.reshape(count, *shape), count)]
+
+
+def problem(rng, lead=(3,), L=6, D=3, H=5, **fixed):
+    """A problem with the terms that are given, and no others."""
+    values = {"activation": "tanh", "dtype": mx.float32, "bias": True, "hidden": True}
+    values |= {**NO_TERMS, **fixed, "lead": lead, "L": L, "D": D, "H": H}
+    keywords = {
+        name: values.pop(name)
+        for name in ("lengths", "reset")
+        if not isinstance(values[name], bool)
+    }
+    made = Problem(None, rng, **{"lengths": False, "reset": False, **values})
+    made.keywords |= keywords
+    return made
+
+
+def grads(f, arrays, cotangents):
+    """The gradients of what f gives, by all arrays."""
+    return mx.vjp(f, list(arrays), list(cotangents))[1]

@@ -1,26 +1,32 @@
-// The linear scan, in either direction: the derivative of the nonlinear one.
+// The linear scan and its transpose: the derivative of the nonlinear one.
 
 #pragma once
 
-#include "team_work.h"
+#include "course.h"
 
 namespace {
 
 template <class T>
 struct LinearScanLayout {
   typedef Compute<T> C;
-  Panels<T> V;   // V^T
-  C* carried[2]; // gamma * y of the step before and of this one, (rows, ldh)
+  Running running;
+  Panels<T> V;   // V^T; transposed, V
+  C* restart;    // (ldh,)
+  C* carried[2]; // what V is multiplied with, by parity of the passage
+  C* passed;     // alpha * y (rows, ldh), like `carried`
 
-  LinearScanLayout(
-      Arena& arena,
-      const LinearScanArgs& g,
-      const Shares& shares) {
-    int64_t size = shares.most_rows() * leading_dimension<C>(g.H);
+  LinearScanLayout(Arena& arena, const LinearScanArgs& g, const Shares& shares)
+      : running(arena, g.course, g.N, g.L) {
+    int64_t ldh = leading_dimension<C>(g.H);
+    int64_t size = shares.most_rows() * ldh;
+    int64_t groups = Shares::groups(shares.partition);
     V = take_panels<T>(arena, g.H, g.H, stays_stored<T>(chains_for(g.N)));
-    C* all = arena.take<C>(2 * Shares::groups(shares.partition) * size);
+    restart = arena.take<C>(g.restart.data ? ldh : 0);
+    C* all = arena.take<C>(2 * groups * size);
     carried[0] = all + 2 * shares.group() * size;
     carried[1] = carried[0] + size;
+    passed = arena.take<C>(g.alpha.data ? groups * size : 0) +
+        (g.alpha.data ? shares.group() * size : 0);
   }
 };
 
@@ -34,16 +40,332 @@ static size_t linear_scan_scratch(
   return arena.used + 64;
 }
 
-// A factor's row, or ones where the factor is absent.
+// v times a factor, of row (n, t) from `column` on; absent factors are 1, and
+// where a factor is 0, so is the result.
 template <class T>
-INLINE Vec<Compute<T>> factor(
-    const Sequence& s,
+INLINE Vec<Compute<T>> scaled(
+    const Sequence& factors,
+    Vec<Compute<T>> v,
     int64_t n,
     int64_t t,
     int64_t column,
     int64_t left) {
   typedef Compute<T> C;
-  return s.data ? load_from<T>(s, n, t, column, left) : splat<C>(C(1));
+  if (!factors.data) {
+    return v;
+  }
+  Vec<C> factor = load_from<T>(factors, n, t, column, left);
+  return factor == C(0) ? Vec<C>{} : factor * v;
+}
+
+// to + the same, in one rounding.
+template <class T>
+INLINE Vec<Compute<T>> add_scaled(
+    Vec<Compute<T>> to,
+    const Sequence& factors,
+    Vec<Compute<T>> v,
+    int64_t n,
+    int64_t t,
+    int64_t column,
+    int64_t left) {
+  typedef Compute<T> C;
+  if (!factors.data) {
+    return to + v;
+  }
+  Vec<C> factor = load_from<T>(factors, n, t, column, left);
+  return factor == C(0) ? to : to + factor * v;
+}
+
+// The steps of one slice. Passage i is that between steps i - 1 and i of the
+// run; passage 0 leads into it. What goes through is written, with its factors,
+// by the step on the near side, so that one barrier a step is enough. `plain`:
+// all rows have the same steps, and only the product passes, everywhere.
+template <class T, bool plain>
+struct LinearScanSteps {
+  typedef Compute<T> C;
+  const LinearScanArgs& g;
+  const LinearScanLayout<T>& layout;
+  const Running& running;
+  // The factors in front of the matrix's product and behind it.
+  const Sequence& inner;
+  const Sequence& outer;
+  Range panels; // this member's
+  Range columns;
+  int64_t ldh;
+  int chains;
+  Range rows; // positions
+
+  LinearScanSteps(
+      const LinearScanArgs& g,
+      const LinearScanLayout<T>& layout,
+      const Shares& shares)
+      : g(g),
+        layout(layout),
+        running(layout.running),
+        inner(g.transposed ? g.beta : g.gamma),
+        outer(g.transposed ? g.gamma : g.beta),
+        panels(shares.panels(panel_count<C>(g.H))),
+        columns(columns_of<C>(panels, g.H)),
+        ldh(leading_dimension<C>(g.H)),
+        chains(chains_for(g.N)),
+        rows{0, 0} {
+  }
+
+  // Packs the matrix, and what else is done once for all members.
+  INLINE_MEMBER void prepare(const Shares& shares) const {
+    Range own = shares.once(panel_count<C>(g.H));
+    pack<T>(
+        layout.V,
+        g.V.data,
+        g.transposed ? g.V.row_stride : g.V.column_stride,
+        g.transposed ? g.V.column_stride : g.V.row_stride,
+        g.H,
+        g.H,
+        own.first,
+        own.last);
+    if (shares.member.index == 0) {
+      running.prepare(shares.partition);
+      if (g.restart.data) {
+        stage_row<T>(
+            layout.restart,
+            static_cast<const Element<T>*>(g.restart.data),
+            g.restart.stride,
+            0,
+            g.H);
+      }
+    }
+  }
+
+  // Zeros in the padding.
+  INLINE_MEMBER void clear_padding() const {
+    Element<T>* out = static_cast<Element<T>*>(g.out);
+    for (int64_t k = rows.first; k < rows.last; ++k) {
+      for (int64_t t = running.length(k); t < g.L; ++t) {
+        clear(
+            out + (running.row(k) * g.L + t) * g.H + columns.first,
+            columns.last - columns.first);
+      }
+    }
+  }
+
+  INLINE_MEMBER int64_t count_at(int64_t i) const {
+    Range active = running.at_step(rows, i);
+    return active.last - active.first;
+  }
+
+  // Whether anything can come through passage 0.
+  INLINE_MEMBER bool begins() const {
+    return (!g.transposed && g.hidden.data) ||
+        (restarts() && !g.course.reverse);
+  }
+
+  // Whether an episode may start from something.
+  bool restarts() const {
+    return !g.transposed && g.restart.data && g.course.reset.data;
+  }
+
+  // Whether anything comes through a passage.
+  INLINE_MEMBER bool comes_through(int64_t position, int64_t passage) const {
+    if (running.starts(position, passage)) {
+      return restarts();
+    }
+    return !running.truncates(passage) && (passage > 0 || g.hidden.data);
+  }
+
+  INLINE_MEMBER int64_t entered(int64_t i) const {
+    return g.transposed ? i + 1 : i;
+  }
+  INLINE_MEMBER int64_t taken(int64_t i) const {
+    return g.transposed ? i : i + 1;
+  }
+
+  // A row, and where its step and the passages on both sides of it are.
+  struct Row {
+    int64_t n; // in the slice
+    int64_t number;
+    int64_t step, entered, taken;
+    Element<T>* out;
+    C* carried;       // of the passage that is taken
+    bool comes_in;    // something, through the passage that is entered
+    bool goes_on;     // the row has the step that follows
+    const C* instead; // what goes on, if that is not the result
+  };
+
+  INLINE_MEMBER Row
+  row_at(int64_t i, int64_t n, bool comes_in, bool goes_on) const {
+    int64_t position = rows.first + n;
+    int64_t number = running.row(position);
+    int64_t t = running.place(position, i);
+    Row row{
+        n,
+        number,
+        t,
+        running.place(position, entered(i)),
+        running.place(position, taken(i)),
+        static_cast<Element<T>*>(g.out) + (number * g.L + t) * g.H,
+        layout.carried[taken(i) & 1] + n * ldh,
+        comes_in,
+        goes_on,
+        nullptr};
+    if (!plain && comes_in) {
+      row.comes_in = comes_through(position, entered(i));
+    }
+    if (!plain && goes_on && !g.transposed && g.restart.data &&
+        running.starts(position, taken(i))) {
+      row.instead = layout.restart;
+    }
+    return row;
+  }
+
+  // Row n of a slice all of whose rows have the places of its first.
+  INLINE_MEMBER Row moved(Row first, int64_t n) const {
+    first.n = n;
+    first.number += n;
+    first.out += n * g.L * g.H;
+    first.carried += n * ldh;
+    return first;
+  }
+
+  // Sends u into the passage that a row takes.
+  INLINE_MEMBER void carry(
+      const Row& row,
+      int64_t column,
+      int64_t left,
+      Vec<C> u) const {
+    store_as(
+        row.carried + column,
+        scaled<T>(inner, u, row.number, row.taken, column, left));
+    if (!plain && g.alpha.data) {
+      store_as(
+          layout.passed + row.n * ldh + column,
+          scaled<T>(g.alpha, u, row.number, row.taken, column, left));
+    }
+  }
+
+  // Sends what was before the first steps into passage 0, as a step -1 would.
+  INLINE_MEMBER void begin() const {
+    for (int64_t n = 0; n < count_at(0); ++n) {
+      Row row = row_at(-1, n, false, true);
+      for (int64_t j = columns.first; j < columns.last; j += Simd<C>::lanes) {
+        int64_t left = columns.last - j;
+        Vec<C> u = {};
+        if (row.instead) {
+          u = load_as<Vec<C>>(row.instead + j);
+        } else if (g.hidden.data) {
+          u = load_from<T>(g.hidden, row.number, 0, j, left);
+        }
+        carry(row, j, left, u);
+      }
+    }
+  }
+
+  // Up to a whole vector of a row's result, from `column` on; `product` is null
+  // where nothing comes in.
+  INLINE_MEMBER void finish(
+      const Row& row,
+      int64_t column,
+      int64_t left,
+      const C* product) const {
+    Vec<C> y = load_from<T>(g.s, row.number, row.step, column, left);
+    if (product && (plain || row.comes_in)) {
+      if (!plain && g.alpha.data) {
+        y += load_as<Vec<C>>(layout.passed + row.n * ldh + column);
+      }
+      y = add_scaled<T>(
+          y,
+          outer,
+          load_as<Vec<C>>(product),
+          row.number,
+          row.entered,
+          column,
+          left);
+    }
+    store_some<T>(row.out + column, y, left);
+    if (row.goes_on) {
+      Vec<C> u = y;
+      if (!plain && row.instead) {
+        u = load_as<Vec<C>>(row.instead + column);
+      }
+      carry(row, column, left, u);
+    }
+  }
+
+  // Step i of every row that has it.
+  INLINE_MEMBER void step(int64_t i) const {
+    int64_t count = count_at(i);
+    int64_t coming = 0; // rows that something may come in to
+    bool whole = restarts();
+    if ((whole || !running.truncates(entered(i))) &&
+        (entered(i) > 0 || begins())) {
+      coming = count_at(entered(i));
+    }
+    int64_t going = 0; // rows that go on
+    if ((whole || !running.truncates(taken(i))) && taken(i) > 0) {
+      going = count_at(taken(i));
+    }
+    Row first{};
+    if (plain) {
+      first = row_at(i, 0, true, going > 0);
+    }
+    auto row = [&](int64_t n) __attribute__((always_inline)) {
+      return plain ? moved(first, n) : row_at(i, n, n < coming, n < going);
+    };
+    multiply<T>(
+        coming,
+        g.H,
+        layout.carried[entered(i) & 1],
+        ldh,
+        layout.V,
+        g.H,
+        panels.first,
+        panels.last,
+        chains,
+        Sums<C>{},
+        i % 2 == 1,
+        [&](const Tile<C>& tile) __attribute__((always_inline)) {
+          for (int m = 0; m < tile.rows; ++m) {
+            Row r = row(tile.row + m);
+            const C* product = tile.values + m * tile.stride;
+            for (int64_t j = 0; j < tile.columns; j += Simd<C>::lanes) {
+              int64_t left = tile.columns - j;
+              finish(r, tile.column + j, left, product + j);
+            }
+          }
+        });
+    for (int64_t n = coming; n < count; ++n) {
+      Row r = row(n);
+      for (int64_t j = columns.first; j < columns.last; j += Simd<C>::lanes) {
+        finish(r, j, columns.last - j, nullptr);
+      }
+    }
+  }
+};
+
+template <class T, bool plain>
+static void run_linear_scan_as(
+    const LinearScanArgs& g,
+    const Partition& p,
+    const Member& member,
+    char* scratch) {
+  Shares shares{p, member, g.N};
+  Arena arena = arena_at(scratch);
+  LinearScanLayout<T> layout(arena, g, shares);
+  LinearScanSteps<T, plain> steps(g, layout, shares);
+  steps.prepare(shares);
+  wait(member);
+  for (int s = shares.first_slice(); s < p.slices; s += shares.slice_step()) {
+    steps.rows = shares.rows(s);
+    steps.clear_padding();
+    if (steps.begins()) {
+      steps.begin();
+      shares.after_step();
+    }
+    int64_t most = layout.running.most_steps(steps.rows);
+    for (int64_t k = 0; k < most; ++k) {
+      steps.step(g.transposed ? most - 1 - k : k);
+      shares.after_step();
+    }
+  }
 }
 
 template <class T>
@@ -52,87 +374,9 @@ static void run_linear_scan(
     const Partition& p,
     const Member& member,
     char* scratch) {
-  typedef Compute<T> C;
-  Shares shares{p, member, g.N};
-  Arena arena = arena_at(scratch);
-  LinearScanLayout<T> layout(arena, g, shares);
-  int64_t ldh = leading_dimension<C>(g.H);
-  int chains = chains_for(g.N);
-  Range panels = shares.panels(panel_count<C>(g.H));
-  Range columns = columns_of<C>(panels, g.H);
-  Element<T>* out = static_cast<Element<T>*>(g.out);
-
-  Range own = shares.once(panel_count<C>(g.H));
-  pack<T>(
-      layout.V,
-      g.V.data,
-      g.V.column_stride,
-      g.V.row_stride,
-      g.H,
-      g.H,
-      own.first,
-      own.last);
-  wait(member);
-  for (int s = shares.first_slice(); s < p.slices; s += shares.slice_step()) {
-    Range rows = shares.rows(s);
-    int64_t count = rows.last - rows.first;
-    if (g.hidden.data) {
-      for (int64_t n = 0; n < count; ++n) {
-        stage_row<T>(
-            layout.carried[0] + n * ldh,
-            row_of<T>(g.hidden, rows.first + n, 0),
-            g.hidden.feature_stride,
-            columns.first,
-            columns.last);
-      }
-      shares.after_step();
-    }
-    for (int64_t i = 0; i < g.L; ++i) {
-      int64_t t = g.reverse ? g.L - 1 - i : i;
-      const C* before = layout.carried[i & 1];
-      C* after = layout.carried[(i + 1) & 1];
-      auto finish =
-          [&](int64_t n, int64_t column, Vec<C> y, int64_t left)
-              __attribute__((always_inline)) {
-                store_some<T>(
-                    out + ((rows.first + n) * g.L + t) * g.H + column, y, left);
-                store_as(
-                    after + n * ldh + column,
-                    y * factor<T>(g.gamma, rows.first + n, t, column, left));
-              };
-      if (i == 0 && !g.hidden.data) {
-        for (int64_t n = 0; n < count; ++n) {
-          for (int64_t j = columns.first; j < columns.last;
-               j += Simd<C>::lanes) {
-            int64_t left = columns.last - j;
-            finish(n, j, factor<T>(g.s, rows.first + n, t, j, left), left);
-          }
-        }
-      } else {
-        multiply<T>(
-            count,
-            g.H,
-            before,
-            ldh,
-            layout.V,
-            g.H,
-            panels.first,
-            panels.last,
-            chains,
-            Sums<C>{},
-            t % 2 == 1,
-            [&](const Tile<C>& tile) __attribute__((always_inline)) {
-              tile.each([&](int64_t n, int64_t column, C* at, int64_t left) {
-                Vec<C> s = factor<T>(g.s, rows.first + n, t, column, left);
-                Vec<C> beta =
-                    factor<T>(g.beta, rows.first + n, t, column, left);
-                finish(n, column, s + beta * load_as<Vec<C>>(at), left);
-              });
-            });
-      }
-      shares.after_step();
-    }
-  }
+  bool plain = !g.alpha.data && !g.course.lengths.data && !g.course.reset.data;
+  return plain ? run_linear_scan_as<T, true>(g, p, member, scratch)
+               : run_linear_scan_as<T, false>(g, p, member, scratch);
 }
 
 } // namespace

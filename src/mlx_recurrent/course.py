@@ -1,4 +1,8 @@
-"""What the optional terms make of a step, in MLX's operations."""
+"""What the optional terms make of a step, in MLX's operations.
+
+Conditions are joined by ``logical_and``, not by ``&``: MLX's vmap of that gives another
+shape where only its second operand is mapped.
+"""
 
 import mlx.core as mx
 
@@ -94,7 +98,7 @@ class TermsCourse(Course):
             return None
         if self._lengths is not None and self.reverse and self._begins_empty:
             self._empty = self._lengths == self._t + 1
-        return self._truncated(self._restarted(state))
+        return self._restarted(self._truncated(state))
 
     def pre_activation(
         self, start: mx.array, Whh: mx.array, z: mx.array, stream: StreamOrDevice
@@ -104,7 +108,7 @@ class TermsCourse(Course):
         absent = self._empty
         if self._runs is not None:
             over = mx.logical_not(self._runs)
-            absent = over if absent is None else absent | over
+            absent = over if absent is None else mx.logical_or(absent, over)
         if absent is None:
             return product(start, Whh, z, stream)
         start = select(absent, _zero(start), start)
@@ -146,10 +150,13 @@ class TermsCourse(Course):
         border = self._t + 1 if self.reverse else self._t
         restarts = reset[..., border : border + 1]
         if self.reverse and self._lengths is not None:
-            restarts = restarts & (self._lengths > border)
+            restarts = mx.logical_and(restarts, self._lengths > border)
         if hidden0 is not None:
             return select(restarts, hidden0, state)
-        self._empty = restarts if self._empty is None else self._empty | restarts
+        if self._empty is None:
+            self._empty = restarts
+        else:
+            self._empty = mx.logical_or(self._empty, restarts)
         return select(restarts, _zero(state), state)
 
     def _truncated(self, start: mx.array) -> mx.array:
@@ -160,7 +167,7 @@ class TermsCourse(Course):
             return mx.stop_gradient(start) if self._step % every == 0 else start
         # Each row counts from its own last place.
         step = self._lengths - 1 - self._t
-        border = (step > 0) & (step % every == 0)
+        border = mx.logical_and(step > 0, step % every == 0)
         return select(border, mx.stop_gradient(start), start)
 
 
@@ -235,5 +242,5 @@ def _zero(a: mx.array) -> mx.array:
 def _times(factor: mx.array, values: mx.array) -> mx.array:
     """Return a product that is zero where the factor is, whatever the values."""
     # The factor's own derivative is still the value where that is finite.
-    absent = (factor == 0) & mx.logical_not(mx.isfinite(values))
+    absent = mx.logical_and(factor == 0, mx.logical_not(mx.isfinite(values)))
     return factor * mx.where(absent, _zero(values), values)
