@@ -159,8 +159,42 @@ struct PointwiseArgs {
   void* out;
 };
 
-// h_t = f(z_t + Whh h_{t-1}), z_t = Wxh x_t + bias or, where `projected` is
-// set, x_t itself (then D == H).
+// Which steps each row runs, in which order, and what passes between them. Step
+// i of a row's run is at place i in time or, in `reverse`, counted back from
+// the row's last place. Where a row has no step, results are zero, and nothing
+// is read.
+struct Course {
+  bool reverse;
+  // int32, one element a row: how many steps it has, taken into 0 to L. Null
+  // data: every row has L.
+  Sequence lengths;
+  // bool (N, L): an episode starts at this place; nothing passes between it and
+  // the place before, in either direction. Null data: nowhere.
+  Sequence reset;
+  // k >= 1: a derivative is cut before steps k, 2k, ... of each row's run.
+  int64_t truncate_every;
+};
+
+// What is drawn with one key: the last word of a counter.
+enum class Drawn : uint32_t { zoneout, recurrent_dropout, input_dropout };
+
+// Random factors, from two words of a key; null: there are none. Row n of the
+// call draws as row n % rows.
+struct Draws {
+  const uint32_t* key;
+  int64_t key_stride;
+  int64_t rows;
+  double zoneout;           // probability that a unit keeps its state at a step
+  double recurrent_dropout; // that Whh does not see it, at any step
+  double input_dropout;     // that Wxh does not see a feature, at any step
+};
+
+// z_t = Wxh (m_x x_t) + bias or, where `projected` is set, x_t itself (then
+// D == H). With q_t the state before step t of the run, `hidden` at first and
+// `restart` where an episode starts:
+//   h_t = (1 - k_t) q_t + k_t f(z_t + Whh (m_h q_t)).
+// m are the factors of dropout; k is `leak`, or 0 where zoneout keeps a unit. A
+// term whose factor is 0 is absent.
 struct RecurrenceArgs {
   int64_t N, L, D, H;
   Activation activation;
@@ -170,8 +204,16 @@ struct RecurrenceArgs {
   Vector bias;
   Matrix Whh;
   Sequence hidden; // (N, 1, H); data is null where there is none
-  // 0: every state is kept. k >= 1: every k-th state and the last.
+  Vector restart;  // (H,); null data: zero
+  Vector leak;     // (H,); null data: 1
+  Course course;
+  Draws draws;
+  // 0: every state is kept, at its place in time. k >= 1: those after steps k,
+  // 2k, ... of each row's run and after its last, in the order of the run.
   int64_t keep_every;
+  // Of those only the one that the last block of a row's run starts from, which
+  // is all that a derivative truncated to blocks of k = `keep_every` needs.
+  bool keep_latest;
   // Of a traced activation: f(a), and c f'(a) of the inputs (a, c).
   const Program* function = nullptr;
   const Program* derivative = nullptr; // read by the backward pass only
@@ -184,6 +226,9 @@ struct ForwardArgs {
   // (N, L, H), of the type that is computed with: what a traced activation was
   // given; null: not wanted. Only where all states are kept.
   void* preactivations = nullptr;
+  // The scratch memory holds the weights already: as a run of the same layer
+  // left it, with N rows on as many threads, and at least as many steps.
+  bool prepared = false;
 };
 
 // The vector-Jacobian product of the recurrence. Outputs that are null are not
@@ -196,24 +241,46 @@ struct BackwardArgs {
   Sequence dstate;  // of the state after the last step, (N, 1, H)
   // As the forward pass left them; null data: they are computed again.
   Sequence preactivations;
-  void* dx;      // (N, L, D)
-  void* dWxh;    // (H, D)
-  void* dbias;   // (H,)
-  void* dWhh;    // (H, H)
-  void* dhidden; // (N, H)
+  void* dx;       // (N, L, D)
+  void* dWxh;     // (H, D)
+  void* dbias;    // (H,)
+  void* dWhh;     // (H, H)
+  void* dhidden;  // (N, H)
+  void* drestart; // (H,)
+  void* dleak;    // (H,)
 };
 
-// y_t = s_t + beta_t * V (gamma_p * y_p), where p is the step before t in the
-// direction of the run; the first step takes `hidden` for gamma_p * y_p.
+// The linear scan and its transpose, along the course of the recurrence that it
+// is the derivative of: truncation cuts. Factors belong to the passage between
+// two steps, and have the place of that passage's later step in the run. With u
+// the result before step t in the run, `hidden` at first, `restart` where an
+// episode starts, absent where the passage is cut:
+//   y_t = s_t + alpha_t u + beta_t V (gamma_t u)
+// and transposed, with n the step after t in the run:
+//   y_t = s_t + alpha_n y_n + gamma_n V^T (beta_n y_n),
+// without `hidden` and `restart`. A term whose factor is 0 is absent.
 struct LinearScanArgs {
   int64_t N, L, H;
-  bool reverse;
+  bool transposed;
+  Course course;
   Sequence s;
   Matrix V;
+  Sequence alpha;  // null data: all zero
   Sequence beta;   // null data: all ones
   Sequence gamma;  // null data: all ones
   Sequence hidden; // (N, 1, H); null data: zero
+  Vector restart;  // (H,); null data: zero
   void* out;       // (N, L, H)
+};
+
+// The factors that steps draw, as an array (N, steps, features): of zoneout 1
+// where a unit is updated and 0 where it keeps its state, of a dropout, whose
+// only step is 0, what is multiplied with.
+struct MaskArgs {
+  int64_t N, steps, features;
+  Drawn what;
+  Draws draws;
+  void* out;
 };
 
 template <class Args>
@@ -231,6 +298,7 @@ struct TypedKernels {
   Kernel<BackwardArgs> backward;
   Kernel<LinearScanArgs> linear_scan;
   Kernel<PointwiseArgs> pointwise;
+  Kernel<MaskArgs> mask;
 };
 
 // Loops whose time is a figure of the machine, by the number of their rounds.
@@ -250,9 +318,14 @@ struct KernelTable {
   MeasureLoops measure;
 };
 
-// States that the forward pass leaves.
-inline int64_t kept_states(int64_t L, int64_t keep_every) {
-  return keep_every == 0 ? L : (L + keep_every - 1) / keep_every;
+// States of a row that the forward pass leaves.
+inline int64_t kept_states(
+    int64_t L,
+    int64_t keep_every,
+    bool keep_latest = false) {
+  return keep_every == 0 ? L
+      : keep_latest      ? 1
+                         : (L + keep_every - 1) / keep_every;
 }
 
 // The table for this processor, or for the instruction set that the environment

@@ -23,6 +23,7 @@ from mlx_recurrent.functional import (
 from mlx_recurrent.layers import RNN, Linear
 from mlx_recurrent.plan import Plan
 from mlx_recurrent.stack import Stack
+from mlx_recurrent.streaming import Stream
 
 __version__ = version("mlx-recurrent")
 
@@ -32,6 +33,7 @@ __all__ = [
     "Linear",
     "Plan",
     "Stack",
+    "Stream",
     "__version__",
     "accelerate",
     "exporting",

@@ -8,6 +8,7 @@ from mlx_recurrent import dispatch, functional
 from mlx_recurrent.dispatch import Nonlinearity
 from mlx_recurrent.functional import ReturnState
 from mlx_recurrent.plan import Plan
+from mlx_recurrent.streaming import Array, Stream
 from mlx_recurrent.terms import (
     ZERO,
     CallOptions,
@@ -289,6 +290,21 @@ class RNN(recurrent.RNN):
             return_state=return_state,
             **options,
             **self._arguments(),
+        )
+
+    def stream(self, hidden: Array | None = None) -> Stream:
+        """Return the layer for real-time use: a copy that takes steps as they come.
+
+        Args:
+            hidden (array, optional): The state before the first step, ``NH`` or ``H``.
+                Its leading axes become those of every input. Default: ``None``.
+
+        Raises:
+            TypeError: If ``hidden`` is not an array.
+            ValueError: If its shape or dtype does not fit.
+        """
+        return Stream(
+            self.Wxh, self.Whh, self.bias, hidden, nonlinearity=self.nonlinearity
         )
 
     def _arguments(self) -> dict[str, Any]:
