@@ -18,6 +18,9 @@ UNITS_SPEED_UP = 1.6
 # Of an evaluated step above an evaluated addition, and of a call, in seconds.
 DECODE_ABOVE_ADDITION = 10e-6
 CALL = 8e-6
+# Of a step of a stream with so many hidden units: its median, and the slowest of a
+# hundred.
+STREAM = {64: (3e-6, 10e-6), 256: (8e-6, None)}
 # Of a gradient penalty through mlx.nn.RNN against ours.
 PENALTY = 20.0
 
@@ -206,6 +209,43 @@ def decode_tables(result: Result) -> list[Table]:
         )
     else:
         table.rows.append([_time(step), _time(addition), "-", ""])
+    return [table]
+
+
+def streaming_tables(result: Result) -> list[Table]:
+    """A step after another."""
+    table = Table(
+        "Steps in real time",
+        "The next step of a layer with one row, microseconds from Python and back: the "
+        "median of the calls, and the 99th percentile, each the median of the rounds. "
+        "Ours is `layer.stream`; PyTorch's is `RNNCell` without gradients, ONNX "
+        "Runtime's a run of its `RNN` operator for a step, both on one thread as ours; "
+        "MLX's is an evaluated call for a step.",
+        ["N, L, D, H", "library", "median", "99 %", "median / ours", ""],
+        names=2,
+    )
+    rows = result.find("streaming")
+    for case in _cases(rows):
+        found = {(r.library, r.variant): r for r in rows if r.case == case}
+        ours = found[OURS, "median"]
+        for name in dict.fromkeys(r.library for r in rows if r.case == case):
+            median, worst = found[name, "median"], found[name, "p99"]
+            cells = [case.shape, result.labels[name]]
+            cells += [_micro(median, 2), _micro(worst, 2)]
+            if median.median and ours.median:
+                cells.append(f"{median.median / ours.median:.1f}x")
+            else:
+                cells.append(_absent(median))
+            wanted, wanted_worst = STREAM.get(case.H, (None, None))
+            met = ""
+            if name == OURS and wanted and median.median and worst.median:
+                limits = [f"under {wanted * 1e6:.0f}"]
+                fits = median.median < wanted
+                if wanted_worst:
+                    limits.append(f"99 % under {wanted_worst * 1e6:.0f}")
+                    fits = fits and worst.median < wanted_worst
+                met = _met(fits, ", ".join(limits))
+            table.rows.append([*cells, met])
     return [table]
 
 
@@ -412,6 +452,7 @@ TABLES: dict[str, Callable[[Result], list[Table]]] = {
     "threads": threads_tables,
     "matmul": matmul_tables,
     "decode": decode_tables,
+    "streaming": streaming_tables,
     "memory": memory_tables,
     "call": call_tables,
     "length": length_tables,

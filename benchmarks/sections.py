@@ -23,6 +23,7 @@ from mlx_recurrent.benchmarks.cases import (
     MEMBERS,
     PASSES,
     SIDES,
+    STREAMING,
     TRANSFORMS,
     TYPE_CASES,
     UPSTREAM_LENGTH,
@@ -202,6 +203,34 @@ def decode(run: Run) -> None:
     run.forget()
 
 
+# Which of the times of a turn's calls counts, by name.
+QUANTILES = {"median": 0.5, "p99": 0.99}
+
+
+def streaming(run: Run) -> None:
+    """Time a step, and the slowest in a hundred, beside every peer."""
+    for case in run.options.cases if run.options.chosen else STREAMING:
+        run.say(f"streaming: {case.name} ({case.shape})")
+        ready = []
+        for library in run.libraries.values():
+            if library.name not in run.result.labels or "stream" not in library.passes:
+                continue
+            for variant, quantile in QUANTILES.items():
+                work = Work("stream", case, quantile=quantile)
+                row = Row("streaming", case, "stream", library.name, variant=variant)
+                try:
+                    _, got = library.prepare(variant, work, save=True)
+                except LibraryError as error:
+                    run.refuse(row, f"failed: {error}")
+                    continue
+                if why := gate.peer_is_wrong(got, work):
+                    run.refuse(row, f"wrong: {why}")
+                else:
+                    ready.append((library, variant, row))
+        run.time(ready)
+        run.forget()
+
+
 def memory(run: Run) -> None:
     """Measure what a pass holds at its peak beside its output."""
     for case in run.options.cases:
@@ -353,6 +382,7 @@ RUN: dict[str, Callable[[Run], None]] = {
     "threads": threads,
     "matmul": matmul,
     "decode": decode,
+    "streaming": streaming,
     "memory": memory,
     "call": call,
     "length": length,

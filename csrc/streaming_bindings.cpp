@@ -6,7 +6,7 @@
 #include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
-#include <algorithm>
+#include <stdexcept>
 #include <string>
 #include <variant>
 
@@ -100,8 +100,9 @@ class NumPyStream {
     step_shape_ = shape_of(nullptr);
   }
 
-  // x a step (lead..., D) or a chunk (lead..., L, D), `out` None or room for the
-  // result. NotImplemented where they have to be converted first, or are wrong.
+  // x a step (lead..., D) or a chunk (lead..., L, D), `out` None or room for
+  // the result. NotImplemented where they have to be converted first, or are
+  // wrong.
   nb::object run(nb::handle x, nb::handle out) {
     Memory from(x, array_type_, false);
     int64_t L = 1;
@@ -149,6 +150,12 @@ class NumPyStream {
       return;
     }
     Memory from(hidden, array_type_, false);
+    int64_t L;
+    bool chunk;
+    if (!from.has(format_) || !fits(from, stream_.layer().H, L, chunk) ||
+        chunk) {
+      throw std::invalid_argument("[mlx_recurrent] not a state of this stream");
+    }
     auto held = hold();
     stream_.set_state(from.first());
   }
@@ -211,7 +218,7 @@ class NumPyStream {
     return memory.size(memory.axes() - 1) == features;
   }
 
-  // Whether a step's result would fall on a later step's input.
+  // Whether a result would fall on the input of a later step.
   bool mixes(const Memory& from, const Memory& to) const {
     bool same = from.first() == to.first() && from.end() == to.end();
     return !same && from.first() < to.end() && to.first() < from.end();
@@ -265,7 +272,7 @@ void bind_streaming(nb::module_& m) {
           "activation"_a,
           "lead"_a,
           "dtype"_a)
-      .def("run", &NumPyStream::run, "x"_a, "out"_a.none())
+      .def("run", &NumPyStream::run, "x"_a.none(), "out"_a.none())
       .def("state", &NumPyStream::state)
       .def("reset", &NumPyStream::reset, "hidden"_a.none());
 }

@@ -222,6 +222,20 @@ def test_transforms(rng):
         agree(model(x, h), expected)
 
 
+def test_shapeless(rng):
+    """Another number of steps and rows."""
+    model = Bidirectional(RNN(3, 4))
+    x, (f, b) = draw(rng, (4, 5, 3), mx.float32), pair(rng, (4, 4))
+
+    def run(x, f, b, lengths):
+        return model(x, (f, b), lengths=lengths)
+
+    shapeless = mx.compile(run, shapeless=True)
+    for n, steps, lengths in ((4, 5, [5, 0, 2, 3]), (3, 4, [4, 0, 2])):
+        part = x[:n, :steps], f[:n], b[:n]
+        agree(shapeless(*part, mx.array(lengths)), run(*part, lengths))
+
+
 def test_accelerate(rng):
     model = accelerate(Bidirectional(nn.RNN(3, 4), nn.RNN(3, 4)))
     assert type(model.forward) is RNN and type(model.backward) is RNN

@@ -336,6 +336,19 @@ def test_transforms(rng):
         agree(run(x, lengths), padded)
 
 
+def test_shapeless(rng):
+    """Another number of steps and rows, and every direction."""
+    model = Stack([RNN(3, 3), Bidirectional(RNN(3, 3), merge="sum")], residual=True)
+    x = draw(rng, (4, 5, 3), mx.float32)
+
+    def run(x, lengths):
+        return model(x, lengths=lengths)
+
+    shapeless = mx.compile(run, shapeless=True)
+    for n, steps, lengths in ((4, 5, [5, 0, 2, 3]), (3, 4, [4, 0, 2])):
+        agree(shapeless(x[:n, :steps], mx.array(lengths)), run(x[:n, :steps], lengths))
+
+
 def test_training_step(rng):
     """nn.value_and_grad and an optimizer's update go through the tree."""
     model = Stack.build(3, 4, 2, bidirectional=True)

@@ -178,7 +178,7 @@ class Stream:
             raise ValueError(
                 f"{name} must have shape {shape}, but has shape {values.shape}"
             )
-        self._core.reset(np.array(np.broadcast_to(values, shape)))
+        self._core.reset(np.array(np.broadcast_to(values, shape), order="C"))
 
     def _converted(self, name: str, value: Any) -> np.ndarray:
         """A contiguous copy in the layer's dtype."""
