@@ -1,10 +1,13 @@
 """A sequence without its padding, which reaches no value and no derivative."""
 
+from contextlib import nullcontext
+
 import mlx.core as mx
 import numpy as np
 import pytest
 
 from conftest import DTYPES, array, name_of
+from mlx_recurrent import exporting
 from mlx_recurrent.padding import without_padding
 from tolerances import equal
 
@@ -22,6 +25,12 @@ def padded(rng, dtype):
 
 def run(x, lengths=LENGTHS):
     return without_padding(x, mx.array(lengths))
+
+
+@pytest.fixture(params=["kernels", "MLX"], autouse=True)
+def path(request):
+    with exporting() if request.param == "MLX" else nullcontext():
+        yield request.param
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
@@ -43,7 +52,7 @@ def test_values_and_every_derivative(rng, dtype):
 @pytest.mark.parametrize("shape", [(), (2, 3)], ids=["none", "two"])
 def test_leading_axes(rng, shape):
     x = array(rng.standard_normal((*shape, 4, 2)), mx.float32)
-    lengths = np.full(shape, 3)
+    lengths = np.full(shape, 3, np.int32)
     got = run(x, lengths)
     equal(got[..., :3, :], x[..., :3, :])
     assert not got[..., 3:, :].any() and got.shape == x.shape
@@ -59,8 +68,8 @@ def test_no_steps_and_no_rows():
     assert run(mx.zeros((0, 4, 3)), mx.zeros(0, mx.int32)).shape == (0, 4, 3)
 
 
-def test_vmap_and_shapeless(rng):
-    """The latter for another number of steps and of rows."""
+def test_vmap_and_shapeless(rng, path):
+    """The latter for another number of steps and of rows, which MLX's slices keep."""
     (x, clean), (v, clean_v) = padded(rng, mx.float32), padded(rng, mx.float32)
     lengths = mx.array(LENGTHS)
 
@@ -69,6 +78,12 @@ def test_vmap_and_shapeless(rng):
 
     equal(mx.vmap(without_padding)(x, lengths), clean)
     equal(mx.vmap(gradient)(x, lengths, v), clean_v)
-    shapeless = mx.compile(without_padding, shapeless=True)
+    if path == "MLX":
+        return
+    value, derivative = (
+        mx.compile(f, shapeless=True) for f in (without_padding, gradient)
+    )
     for n, steps in ((5, 7), (3, 4)):
-        equal(shapeless(x[:n, :steps], lengths[:n]), clean[:n, :steps])
+        part = x[:n, :steps], lengths[:n]
+        equal(value(*part), clean[:n, :steps])
+        equal(derivative(*part, v[:n, :steps]), clean_v[:n, :steps])

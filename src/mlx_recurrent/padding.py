@@ -1,5 +1,6 @@
 import mlx.core as mx
 
+from mlx_recurrent import _native, dispatch
 from mlx_recurrent.selection import select
 
 
@@ -11,10 +12,10 @@ def without_padding(x: mx.array, lengths: mx.array) -> mx.array:
 
     Args:
         x (array): The sequence, ``(..., L, D)``.
-        lengths (array): How many steps each row has: integers, ``(...)``. The leading
+        lengths (array): How many steps each row has: ``int32``, ``(...)``. The leading
             axes of ``x`` broadcast to it.
     """
-    # Not mx.arange: a shapeless function would keep the number of steps.
-    ones = mx.ones_like(mx.any(x, axis=-1)).astype(mx.int32)
-    runs = mx.cumsum(ones, axis=-1) <= mx.expand_dims(lengths, -1)
+    if dispatch.has_kernels(None):
+        return _native.without_padding(x, lengths, None)
+    runs = mx.arange(x.shape[-2]) < mx.expand_dims(lengths, -1)
     return select(mx.expand_dims(runs, -1), x, mx.zeros((), x.dtype))

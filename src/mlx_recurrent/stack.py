@@ -3,7 +3,6 @@ from itertools import pairwise
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 from mlx.nn.layers.base import Module
 from mlx.nn.layers.dropout import Dropout
 
@@ -14,7 +13,7 @@ from mlx_recurrent.judging import type_name
 from mlx_recurrent.layers import RNN
 from mlx_recurrent.padding import without_padding
 from mlx_recurrent.sizes import sizes_of
-from mlx_recurrent.terms import Values, judge_flag, judge_probability
+from mlx_recurrent.terms import Values, judge_flag, judge_lengths, judge_probability
 
 
 class Stack(Module):
@@ -183,7 +182,9 @@ class Stack(Module):
             if self.residual and _agree(x, y):
                 if i == 0 and lengths is not None:
                     # Its padding may hold anything.
-                    x = without_padding(x, _array(lengths))
+                    *lead, L, _ = y.shape
+                    ends = judge_lengths(lengths, "x", tuple(lead), L)
+                    x = without_padding(x, ends)
                 y = y + x
             outputs.append(y)
             x = y
@@ -236,7 +237,3 @@ class Stack(Module):
 
 def _agree(x: mx.array, y: Any) -> bool:
     return isinstance(y, mx.array) and x.shape[-1] == y.shape[-1]
-
-
-def _array(lengths: Values) -> mx.array:
-    return lengths if isinstance(lengths, mx.array) else mx.array(np.asarray(lengths))
