@@ -31,8 +31,8 @@ class Work(NamedTuple):
         kind (str): ``"forward"``; ``"training"``, the vector-Jacobian product with
             respect to the weights; ``"call"``, the forward pass never evaluated;
             ``"matmul"`` or ``"linear"`` of ``(L, D)`` and ``(H, D)``; ``"addition"``;
-            ``"stream"``, the next step, from the state that the last one left; or one
-            of ``TRANSFORMS``.
+            ``"stream"``, the next step, from the state that the last one left, or
+            ``"step"``, the same by ``layer.step``; or one of ``TRANSFORMS``.
         case (Case): The shapes.
         dtype (str, optional): The type of every array. Default: ``"float32"``.
         tiny (str, optional): ``"states"`` or ``"deltas"`` are below the least normal

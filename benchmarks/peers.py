@@ -137,13 +137,13 @@ def mlx(work: "Work", threads: int, package: str) -> Prepared:
 
         return Prepared(run, _members, begin)
 
-    if work.kind == "stream":
+    if work.kind in STEPS:
         _, N, L, _, H = work.case
         row = x if N > 1 else x[0]
         steps = [row[..., t, :] for t in range(L)]
         hidden = mx.zeros((N, H)) if N > 1 else mx.zeros(H)
         mx.eval(steps, hidden)
-        if package == "mlx_recurrent":
+        if package == "mlx_recurrent" and work.kind == "stream":
             stream = layer.stream(hidden)
             steps = [np.array(a) for a in steps]
 
@@ -158,7 +158,10 @@ def mlx(work: "Work", threads: int, package: str) -> Prepared:
             state = hidden
 
             def following(x: mx.array, hidden: mx.array) -> mx.array:
-                state = layer(x[..., None, :], hidden)[..., 0, :]
+                if work.kind == "step":
+                    state = layer.step(x, hidden)
+                else:
+                    state = layer(x[..., None, :], hidden)[..., 0, :]
                 mx.eval(state)
                 return state
 
@@ -486,7 +489,7 @@ class Peer(NamedTuple):
 
 DERIVATIVES = ("forward", "training", "penalty", "hessian", "examples")
 EVERYTHING = (*DERIVATIVES, "ensemble", "calls")
-STREAM = ("stream",)
+STEPS = ("stream", "step")
 OURS, UPSTREAM = "mlx_recurrent", "mlx.nn"
 LIBRARIES = {
     OURS: Peer(
@@ -494,22 +497,22 @@ LIBRARIES = {
         lambda w, n: mlx(w, n, OURS),
         ("mlx_recurrent",),
         "mlx-recurrent",
-        EVERYTHING + STREAM,
+        EVERYTHING + STEPS,
     ),
     UPSTREAM: Peer(
         "mlx.nn.RNN",
         lambda w, n: mlx(w, n, UPSTREAM),
         ("mlx",),
         "mlx",
-        EVERYTHING + STREAM,
+        (*EVERYTHING, "stream"),
     ),
-    "torch": Peer("PyTorch", torch, ("torch",), "torch", DERIVATIVES + STREAM),
+    "torch": Peer("PyTorch", torch, ("torch",), "torch", (*DERIVATIVES, "stream")),
     "onnxruntime": Peer(
         "ONNX Runtime",
         onnxruntime,
         ("onnxruntime", "onnx"),
         "onnxruntime",
-        ("forward", *STREAM),
+        ("forward", "stream"),
     ),
     "jax": Peer("JAX scan", jax, ("jax",), "jax", EVERYTHING),
     "openvino": Peer("OpenVINO", openvino, ("openvino",), "openvino", ("forward",)),

@@ -218,27 +218,30 @@ def streaming_tables(result: Result) -> list[Table]:
         "Steps in real time",
         "The next step of a layer with one row, microseconds from Python and back: the "
         "median of the calls, and the 99th percentile, each the median of the rounds. "
-        "Ours is `layer.stream`; PyTorch's is `RNNCell` without gradients, ONNX "
-        "Runtime's a run of its `RNN` operator for a step, both on one thread as ours; "
-        "MLX's is an evaluated call for a step.",
+        "Ours are `layer.stream` and, in the graph and evaluated, `layer.step`; "
+        "PyTorch's is `RNNCell` without gradients, ONNX Runtime's a run of its `RNN` "
+        "operator for a step, both on one thread as ours; MLX's is an evaluated call "
+        "for a step.",
         ["N, L, D, H", "library", "median", "99 %", "median / ours", ""],
         names=2,
     )
     rows = result.find("streaming")
     for case in _cases(rows):
-        found = {(r.library, r.variant): r for r in rows if r.case == case}
-        ours = found[OURS, "median"]
-        for name in dict.fromkeys(r.library for r in rows if r.case == case):
-            median, worst = found[name, "median"], found[name, "p99"]
-            cells = [case.shape, result.labels[name]]
-            cells += [_micro(median, 2), _micro(worst, 2)]
+        found = {(r.library, r.kind, r.variant): r for r in rows if r.case == case}
+        ours = found[OURS, "stream", "median"]
+        for name, kind in dict.fromkeys((r.library, r.kind) for r in found.values()):
+            median, worst = (found[name, kind, which] for which in ("median", "p99"))
+            label = result.labels[name]
+            if name == OURS:
+                label += f", {kind}"
+            cells = [case.shape, label, _micro(median, 2), _micro(worst, 2)]
             if median.median and ours.median:
                 cells.append(f"{median.median / ours.median:.1f}x")
             else:
                 cells.append(_absent(median))
-            wanted, wanted_worst = STREAM.get(case.H, (None, None))
             met = ""
-            if name == OURS and wanted and median.median and worst.median:
+            if median is ours and case.H in STREAM and median.median and worst.median:
+                wanted, wanted_worst = STREAM[case.H]
                 limits = [f"under {wanted * 1e6:.0f}"]
                 fits = median.median < wanted
                 if wanted_worst:

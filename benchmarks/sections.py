@@ -31,7 +31,7 @@ from mlx_recurrent.benchmarks.cases import (
     Work,
 )
 from mlx_recurrent.benchmarks.options import Options
-from mlx_recurrent.benchmarks.peers import OURS, UPSTREAM
+from mlx_recurrent.benchmarks.peers import OURS, STEPS, UPSTREAM
 from mlx_recurrent.benchmarks.process import Library, LibraryError, take_turns
 from mlx_recurrent.benchmarks.result import Result, Row
 
@@ -213,20 +213,22 @@ def streaming(run: Run) -> None:
         run.say(f"streaming: {case.name} ({case.shape})")
         ready = []
         for library in run.libraries.values():
-            if library.name not in run.result.labels or "stream" not in library.passes:
+            if library.name not in run.result.labels:
                 continue
-            for variant, quantile in QUANTILES.items():
-                work = Work("stream", case, quantile=quantile)
-                row = Row("streaming", case, "stream", library.name, variant=variant)
-                try:
-                    _, got = library.prepare(variant, work, save=True)
-                except LibraryError as error:
-                    run.refuse(row, f"failed: {error}")
-                    continue
-                if why := gate.peer_is_wrong(got, work):
-                    run.refuse(row, f"wrong: {why}")
-                else:
-                    ready.append((library, variant, row))
+            for kind in (kind for kind in STEPS if kind in library.passes):
+                for variant, quantile in QUANTILES.items():
+                    work = Work(kind, case, quantile=quantile)
+                    row = Row("streaming", case, kind, library.name, variant=variant)
+                    key = f"{kind} {variant}"
+                    try:
+                        _, got = library.prepare(key, work, save=True)
+                    except LibraryError as error:
+                        run.refuse(row, f"failed: {error}")
+                        continue
+                    if why := gate.peer_is_wrong(got, work):
+                        run.refuse(row, f"wrong: {why}")
+                    else:
+                        ready.append((library, key, row))
         run.time(ready)
         run.forget()
 

@@ -8,6 +8,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <variant>
 
 #include "activation.h"
@@ -84,14 +85,15 @@ class NumPyStream {
       const mx::array& Wxh,
       const std::optional<mx::array>& bias,
       const mx::array& Whh,
+      const std::optional<mx::array>& leak,
       const std::variant<std::string, std::shared_ptr<Traced>>& activation,
       std::vector<int64_t> lead,
       nb::object dtype)
       : lead_(std::move(lead)),
         stream_(
             kernel_type(Whh.dtype()),
-            layer(Wxh, bias, Whh, activation, lead_),
-            owner(activation)),
+            layer(Wxh, bias, Whh, leak, activation, lead_),
+            owner(leak, activation)),
         dtype_(std::move(dtype)),
         format_(nb::cast<std::string>(dtype_.attr("char"))[0]) {
     nb::module_ numpy = nb::module_::import_("numpy");
@@ -165,6 +167,7 @@ class NumPyStream {
       const mx::array& Wxh,
       const std::optional<mx::array>& bias,
       const mx::array& Whh,
+      const std::optional<mx::array>& leak,
       const std::variant<std::string, std::shared_ptr<Traced>>& activation,
       const std::vector<int64_t>& lead) {
     kernels::RecurrenceArgs layer{};
@@ -179,6 +182,9 @@ class NumPyStream {
       layer.bias = Operands::vector(*bias, 0);
     }
     layer.Whh = Operands::matrix(Whh, 0);
+    if (leak) {
+      layer.leak = Operands::vector(*leak, 0);
+    }
     if (const auto* name = std::get_if<std::string>(&activation)) {
       layer.activation = activation_named(*name);
     } else {
@@ -189,10 +195,14 @@ class NumPyStream {
     return layer;
   }
 
+  // Of what the layer points to when it runs, which the weights are not.
   static std::shared_ptr<const void> owner(
+      const std::optional<mx::array>& leak,
       const std::variant<std::string, std::shared_ptr<Traced>>& activation) {
     const auto* traced = std::get_if<std::shared_ptr<Traced>>(&activation);
-    return traced ? *traced : nullptr;
+    return std::make_shared<
+        std::pair<std::optional<mx::array>, std::shared_ptr<Traced>>>(
+        leak, traced ? *traced : nullptr);
   }
 
   static nb::object not_implemented() {
@@ -263,12 +273,14 @@ void bind_streaming(nb::module_& m) {
               const mx::array&,
               const std::optional<mx::array>&,
               const mx::array&,
+              const std::optional<mx::array>&,
               const std::variant<std::string, std::shared_ptr<Traced>>&,
               std::vector<int64_t>,
               nb::object>(),
           "Wxh"_a,
           "bias"_a.none(),
           "Whh"_a,
+          "leak"_a.none(),
           "activation"_a,
           "lead"_a,
           "dtype"_a)

@@ -270,9 +270,13 @@ def synthetic():
     add(Row("length", case, "memory", OURS, unit="bytes").of([1e8]))
     add(Row("decode", DECODE, "forward", OURS).of([30e-6]))
     add(Row("decode", DECODE, "addition", OURS).of([15e-6]))
-    for library, seconds in ((OURS, 1e-6), ("torch", 8e-6)):
+    for library, kind, seconds in (
+        (OURS, "stream", 1e-6),
+        (OURS, "step", 20e-6),
+        ("torch", "stream", 8e-6),
+    ):
         for variant, times in (("median", 1), ("p99", 11)):
-            row = Row("streaming", STREAMING[0], "stream", library, variant)
+            row = Row("streaming", STREAMING[0], kind, library, variant)
             add(row.of([times * seconds]))
     add(Row("call", CASES[0], "call", OURS).of([9e-6]))
     for library, seconds in ((OURS, 1e-3), (UPSTREAM, 30e-3)):
@@ -301,6 +305,7 @@ def test_tables_of_a_result():
     (table,) = report.streaming_tables(result)
     assert [row[2:] for row in table.rows] == [
         ["1.00", "11.00", "1.0x", "no, wanted under 3, 99 % under 10"],
+        ["20.00", "220.00", "20.0x", ""],
         ["8.00", "88.00", "8.0x", ""],
     ]
     (table,) = report.memory_tables(result)

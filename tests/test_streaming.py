@@ -27,7 +27,7 @@ from conftest import (
     upstream,
 )
 from mlx_recurrent import RNN, Stream
-from tolerances import ACTIVE, close
+from tolerances import ACTIVE, EPS, close
 
 PATHS = {"native": NATIVE, "traced": TRACED, "composed": COMPOSED}
 # Leading axes, L, D, H: around the vector widths, and longer than a piece.
@@ -216,6 +216,36 @@ def test_a_state_to_begin_with(rng, path):
     assert (rows.state == 1).all()
     rows.reset()
     np.testing.assert_allclose(rows(np.stack([x] * 3))[2], states, 1e-5, 1e-6)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("options", [{"leak": 0.3}, {"zoneout": 0.4}, {"each": True}])
+def test_leak_and_zoneout(rng, options, dtype, path):
+    """As the layer in evaluation, whatever mode it is in; dropout is not there."""
+    if "each" in options:
+        leak = rng.uniform(0.01, 1, 33)
+        leak[::5] = 1
+        options = {"leak": array(leak, dtype), "zoneout": 0.2, "learn_hidden": True}
+    layer = RNN(
+        5,
+        33,
+        nonlinearity=PATHS[path]["tanh"],
+        input_dropout=0.5,
+        recurrent_dropout=0.5,
+        **options,
+    )
+    layer.set_dtype(dtype)
+    if "hidden0" in layer:
+        layer.hidden0 = array(rng.standard_normal(33), dtype)
+    x = array(rng.standard_normal((20, 5)), dtype)
+    stream = layer.stream()
+    states = stream(numpy(x))
+    stream.reset()
+    same(np.stack([stream(step) for step in numpy(x)]), states)
+    layer.eval()
+    error = np.abs(states - numpy(layer(x))).max()
+    assert error <= 8 * EPS[dtype]
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -252,6 +252,9 @@ struct BackwardRun {
     }
     if constexpr (f == Activation::traced) {
       spread_constants(*g.derivative, layout.derivative);
+      if (args.dleak) {
+        spread_constants(*g.function, layout.forward.function);
+      }
     }
   }
 
