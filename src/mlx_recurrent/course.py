@@ -8,6 +8,7 @@ import mlx.core as mx
 
 from mlx_recurrent.dispatch import StreamOrDevice, product
 from mlx_recurrent.masks import Mask, hits
+from mlx_recurrent.padding import without_padding
 from mlx_recurrent.selection import select
 from mlx_recurrent.terms import Terms
 
@@ -219,11 +220,10 @@ def inputs(
         lead (tuple(int)): The leading axes of the call.
         dtype (Dtype): Of the projection.
     """
-    L, D = x.shape[-2:]
-    if (lengths := _column(terms.lengths, L)) is not None:
-        runs = mx.arange(L)[:, None] < lengths[..., None]
-        x = select(runs, x, _zero(x))
+    if terms.lengths is not None:
+        x = without_padding(x, terms.lengths)
     if terms.input_dropout:
+        D = x.shape[-1]
         dropout = Dropout(Mask.INPUT_DROPOUT, terms.input_dropout, terms.key, lead, D)
         x = dropout(x.astype(dtype), axes=2)
     return x
