@@ -69,30 +69,57 @@ struct SliceSums {
   }
 };
 
+// Row r of a slice at place t in time: what a row of a chunk's buffers is.
+struct RowAt {
+  int64_t r, t;
+};
+
 template <class T>
 struct BackwardLayout {
   typedef Compute<T> C;
   int64_t steps;
   int64_t rows;
   ForwardMemory<T> forward;
+  Running running;
+  Terms<T> terms;
   Panels<T> transposed; // Whh
   Panels<T> Wxh;        // for dx
   C* states; // ((steps + 1) * rows, ldh): the state before the chunk, then its
              // states; by group
+  C* seen;   // (steps * rows, ldh): what Whh saw, where not all rows see the
+             // states; by group
   C* delta[2]; // (steps * rows, ldh) each, by group
-  C* a; // pre-activations (steps * rows, ldh), by group; where they are traced
+  C* a; // pre-activations (steps * rows, ldh), by group; where they are known
+  C* back; // (rows, ldh): Whh^T delta; by group
+  C* held; // (rows, ldh): what a state passes on without Whh; by group
   ProgramMemory<C> derivative;
-  C* panel;           // (kOuterTerms, kPanel), by member
-  SliceSums<T> dWhh;  // (H, H)
-  SliceSums<T> dWxh;  // (H, D)
-  SliceSums<T> dbias; // (1, H)
+  C* panel;              // (kOuterTerms, kPanel), by member
+  RowAt* row_at;         // (steps * rows), by member
+  int64_t* begins;       // (steps + 1): the first row of each step, by member
+  C* sums[2];            // (ldh) each, by member: a chunk's drestart and dleak
+  SliceSums<T> dWhh;     // (H, H)
+  SliceSums<T> dWxh;     // (H, D)
+  SliceSums<T> dbias;    // (1, H)
+  SliceSums<T> drestart; // (1, H)
+  SliceSums<T> dleak;    // (1, H)
 
-  // Whether steps run forward once more: for the states, or for a traced
-  // activation's pre-activations.
+  // Whether the derivative starts from pre-activations, not from states: f(a)
+  // is no more to be seen in a state that leaks.
+  static bool needs_preactivations(const RecurrenceArgs& g) {
+    return g.activation == Activation::traced || g.leak.data;
+  }
+
+  // Whether steps run forward once more: for the states, or for the
+  // pre-activations.
   static bool recomputes(const BackwardArgs& args) {
     return args.layer.keep_every > 0 ||
-        (args.layer.activation == Activation::traced &&
-         !args.preactivations.data);
+        (needs_preactivations(args.layer) && !args.preactivations.data);
+  }
+
+  // Whether a state passes on something but through Whh, or not to every row.
+  bool is_plain(const RecurrenceArgs& g) const {
+    return !terms.blends() && !terms.carries() && !g.course.lengths.data &&
+        g.course.truncate_every == 0;
   }
 
   static int64_t chunk(const RecurrenceArgs& g, const Shares& shares) {
@@ -113,33 +140,47 @@ struct BackwardLayout {
             shares.most_rows(),
             recomputes(args) ? steps : 0,
             args.layer.keep_every > 0 ? chains_for(args.layer.N) : 1,
-            shares.member.index) {
+            shares.member.index),
+        running(arena, args.layer.course, args.layer.N, args.layer.L),
+        terms(arena, args.layer, running, shares) {
     const RecurrenceArgs& g = args.layer;
     int64_t ldh = leading_dimension<C>(g.H);
     int groups = Shares::groups(shares.partition);
+    int threads = shares.partition.threads;
     int slices = shares.partition.slices;
     transposed =
         take_panels<T>(arena, g.H, g.H, stays_stored<T>(chains_for(g.N)));
     bool input = args.dx && !g.projected;
     Wxh = take_panels<T>(arena, input ? g.H : 0, g.D, false);
-    int64_t size = (steps + 1) * rows * ldh;
-    states = arena.take<C>(groups * size) + shares.group() * size;
-    size = steps * rows * ldh;
-    C* deltas = arena.take<C>(2 * groups * size);
-    delta[0] = deltas + 2 * shares.group() * size;
-    delta[1] = delta[0] + size;
-    bool traced = g.activation == Activation::traced;
-    a = arena.take<C>(traced ? groups * size : 0) + shares.group() * size;
-    if (traced) {
+    auto take = [&](int64_t count) {
+      return arena.take<C>(groups * count) + shares.group() * count;
+    };
+    states = take((steps + 1) * rows * ldh);
+    delta[0] = take(steps * rows * ldh);
+    delta[1] = take(steps * rows * ldh);
+    a = take(needs_preactivations(g) ? steps * rows * ldh : 0);
+    int64_t apart = is_plain(g) ? 0 : rows * ldh;
+    seen = take(steps * apart);
+    back = take(apart);
+    held = take(apart);
+    if (g.activation == Activation::traced) {
       derivative = ProgramMemory<C>(
           arena, *g.derivative, shares.partition, shares.member.index);
     }
-    size = kOuterTerms * kPanel<C>;
-    panel = arena.take<C>(shares.partition.threads * size) +
-        shares.member.index * size;
+    int64_t size = kOuterTerms * kPanel<C>;
+    panel = arena.take<C>(threads * size) + shares.member.index * size;
+    size = steps * rows;
+    row_at = arena.take<RowAt>(threads * size) + shares.member.index * size;
+    begins = arena.take<int64_t>(threads * (steps + 1)) +
+        shares.member.index * (steps + 1);
+    for (C*& sum : sums) {
+      sum = arena.take<C>(threads * ldh) + shares.member.index * ldh;
+    }
     dWhh = SliceSums<T>(arena, args.dWhh, g.H, g.H, slices);
     dWxh = SliceSums<T>(arena, args.dWxh, g.H, g.D, slices);
     dbias = SliceSums<T>(arena, args.dbias, 1, g.H, slices);
+    drestart = SliceSums<T>(arena, args.drestart, 1, g.H, slices);
+    dleak = SliceSums<T>(arena, args.dleak, 1, g.H, slices);
   }
 };
 
@@ -162,8 +203,25 @@ struct BackwardRun {
   ForwardSteps<T, f>& steps;
   Range inputs; // panels of D, this member's
 
-  int64_t count() const {
-    return steps.rows.last - steps.rows.first;
+  // The chunk at hand: steps [first, last) of the rows of `steps` that run, one
+  // step after the other.
+  struct Chunk {
+    int64_t first, last;
+    const int64_t* begins;
+
+    int64_t begin(int64_t i) const {
+      return begins[i - first];
+    }
+    int64_t count(int64_t i) const {
+      return begin(i + 1) - begin(i);
+    }
+    int64_t rows() const {
+      return begin(last);
+    }
+  };
+
+  int64_t ldh() const {
+    return steps.ldh;
   }
 
   void pack_weights() const {
@@ -197,228 +255,423 @@ struct BackwardRun {
     }
   }
 
-  void stage_state(C* to, int64_t index) const {
-    for (int64_t n = steps.rows.first; n < steps.rows.last;
-         ++n, to += steps.ldh) {
-      stage_row<T>(
+  Chunk chunk_at(int64_t first, int64_t last) const {
+    layout.begins[0] = 0;
+    RowAt* at = layout.row_at;
+    for (int64_t i = first; i < last; ++i) {
+      int64_t count = steps.count_at(i);
+      layout.begins[i - first + 1] = layout.begins[i - first] + count;
+      for (int64_t r = 0; r < count; ++r) {
+        *at++ = RowAt{r, layout.running.place(steps.rows.first + r, i)};
+      }
+    }
+    return Chunk{first, last, layout.begins};
+  }
+
+  int64_t row_number(int64_t r) const {
+    return layout.running.row(steps.rows.first + r);
+  }
+
+  // Stages the rows of one sequence into those of a chunk.
+  template <class S>
+  void stage_rows(const Sequence& from, const Chunk& chunk, C* to) const {
+    for (int64_t k = 0; k < chunk.rows(); ++k, to += ldh()) {
+      stage_row<S>(
           to,
-          row_of<T>(args.states, n, index),
-          args.states.feature_stride,
+          row_of<S>(from, row_number(layout.row_at[k].r), layout.row_at[k].t),
+          from.feature_stride,
           steps.columns.first,
           steps.columns.last);
     }
   }
 
-  // Fills layout.states with the state before t0 and the states of [t0, t1).
-  // Returns whether there is a state before t0. A traced activation's
-  // pre-activations go to layout.a.
-  bool load_states(int64_t t0, int64_t t1) const {
-    int64_t block = count() * steps.ldh;
-    bool before = true;
-    if (t0 > 0) {
-      stage_state(
-          layout.states, g.keep_every > 0 ? t0 / g.keep_every - 1 : t0 - 1);
+  // Stages the states before the chunk; returns whether there are any.
+  bool stage_before(const Chunk& chunk, C* to) const {
+    int64_t i = chunk.first, count = chunk.count(i);
+    if (i == 0) {
+      return steps.stage_hidden(count, to);
+    }
+    for (int64_t r = 0; r < count; ++r, to += ldh()) {
+      int64_t index = g.keep_latest ? 0
+          : g.keep_every > 0
+          ? i / g.keep_every - 1
+          : layout.running.place(steps.rows.first + r, i - 1);
+      stage_row<T>(
+          to,
+          row_of<T>(args.states, row_number(r), index),
+          args.states.feature_stride,
+          steps.columns.first,
+          steps.columns.last);
+    }
+    return true;
+  }
+
+  // Where the states before step i are, of a chunk whose own are at `states`.
+  const C* states_before(const Chunk& chunk, const C* states, int64_t i) const {
+    return i == chunk.first ? layout.states
+                            : states + chunk.begin(i - 1) * ldh();
+  }
+
+  // Fills layout.states with the states before the chunk and its own; layout.a
+  // with its pre-activations, where they are needed; layout.seen with what Whh
+  // saw, where those were not the states before. Returns whether Whh saw
+  // something at the first step.
+  bool load_states(const Chunk& chunk, C* states) const {
+    bool any = stage_before(chunk, layout.states);
+    bool plain = layout.is_plain(g);
+    if (g.keep_every > 0) {
+      shares.after_step();
+      recompute(chunk, any, states);
     } else {
-      before = steps.stage_hidden(layout.states);
+      stage_rows<T>(args.states, chunk, states);
     }
-    if (g.keep_every == 0) {
-      for (int64_t t = t0; t < t1; ++t) {
-        stage_state(layout.states + (t - t0 + 1) * block, t);
+    if (!plain) {
+      for (int64_t i = chunk.first; i < chunk.last; ++i) {
+        steps.carry(
+            i,
+            chunk.count(i),
+            states_before(chunk, states, i),
+            layout.seen + chunk.begin(i) * ldh());
       }
-      if constexpr (f == Activation::traced) {
-        if (args.preactivations.data) {
-          load_preactivations(t0, t1);
-        } else {
-          shares.after_step();
-          recompute_preactivations(t0, t1, before);
-        }
-      }
-      return before;
+      any = true;
     }
-    shares.after_step();
-    C* states = layout.states + block;
-    if constexpr (f == Activation::traced) {
-      steps.project(t0, t1, layout.a);
-    } else {
-      steps.project(t0, t1, states);
-    }
-    for (int64_t t = t0; t < t1; ++t) {
-      C* state = states + (t - t0) * block;
-      const C* previous = t > t0 || before ? state - block : nullptr;
-      if constexpr (f == Activation::traced) {
-        C* a = layout.a + (t - t0) * block;
-        steps.traced_step(t, previous, a, state, nullptr, 0, nullptr);
-        shares.after_step();
+    if (layout.needs_preactivations(g) && g.keep_every == 0) {
+      if (args.preactivations.data) {
+        stage_rows<AsComputed<C>>(args.preactivations, chunk, layout.a);
       } else {
-        steps.step(t, previous, state);
+        shares.after_step();
+        recompute_preactivations(chunk, any, plain);
       }
     }
-    return before;
+    return any;
   }
 
-  void load_preactivations(int64_t t0, int64_t t1) const {
-    const Sequence& a = args.preactivations;
-    C* to = layout.a;
-    for (int64_t t = t0; t < t1; ++t) {
-      for (int64_t n = steps.rows.first; n < steps.rows.last;
-           ++n, to += steps.ldh) {
-        stage_row<AsComputed<C>>(
-            to,
-            row_of<AsComputed<C>>(a, n, t),
-            a.feature_stride,
-            steps.columns.first,
-            steps.columns.last);
-      }
+  // The chunk's steps, forward once more.
+  void recompute(const Chunk& chunk, bool any, C* states) const {
+    const Terms<T>& terms = layout.terms;
+    bool apart = layout.needs_preactivations(g);
+    C* a = apart ? layout.a : states;
+    steps.project(chunk.first, chunk.last, a);
+    const C* seen = any ? layout.states : nullptr;
+    if (terms.carries() && (any || g.restart.data)) {
+      // Of the first step alone: the others' is written by the step before.
+      steps.carry(
+          chunk.first, chunk.count(chunk.first), layout.states, layout.seen);
+      shares.after_step();
+      seen = layout.seen;
+    }
+    for (int64_t i = chunk.first; i < chunk.last; ++i) {
+      int64_t at = chunk.begin(i) * ldh();
+      C* next = terms.carries() && i + 1 < chunk.last
+          ? layout.seen + chunk.begin(i + 1) * ldh()
+          : nullptr;
+      steps.step(
+          i,
+          chunk.count(i),
+          StepBuffers<C>{
+              seen, states_before(chunk, states, i), a + at, states + at, next},
+          StepResults<T>());
+      seen = terms.carries() ? next : states + at;
     }
   }
 
-  // From the states, which are known, all steps of [t0, t1) in one product.
-  void recompute_preactivations(int64_t t0, int64_t t1, bool before) const {
-    int64_t skipped = before ? 0 : count();
-    C* a = layout.a + skipped * steps.ldh;
-    steps.project(t0, t1, layout.a);
+  // From the states, which are known, all steps of a chunk in one product.
+  void recompute_preactivations(const Chunk& chunk, bool any, bool plain)
+      const {
+    int64_t skipped = any ? 0 : chunk.count(chunk.first);
+    C* a = layout.a + skipped * ldh();
+    steps.project(chunk.first, chunk.last, layout.a);
     multiply<T>(
-        (t1 - t0) * count() - skipped,
+        chunk.rows() - skipped,
         g.H,
-        layout.states + skipped * steps.ldh,
-        steps.ldh,
+        (plain ? layout.states : layout.seen) + skipped * ldh(),
+        ldh(),
         layout.forward.Whh,
         g.H,
         steps.panels.first,
         steps.panels.last,
         1,
-        Sums<C>{a, steps.ldh, a, steps.ldh},
+        Sums<C>{a, ldh(), a, ldh()},
         false,
         [](const Tile<C>&) {});
   }
 
-  void load_cotangents(int64_t t0, int64_t t1, C* delta) const {
-    const Sequence& d = args.dstates;
-    C* to = delta;
-    for (int64_t t = t0; t < t1; ++t) {
-      for (int64_t n = steps.rows.first; n < steps.rows.last;
-           ++n, to += steps.ldh) {
-        if (d.data) {
-          stage_row<T>(
-              to,
-              row_of<T>(d, n, t),
-              d.feature_stride,
-              steps.columns.first,
-              steps.columns.last);
-        } else {
-          clear(
-              to + steps.columns.first,
-              steps.columns.last - steps.columns.first);
+  // The cotangents of the chunk's states.
+  void load_cotangents(const Chunk& chunk, C* delta) const {
+    if (args.dstates.data) {
+      stage_rows<T>(args.dstates, chunk, delta);
+    } else {
+      for (int64_t k = 0; k < chunk.rows(); ++k) {
+        clear(
+            delta + k * ldh() + steps.columns.first,
+            steps.columns.last - steps.columns.first);
+      }
+    }
+    // Of a row's last state.
+    for (int64_t i = chunk.first; args.dstate.data && i < chunk.last; ++i) {
+      for (int64_t r = steps.count_at(i + 1); r < chunk.count(i); ++r) {
+        C* to = delta + (chunk.begin(i) + r) * ldh();
+        for (int64_t j = steps.columns.first; j < steps.columns.last;
+             j += lanes) {
+          store_as(
+              to + j,
+              load_as<Vec<C>>(to + j) +
+                  load_from<T>(
+                      args.dstate,
+                      row_number(r),
+                      0,
+                      j,
+                      steps.columns.last - j));
         }
       }
     }
-    if (t1 == g.L && args.dstate.data) {
-      add_state_cotangent(to - count() * steps.ldh);
-    }
   }
 
-  void add_state_cotangent(C* to) const {
-    for (int64_t n = steps.rows.first; n < steps.rows.last;
-         ++n, to += steps.ldh) {
-      for (int64_t j = steps.columns.first; j < steps.columns.last;
-           j += lanes) {
-        store_as(
-            to + j,
-            load_as<Vec<C>>(to + j) +
-                load_from<T>(args.dstate, n, 0, j, steps.columns.last - j));
-      }
-    }
-  }
-
-  // delta += Whh^T later, for step t.
+  // result = sums + Whh^T later, of `count` rows, for step i.
   template <class Consume>
-  INLINE_MEMBER void add_recurrent(
-      int64_t t,
+  INLINE_MEMBER void multiply_back(
+      int64_t i,
+      int64_t count,
       const C* later,
-      C* delta,
+      const Sums<C>& sums,
       Consume consume) const {
     multiply<T>(
-        count(),
+        count,
         g.H,
         later,
-        steps.ldh,
+        ldh(),
         layout.transposed,
         g.H,
         steps.panels.first,
         steps.panels.last,
         steps.chains,
-        Sums<C>{delta, steps.ldh, delta, steps.ldh},
-        t % 2 == 1,
+        sums,
+        i % 2 == 1,
         consume);
   }
 
-  // delta, which holds the cotangent of the states of step t, becomes that of
-  // its pre-activations; `later` is delta of the step after it, and `known` the
-  // states, or the pre-activations where the activation is traced.
-  void step(int64_t t, const C* later, const C* known, C* delta) const {
-    if constexpr (f == Activation::traced) {
+  // `delta`, which holds the cotangents of the states of step i, becomes that
+  // of its pre-activations. `later` is delta of the step after it; `known` the
+  // states, or the pre-activations where those are needed.
+  void step(
+      const Chunk& chunk,
+      int64_t i,
+      const C* states,
+      const C* later,
+      C* delta) const {
+    const Terms<T>& terms = layout.terms;
+    int64_t at = chunk.begin(i) * ldh();
+    int64_t count = chunk.count(i);
+    const C* known = (layout.needs_preactivations(g) ? layout.a : states) + at;
+    C* now = delta + at;
+    if (!layout.is_plain(g)) {
       if (later) {
-        add_recurrent(t, later, delta, [](const Tile<C>&) {});
+        int64_t passed = steps.count_at(i + 1);
+        pass_back(i + 1, passed, later);
+        add_passed(i + 1, passed, now);
       }
-      run_program<C>(
-          *g.derivative,
-          layout.derivative,
-          count(),
-          steps.columns,
-          [&](int64_t row, int64_t column, C* to)
-              __attribute__((always_inline)) {
-                int64_t i = row * steps.ldh + column;
-                store_as(to, load_as<Vec<C>>(known + i));
-                store_as(to + kBlock<C>, load_as<Vec<C>>(delta + i));
-              },
-          [&](int64_t row, int64_t column, Vec<C> d)
-              __attribute__((always_inline)) {
-                store_as(delta + row * steps.ldh + column, d);
-              });
+      terms.begin_step(i, count);
+      if (terms.blends()) {
+        split(chunk, i, known, states_before(chunk, states, i), now);
+      }
+      scale_by_slopes(count, known, now);
+    } else if (f == Activation::traced || !later) {
+      if (later) {
+        multiply_back(
+            i,
+            count,
+            later,
+            Sums<C>{now, ldh(), now, ldh()},
+            [](const Tile<C>&) {});
+      }
+      scale_by_slopes(count, known, now);
     } else {
-      inlined_step(t, later, known, delta);
+      multiply_back(
+          i,
+          count,
+          later,
+          Sums<C>{now, ldh(), now, ldh()},
+          [&](const Tile<C>& tile) __attribute__((always_inline)) {
+            if constexpr (f != Activation::traced) {
+              scale_tile(tile, known);
+            }
+          });
     }
     shares.after_step();
   }
 
-  void inlined_step(int64_t t, const C* later, const C* state, C* delta) const {
-    Vec<C> one = splat<C>(C(1));
-    auto finish =
-        [&](int64_t row, int64_t column, C* at, int64_t)
-            __attribute__((always_inline)) {
-              Vec<C> h = load_as<Vec<C>>(state + row * steps.ldh + column);
-              store_as(
-                  at,
-                  load_as<Vec<C>>(at) *
-                      mlx_recurrent::elman::slope<f, VectorOps<C>>(h, one));
-            };
-    if (later) {
-      add_recurrent(
-          t,
-          later,
-          delta,
-          [&](const Tile<C>& tile)
-              __attribute__((always_inline)) { tile.each(finish); });
-    } else {
-      Tile<C>{
-          delta + steps.columns.first,
-          steps.ldh,
-          0,
-          static_cast<int>(count()),
-          steps.columns.first,
-          steps.columns.last - steps.columns.first}
-          .each(finish);
+  // Into layout.held: what step i's rows pass on to the states before them.
+  void pass_back(int64_t i, int64_t count, const C* delta) const {
+    const Terms<T>& terms = layout.terms;
+    multiply_back(
+        i,
+        count,
+        delta,
+        Sums<C>{nullptr, 0, layout.back, ldh()},
+        [](const Tile<C>&) {});
+    bool blends = terms.blends();
+    for (int64_t r = 0; r < count; ++r) {
+      for (int64_t j = steps.columns.first; j < steps.columns.last;
+           j += lanes) {
+        C* held = layout.held + r * ldh() + j;
+        Vec<C> w =
+            terms.seen(r, j, load_as<Vec<C>>(layout.back + r * ldh() + j));
+        store_as(held, blends ? load_as<Vec<C>>(held) + w : w);
+      }
     }
   }
 
-  void add_dWhh(int64_t K, const C* delta, const C* previous, C* sums) const {
+  // To the cotangents of the states before step i, or to where an episode
+  // starts with it.
+  void add_passed(int64_t i, int64_t count, C* to) const {
+    for (int64_t r = 0; r < count; ++r) {
+      const C* from = layout.held + r * ldh();
+      if (layout.running.starts(steps.rows.first + r, i)) {
+        add_columns(from, layout.sums[0]);
+      } else if (!layout.running.truncates(i)) {
+        add_columns(from, to + r * ldh());
+      }
+    }
+  }
+
+  INLINE_MEMBER void add_columns(const C* from, C* to) const {
+    for (int64_t j = steps.columns.first; j < steps.columns.last; j += lanes) {
+      store_as(to + j, load_as<Vec<C>>(to + j) + load_as<Vec<C>>(from + j));
+    }
+  }
+
+  // Divides lambda, the cotangents of the states of step i in `now`, into what
+  // passes to the states before it and what goes through f.
+  void split(
+      const Chunk& chunk,
+      int64_t i,
+      const C* known,
+      const C* before,
+      C* now) const {
+    const Terms<T>& terms = layout.terms;
+    int64_t count = chunk.count(i);
+    if (args.dleak) {
+      add_dleak(count, known, before, now);
+    }
+    for (int64_t r = 0; r < count; ++r) {
+      const C* kappa = terms.kappa_row(r);
+      for (int64_t j = steps.columns.first; j < steps.columns.last;
+           j += lanes) {
+        Vec<C> k = load_as<Vec<C>>(kappa + j);
+        C* lambda = now + r * ldh() + j;
+        Vec<C> whole = load_as<Vec<C>>(lambda);
+        store_as(layout.held + r * ldh() + j, Terms<T>::gate(C(1) - k, whole));
+        store_as(lambda, Terms<T>::gate(k, whole));
+      }
+    }
+  }
+
+  // The sum of lambda (f(a) - q) of units that were not kept.
+  void add_dleak(int64_t count, const C* a, const C* before, const C* lambda)
+      const {
+    const Terms<T>& terms = layout.terms;
+    auto add = [&](int64_t r, int64_t j, Vec<C> h) __attribute__((
+                   always_inline)) {
+      const C* q = terms.starts_row(r) ? terms.restart : before + r * ldh();
+      Vec<C> k = load_as<Vec<C>>(terms.kappa_row(r) + j);
+      Vec<C> d = load_as<Vec<C>>(lambda + r * ldh() + j) *
+          (h - load_as<Vec<C>>(q + j));
+      C* sum = layout.sums[1] + j;
+      bool kept = terms.draws_units();
+      store_as(
+          sum, load_as<Vec<C>>(sum) + (kept ? (k == C(0) ? Vec<C>{} : d) : d));
+    };
+    if constexpr (f == Activation::traced) {
+      run_program<C>(
+          *g.function,
+          layout.forward.function,
+          count,
+          steps.columns,
+          [&](int64_t r, int64_t j, C* to) __attribute__((always_inline)) {
+            store_as(to, load_as<Vec<C>>(a + r * ldh() + j));
+          },
+          add);
+    } else {
+      for (int64_t r = 0; r < count; ++r) {
+        for (int64_t j = steps.columns.first; j < steps.columns.last;
+             j += lanes) {
+          add(r,
+              j,
+              mlx_recurrent::elman::activate<f, VectorOps<C>>(
+                  load_as<Vec<C>>(a + r * ldh() + j)));
+        }
+      }
+    }
+  }
+
+  // f'(a), from what is known of it: a, or h = f(a).
+  INLINE_MEMBER Vec<C> slope_of(Vec<C> known) const {
+    using namespace mlx_recurrent::elman;
+    Vec<C> h = layout.needs_preactivations(g) ? activate<f, VectorOps<C>>(known)
+                                              : known;
+    return slope<f, VectorOps<C>>(h, splat<C>(C(1)));
+  }
+
+  INLINE_MEMBER void scale_tile(const Tile<C>& tile, const C* known) const {
+    for (int m = 0; m < tile.rows; ++m) {
+      for (int64_t j = 0; j < tile.columns; j += lanes) {
+        C* at = tile.values + m * tile.stride + j;
+        const C* from = known + (tile.row + m) * ldh() + tile.column + j;
+        store_as(
+            at,
+            load_as<Vec<C>>(at) *
+                mlx_recurrent::elman::slope<f, VectorOps<C>>(
+                    load_as<Vec<C>>(from), splat<C>(C(1))));
+      }
+    }
+  }
+
+  // delta times f'(a); a unit that was kept has none.
+  void scale_by_slopes(int64_t count, const C* known, C* delta) const {
+    bool selects = layout.terms.blends();
+    auto store =
+        [&](int64_t r, int64_t j, Vec<C> d) __attribute__((always_inline)) {
+          if (selects) {
+            Vec<C> k = load_as<Vec<C>>(layout.terms.kappa_row(r) + j);
+            d = k == C(0) ? Vec<C>{} : d;
+          }
+          store_as(delta + r * ldh() + j, d);
+        };
+    if constexpr (f == Activation::traced) {
+      run_program<C>(
+          *g.derivative,
+          layout.derivative,
+          count,
+          steps.columns,
+          [&](int64_t r, int64_t j, C* to) __attribute__((always_inline)) {
+            int64_t at = r * ldh() + j;
+            store_as(to, load_as<Vec<C>>(known + at));
+            store_as(to + kBlock<C>, load_as<Vec<C>>(delta + at));
+          },
+          store);
+    } else {
+      for (int64_t r = 0; r < count; ++r) {
+        for (int64_t j = steps.columns.first; j < steps.columns.last;
+             j += lanes) {
+          int64_t at = r * ldh() + j;
+          store(
+              r,
+              j,
+              load_as<Vec<C>>(delta + at) *
+                  slope_of(load_as<Vec<C>>(known + at)));
+        }
+      }
+    }
+  }
+
+  void add_dWhh(int64_t K, const C* delta, const C* seen, C* sums) const {
     for (int64_t p = steps.panels.first; p < steps.panels.last; ++p) {
       int64_t j0 = p * kPanel<C>;
-      const C* from = previous + j0;
+      const C* from = seen + j0;
       accumulate_outer<C>(
           K,
           delta,
-          steps.ldh,
+          ldh(),
           layout.panel,
           minimum(kPanel<C>, g.H - j0),
           0,
@@ -429,21 +682,21 @@ struct BackwardRun {
             for (int64_t j = 0; j < kPanel<C>; j += lanes) {
               store_as(to + j, load_as<Vec<C>>(from + j));
             }
-            from += steps.ldh;
+            from += ldh();
           });
     }
   }
 
-  void add_dWxh(int64_t t0, int64_t t1, const C* delta, C* sums) const {
+  void add_dWxh(const Chunk& chunk, const C* delta, C* sums) const {
+    const Terms<T>& terms = layout.terms;
     for (int64_t p = inputs.first; p < inputs.last; ++p) {
       int64_t j0 = p * kPanel<C>;
       int64_t width = minimum(kPanel<C>, g.D - j0);
-      int64_t t = t0;
-      int64_t n = steps.rows.first;
+      const RowAt* at = layout.row_at;
       accumulate_outer<C>(
-          (t1 - t0) * count(),
+          chunk.rows(),
           delta,
-          steps.ldh,
+          ldh(),
           layout.panel,
           width,
           0,
@@ -453,13 +706,12 @@ struct BackwardRun {
           [&](C* to) {
             stage_panel_row<T>(
                 to,
-                row_of<T>(g.x, n, t) + j0 * g.x.feature_stride,
+                row_of<T>(g.x, row_number(at->r), at->t) +
+                    j0 * g.x.feature_stride,
                 g.x.feature_stride,
                 width);
-            if (++n == steps.rows.last) {
-              n = steps.rows.first;
-              ++t;
-            }
+            terms.drop_inputs(at->r, to - j0, j0, j0 + width);
+            ++at;
           });
     }
   }
@@ -470,34 +722,34 @@ struct BackwardRun {
       // lose what each adds.
       Vec<C> total = {};
       for (int64_t k = 0; k < K; ++k) {
-        total += load_as<Vec<C>>(delta + k * steps.ldh + j);
+        total += load_as<Vec<C>>(delta + k * ldh() + j);
       }
       store_as(sums + j, load_as<Vec<C>>(sums + j) + total);
     }
   }
 
-  void write_dx(int64_t t0, int64_t t1, const C* delta) const {
+  void write_dx(const Chunk& chunk, const C* delta) const {
+    const Terms<T>& terms = layout.terms;
     Element<T>* out = static_cast<Element<T>*>(args.dx);
     auto row_at = [&](int64_t k) {
-      int64_t n = steps.rows.first + k % count();
-      int64_t t = t0 + k / count();
-      return out + (n * g.L + t) * g.D;
+      const RowAt& at = layout.row_at[k];
+      return out + (row_number(at.r) * g.L + at.t) * g.D;
     };
     if (g.projected) {
-      for (int64_t k = 0; k < (t1 - t0) * count(); ++k) {
+      for (int64_t k = 0; k < chunk.rows(); ++k) {
         write_row<T>(
             row_at(k),
-            delta + k * steps.ldh,
+            delta + k * ldh(),
             steps.columns.first,
             steps.columns.last);
       }
       return;
     }
     multiply<T>(
-        (t1 - t0) * count(),
+        chunk.rows(),
         g.H,
         delta,
-        steps.ldh,
+        ldh(),
         layout.Wxh,
         g.D,
         inputs.first,
@@ -506,83 +758,178 @@ struct BackwardRun {
         Sums<C>{},
         false,
         [&](const Tile<C>& tile) {
-          tile.each([&](int64_t row, int64_t column, C* at, int64_t left) {
-            store_some<T>(row_at(row) + column, load_as<Vec<C>>(at), left);
-          });
+          for (int m = 0; m < tile.rows; ++m) {
+            Element<T>* to = row_at(tile.row + m) + tile.column;
+            C* values = tile.values + m * tile.stride;
+            terms.drop_inputs(
+                layout.row_at[tile.row + m].r,
+                values - tile.column,
+                tile.column,
+                tile.column + tile.columns);
+            for (int64_t j = 0; j < tile.columns; j += lanes) {
+              store_some<T>(
+                  to + j, load_as<Vec<C>>(values + j), tile.columns - j);
+            }
+          }
         });
   }
 
-  void write_dhidden(const C* delta) const {
+  // The cotangents of the first states, from delta of the first step.
+  void write_dhidden(int64_t count, const C* delta) const {
     Element<T>* out = static_cast<Element<T>*>(args.dhidden);
-    multiply<T>(
-        count(),
-        g.H,
-        delta,
-        steps.ldh,
-        layout.transposed,
-        g.H,
-        steps.panels.first,
-        steps.panels.last,
-        steps.chains,
-        Sums<C>{},
-        false,
-        [&](const Tile<C>& tile) {
-          tile.each([&](int64_t row, int64_t column, C* at, int64_t left) {
-            store_some<T>(
-                out + (steps.rows.first + row) * g.H + column,
-                load_as<Vec<C>>(at),
-                left);
-          });
+    if (layout.is_plain(g)) {
+      multiply_back(0, count, delta, Sums<C>{}, [&](const Tile<C>& tile) {
+        tile.each([&](int64_t r, int64_t column, C* at, int64_t left) {
+          store_some<T>(
+              out + row_number(r) * g.H + column, load_as<Vec<C>>(at), left);
         });
+      });
+      return;
+    }
+    pass_back(0, count, delta);
+    for (int64_t r = 0; r < count; ++r) {
+      bool starts = layout.running.starts(steps.rows.first + r, 0);
+      C* held = layout.held + r * ldh();
+      if (starts) {
+        add_columns(held, layout.sums[0]);
+        clear(
+            held + steps.columns.first,
+            steps.columns.last - steps.columns.first);
+      }
+      if (out) {
+        write_row<T>(
+            out + row_number(r) * g.H,
+            held,
+            steps.columns.first,
+            steps.columns.last);
+      }
+    }
   }
 
   // This member's columns of the slice's sums become zero.
   void clear_sums(int slice) const {
     layout.dWhh.clear_columns(slice, steps.panels);
     layout.dWxh.clear_columns(slice, inputs);
-    layout.dbias.clear_columns(slice, steps.panels);
+    const SliceSums<T>* rows[] = {
+        &layout.dbias, &layout.drestart, &layout.dleak};
+    for (const auto* sum : rows) {
+      sum->clear_columns(slice, steps.panels);
+    }
+    clear_chunk_sums();
+  }
+
+  void clear_chunk_sums() const {
+    for (C* sum : layout.sums) {
+      clear(sum, ldh());
+    }
+  }
+
+  // What a chunk's steps have added up goes to the slice's sums.
+  void move_chunk_sums(int slice) const {
+    if (layout.is_plain(g)) {
+      return;
+    }
+    if (args.drestart) {
+      add_columns(layout.sums[0], layout.drestart.of(slice));
+    }
+    if (args.dleak) {
+      add_columns(layout.sums[1], layout.dleak.of(slice));
+    }
+    clear_chunk_sums();
+  }
+
+  // Results of rows and steps that nothing else writes.
+  void write_rest(Range positions) const {
+    Element<T>* dx = static_cast<Element<T>*>(args.dx);
+    Element<T>* dhidden = static_cast<Element<T>*>(args.dhidden);
+    for (int64_t p = positions.first; p < positions.last; ++p) {
+      if (!shares.takes(p)) {
+        continue;
+      }
+      int64_t row = layout.running.row(p), length = layout.running.length(p);
+      int64_t begin = g.keep_latest ? 0 : length;
+      if (dx) {
+        clear(dx + (row * g.L + begin) * g.D, (g.L - begin) * g.D);
+      }
+      if (dhidden && length == 0) {
+        copy_or_clear_row<T>(dhidden + row * g.H, args.dstate, row, g.H);
+      } else if (dhidden && g.keep_latest) {
+        clear(dhidden + row * g.H, g.H);
+      }
+    }
+    if (g.keep_latest) {
+      shares.after_step(); // some of it is written once more
+    }
   }
 
   void run_slice(int slice) const {
     clear_sums(slice);
-    int64_t block = count() * steps.ldh;
+    Range all = shares.rows(slice);
+    write_rest(all);
+    if (!g.keep_latest) {
+      int64_t most = layout.running.most_steps(all);
+      run_chunks(slice, all, 0, ceil_div(most, layout.steps));
+      return;
+    }
+    // Rows whose last blocks are the same, together: nothing passes to the
+    // blocks before.
+    for (Range rows = all; rows.first < all.last; rows.first = rows.last) {
+      int64_t block = last_block(rows.first);
+      rows.last = rows.first + 1;
+      while (rows.last < all.last && last_block(rows.last) == block) {
+        ++rows.last;
+      }
+      run_chunks(slice, rows, block, block + 1);
+    }
+  }
+
+  int64_t last_block(int64_t position) const {
+    int64_t length = layout.running.length(position);
+    return length > 0 ? (length - 1) / layout.steps : 0;
+  }
+
+  // Of these rows, chunks [first, last), from the last to the first.
+  void run_chunks(int slice, Range rows, int64_t first, int64_t last) const {
+    steps.begin(rows);
+    int64_t most = layout.running.most_steps(rows);
     const C* later = nullptr;
     int which = 0;
-    for (int64_t c = ceil_div(g.L, layout.steps) - 1; c >= 0; --c, which ^= 1) {
-      int64_t t0 = c * layout.steps;
-      int64_t t1 = minimum(t0 + layout.steps, g.L);
+    int64_t count = 0;
+    for (int64_t c = last - 1; c >= first && most > 0; --c, which ^= 1) {
+      Chunk chunk =
+          chunk_at(c * layout.steps, minimum((c + 1) * layout.steps, most));
+      count = chunk.count(chunk.first);
       C* delta = layout.delta[which];
-      bool before = load_states(t0, t1);
-      load_cotangents(t0, t1, delta);
-      for (int64_t t = t1 - 1; t >= t0; --t) {
-        C* now = delta + (t - t0) * block;
-        const C* known = f == Activation::traced
-            ? layout.a + (t - t0) * block
-            : layout.states + (t - t0 + 1) * block;
-        step(t, later, known, now);
-        later = now;
+      C* states = layout.states + count * ldh();
+      bool any = load_states(chunk, states);
+      load_cotangents(chunk, delta);
+      for (int64_t i = chunk.last - 1; i >= chunk.first; --i) {
+        step(chunk, i, states, later, delta);
+        later = delta + chunk.begin(i) * ldh();
       }
-      int64_t K = (t1 - t0) * count();
       if (args.dWhh) {
-        int64_t skipped = before ? 0 : 1;
+        int64_t skipped = any ? 0 : count;
+        const C* seen = layout.is_plain(g) ? layout.states : layout.seen;
         add_dWhh(
-            K - skipped * count(),
-            delta + skipped * block,
-            layout.states + skipped * block,
+            chunk.rows() - skipped,
+            delta + skipped * ldh(),
+            seen + skipped * ldh(),
             layout.dWhh.of(slice));
       }
       if (args.dWxh) {
-        add_dWxh(t0, t1, delta, layout.dWxh.of(slice));
+        add_dWxh(chunk, delta, layout.dWxh.of(slice));
       }
       if (args.dbias) {
-        add_dbias(K, delta, layout.dbias.of(slice));
+        add_dbias(chunk.rows(), delta, layout.dbias.of(slice));
       }
       if (args.dx) {
-        write_dx(t0, t1, delta);
+        write_dx(chunk, delta);
       }
+      move_chunk_sums(slice);
     }
-    if (args.dhidden && later) {
-      write_dhidden(later);
+    if (later && first == 0 && (args.dhidden || args.drestart)) {
+      write_dhidden(count, later);
+      move_chunk_sums(slice);
     }
   }
 };
@@ -598,14 +945,18 @@ static void run_backward(
   Shares shares{p, member, g.N};
   Arena arena = arena_at(scratch);
   BackwardLayout<T> layout(arena, args, shares);
-  ForwardSteps<T, f> steps(g, shares, layout.forward);
+  ForwardSteps<T, f> steps(
+      g, shares, layout.running, layout.terms, layout.forward);
   BackwardRun<T, f> run{
       args, g, shares, layout, steps, shares.panels(panel_count<C>(g.D))};
   run.pack_weights();
+  layout.terms.prepare();
+  if (member.index == 0) {
+    layout.running.prepare(p);
+  }
   wait(member);
   if (g.L > 0) {
     for (int s = shares.first_slice(); s < p.slices; s += shares.slice_step()) {
-      steps.rows = shares.rows(s);
       run.run_slice(s);
     }
   } else {
@@ -620,7 +971,10 @@ static void run_backward(
   wait(member);
   layout.dWhh.write(shares.once(g.H));
   layout.dWxh.write(shares.once(g.H));
-  layout.dbias.write(shares.once(1));
+  const SliceSums<T>* rows[] = {&layout.dbias, &layout.drestart, &layout.dleak};
+  for (const auto* sum : rows) {
+    sum->write(shares.once(1));
+  }
 }
 
 } // namespace

@@ -88,7 +88,7 @@ static void run_linear_scan(
       shares.after_step();
     }
     for (int64_t i = 0; i < g.L; ++i) {
-      int64_t t = g.reverse ? g.L - 1 - i : i;
+      int64_t t = g.transposed ? g.L - 1 - i : i;
       const C* before = layout.carried[i & 1];
       C* after = layout.carried[(i + 1) & 1];
       auto finish =

@@ -25,8 +25,10 @@ INLINE Words rotated(Words x, int by) {
 }
 
 // A probability as a bound of words: those below it are hits.
-INLINE uint64_t bound_of(double probability) {
-  return static_cast<uint64_t>(__builtin_nearbyint(probability * 4294967296.0));
+INLINE uint32_t bound_of(double probability) {
+  constexpr double kWords = 4294967296.0;
+  double bound = __builtin_nearbyint(probability * kWords);
+  return static_cast<uint32_t>(bound < kWords ? bound : kWords - 1);
 }
 
 struct Generator {

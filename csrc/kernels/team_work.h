@@ -95,6 +95,10 @@ struct Shares {
   INLINE_MEMBER int slice_step() const {
     return by_units() ? 1 : member.count;
   }
+  // Whether this member does what is done once for a row of its slice.
+  INLINE_MEMBER bool takes(int64_t position) const {
+    return !by_units() || position % member.count == member.index;
+  }
   // Members that work on one step together meet after it.
   INLINE_MEMBER void after_step() const {
     if (by_units()) {
