@@ -51,10 +51,22 @@ const std::vector<Field>& fields() {
       {"projected", &Case::projected, {}},
       {"bias", &Case::bias, {}},
       {"hidden", &Case::hidden, {}},
+      {"restart", &Case::restart, {}},
+      {"leak", &Case::leak, {}},
+      {"lengths", &Case::lengths, {"all", "any", "equal", "none", "beyond"}},
+      {"reset", &Case::reset, {"nowhere", "some", "everywhere", "first"}},
+      {"reverse", &Case::reverse, {}},
+      {"truncate_every", &Case::truncate_every, {}},
+      {"zoneout", &Case::zoneout, {}},
+      {"recurrent_dropout", &Case::recurrent_dropout, {}},
+      {"input_dropout", &Case::input_dropout, {}},
+      {"sets", &Case::sets, {}},
+      {"alpha", &Case::alpha, {}},
       {"beta", &Case::beta, {}},
       {"gamma", &Case::gamma, {}},
-      {"reverse", &Case::reverse, {}},
+      {"transposed", &Case::transposed, {}},
       {"keep_every", &Case::keep_every, {}},
+      {"keep_latest", &Case::keep_latest, {}},
       {"state", &Case::state, {}},
       {"dstates", &Case::dstates, {}},
       {"preactivations", &Case::preactivations, {}},
@@ -88,10 +100,19 @@ void Case::settle() {
   bool layer = which() == Entry::forward || which() == Entry::backward;
   bool scan = which() == Entry::linear_scan;
   bool pointwise = which() == Entry::pointwise;
+  bool traced = layer && activation == static_cast<int64_t>(Activation::traced);
   if (!layer) {
-    activation = projected = keep_every = 0;
+    activation = projected = keep_every = keep_latest = 0;
+    leak = zoneout = recurrent_dropout = input_dropout = 0;
+    state = 1;
   }
-  if (!pointwise && activation != static_cast<int64_t>(Activation::traced)) {
+  if (!layer && !scan) {
+    hidden = restart = lengths = reset = reverse = truncate_every = 0;
+  }
+  if (!scan) {
+    alpha = beta = gamma = transposed = 0;
+  }
+  if (!pointwise && !traced) {
     program = 0;
   }
   if (pointwise) {
@@ -100,26 +121,30 @@ void Case::settle() {
   }
   if (scan || projected) {
     D = H;
-    bias = 0;
+    bias = input_dropout = 0;
+  }
+  if (transposed) {
+    hidden = restart = 0;
   }
   if (which() == Entry::outer_sum) {
     bias = 0;
-  }
-  if (!layer && !scan) {
-    hidden = 0;
-  }
-  if (!scan) {
-    beta = gamma = reverse = 0;
   }
   if (which() != Entry::backward) {
     wanted = want_all;
     dstates = 1;
   }
-  if (!layer) {
-    state = 1;
+  if (zoneout == 0 && recurrent_dropout == 0 && input_dropout == 0) {
+    sets = 1;
   }
-  if (keep_every > 0 ||
-      activation != static_cast<int64_t>(Activation::traced)) {
+  if (keep_every == 0) {
+    keep_latest = 0;
+  }
+  if (keep_latest) {
+    // What is left of the states is enough for nothing else.
+    truncate_every = keep_every;
+    dstates = which() != Entry::backward;
+  }
+  if (keep_every > 0 || !(traced || leak)) {
     preactivations = 1;
   }
   if (split == 0) {
@@ -133,7 +158,9 @@ void Case::settle() {
 }
 
 std::string Case::text() const {
-  const Case ordinary;
+  Case ordinary;
+  ordinary.entry = entry;
+  ordinary.settle();
   std::string out;
   for (const Field& field : fields()) {
     int64_t value = this->*field.value;

@@ -37,6 +37,26 @@ void fit(Case& c, int64_t Case::* keep = nullptr) {
   }
 }
 
+// Some of the optional terms of a recurrence, or all.
+void draw_options(Case& c, Random& random) {
+  auto sometimes = [&] { return random.whole(0, 2) == 0; };
+  auto probability = [&] {
+    const int64_t some[] = {1, 100, 300, 500};
+    return sometimes() ? some[random.whole(0, 3)] : 0;
+  };
+  c.restart = sometimes();
+  c.leak = sometimes();
+  c.lengths = sometimes() ? random.whole(1, kLengths - 1) : 0;
+  c.reset = sometimes() ? random.whole(1, kResets - 1) : 0;
+  c.reverse = sometimes();
+  c.truncate_every = sometimes() ? random.whole(1, 12) : 0;
+  c.zoneout = probability();
+  c.recurrent_dropout = probability();
+  c.input_dropout = probability();
+  c.sets = sometimes() ? random.whole(2, 3) : 1;
+  c.keep_latest = sometimes();
+}
+
 Case drawn(Random& random) {
   Case c;
   c.entry = random.whole(0, kEntries - 1);
@@ -52,7 +72,8 @@ Case drawn(Random& random) {
   c.hidden = random.whole(0, 1);
   c.beta = random.whole(0, 1);
   c.gamma = random.whole(0, 1);
-  c.reverse = random.whole(0, 1);
+  c.alpha = random.whole(0, 1);
+  c.transposed = random.whole(0, 1);
   c.keep_every = random.whole(0, 1) ? 0 : random.whole(1, 12);
   c.state = random.whole(0, 1);
   c.dstates = random.whole(0, 3) > 0;
@@ -64,6 +85,9 @@ Case drawn(Random& random) {
   c.slices = random.whole(0, 1) ? c.threads : random.whole(1, kMostMembers);
   c.members = random.whole(0, 1) ? c.threads : random.whole(1, c.threads);
   c.seed = random.whole(0, 1'000'000'000);
+  if (random.whole(0, 1)) {
+    draw_options(c, random);
+  }
   return c;
 }
 
