@@ -10,6 +10,7 @@
 #include <string>
 #include <variant>
 
+#include "activation.h"
 #include "kernels/partition.h"
 #include "kernels/rates.h"
 #include "kernels/team.h"
@@ -21,28 +22,13 @@
 #include "primitives/reading.h"
 #include "primitives/recurrence.h"
 #include "primitives/traced.h"
+#include "streaming_bindings.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
 using namespace mlx_recurrent;
 
 namespace {
-
-kernels::Activation activation_named(const std::string& name) {
-  if (name == "tanh") {
-    return kernels::Activation::tanh;
-  }
-  if (name == "relu") {
-    return kernels::Activation::relu;
-  }
-  if (name == "sigmoid") {
-    return kernels::Activation::sigmoid;
-  }
-  if (name == "identity") {
-    return kernels::Activation::identity;
-  }
-  throw std::invalid_argument("[mlx_recurrent] no activation named " + name);
-}
 
 nb::dict described(const kernels::Partition& p) {
   nb::dict d;
@@ -89,20 +75,50 @@ NB_MODULE(_native, m) {
          const std::optional<mx::array>& hidden,
          const std::variant<std::string, std::shared_ptr<Traced>>& activation,
          const std::variant<bool, std::string>& return_state,
-         mx::StreamOrDevice stream) -> nb::object {
+         mx::StreamOrDevice stream,
+         const std::optional<mx::array>& lengths,
+         const std::optional<mx::array>& reset,
+         bool reverse,
+         const std::optional<mx::array>& hidden0,
+         const std::optional<mx::array>& leak,
+         double zoneout,
+         double recurrent_dropout,
+         double input_dropout,
+         const std::optional<mx::array>& key,
+         int checkpoint_every,
+         int truncate_every,
+         int flips) -> nb::object {
         const bool* whether = std::get_if<bool>(&return_state);
         bool only = !whether;
         const std::string* name = std::get_if<std::string>(&activation);
+        RecurrenceForm form{
+            name ? activation_named(*name) : kernels::Activation::traced};
+        form.zoneout = zoneout;
+        form.recurrent_dropout = recurrent_dropout;
+        form.input_dropout = input_dropout;
+        form.returns_state = only || *whether;
+        form.keep_preactivations = checkpoint_every == 0;
+        if (only) {
+          form.keep_latest = checkpoint_every == 0 && truncate_every > 0;
+          form.keep_every = checkpoint_every > 0 ? checkpoint_every
+              : truncate_every > 0               ? truncate_every
+                                                 : keep_square_root;
+        }
+        if (!name) {
+          form.function = std::get<std::shared_ptr<Traced>>(activation);
+        }
+        Course course;
+        course.form = {
+            reverse,
+            flips,
+            truncate_every,
+            lengths.has_value(),
+            reset.has_value()};
+        course.lengths = lengths;
+        course.reset = reset;
         Arrays outputs = recurrence(
-            x,
-            Wxh,
-            bias,
-            Whh,
-            hidden,
-            name ? activation_named(*name) : kernels::Activation::traced,
-            only ? keep_square_root : keep_all,
-            only || *whether,
-            name ? nullptr : std::get<std::shared_ptr<Traced>>(activation),
+            {x, Whh, Wxh, bias, hidden, hidden0, leak, key, course},
+            form,
             mx::to_stream(stream));
         return !only && !*whether ? nb::cast(outputs[0])
             : only ? nb::cast(outputs[1])
@@ -115,7 +131,19 @@ NB_MODULE(_native, m) {
       "hidden"_a.none(),
       "activation"_a,
       "return_state"_a,
-      "stream"_a.none());
+      "stream"_a.none(),
+      "lengths"_a.none() = nb::none(),
+      "reset"_a.none() = nb::none(),
+      "reverse"_a = false,
+      "hidden0"_a.none() = nb::none(),
+      "leak"_a.none() = nb::none(),
+      "zoneout"_a = 0.0,
+      "recurrent_dropout"_a = 0.0,
+      "input_dropout"_a = 0.0,
+      "key"_a.none() = nb::none(),
+      "checkpoint_every"_a = 0,
+      "truncate_every"_a = 0,
+      "flips"_a = -1);
 
   m.def(
       "widen",
@@ -178,6 +206,7 @@ NB_MODULE(_native, m) {
             return Traced::of(reading.expression, dtype);
           },
           "dtype"_a);
+  bind_streaming(m);
   m.def("read", &read_call, "result"_a, "argument"_a);
   m.def(
       "pre_activation",

@@ -39,15 +39,16 @@ INLINE int64_t forward_chunk_steps(int64_t L, int64_t rows, int64_t row_bytes) {
 }
 
 // The part of the scratch memory that running steps forward needs; none where
-// there are no steps.
+// there are no steps. First what `prepare` fills, in places that no number of
+// steps moves.
 template <class T>
 struct ForwardMemory {
   typedef Compute<T> C;
   Panels<T> Whh; // Whh^T
   Panels<T> Wxh; // Wxh^T
   C* bias;
-  C* x;                      // (steps * rows, ldd), by member
   ProgramMemory<C> function; // where the activation is traced
+  C* x;                      // (steps * rows, ldd), by member
 
   // `chains` are those of the products with Whh.
   ForwardMemory(
@@ -64,11 +65,11 @@ struct ForwardMemory {
         arena, steps > 0 ? g.H : 0, g.H, stays_stored<T>(chains));
     Wxh = take_panels<T>(arena, projects ? g.D : 0, g.H, false);
     bias = arena.take<C>(steps > 0 ? leading_dimension<C>(g.H) : 0);
-    int64_t staged = projects ? steps * rows * ldd : 0;
-    x = arena.take<C>(p.threads * staged) + member * staged;
     if (steps > 0 && g.activation == Activation::traced) {
       function = ProgramMemory<C>(arena, *g.function, p, member);
     }
+    int64_t staged = projects ? steps * rows * ldd : 0;
+    x = arena.take<C>(p.threads * staged) + member * staged;
   }
 };
 
@@ -640,7 +641,9 @@ static void run_forward(
     }
     return;
   }
-  steps.prepare();
+  if (!args.prepared) {
+    steps.prepare();
+  }
   layout.terms.prepare();
   if (member.index == 0) {
     layout.running.prepare(p);

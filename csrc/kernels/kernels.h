@@ -223,6 +223,9 @@ struct ForwardArgs {
   // (N, L, H), of the type that is computed with: what a traced activation was
   // given; null: not wanted. Only where all states are kept.
   void* preactivations = nullptr;
+  // The scratch memory holds the weights already: as a run of the same layer
+  // left it, with N rows on as many threads, and at least as many steps.
+  bool prepared = false;
 };
 
 // The vector-Jacobian product of the recurrence. Outputs that are null are not

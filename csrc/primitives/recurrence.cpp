@@ -2,7 +2,6 @@
 
 #include <cmath>
 
-#include "kernels/elman.h"
 #include "mlx/transforms.h"
 #include "primitives/arithmetic.h"
 #include "primitives/batching.h"
@@ -10,7 +9,7 @@
 #include "primitives/launch.h"
 #include "primitives/linear_scan.h"
 #include "primitives/matmul.h"
-#include "primitives/pointwise.h"
+#include "primitives/recurrence_terms.h"
 #include "primitives/references.h"
 #include "primitives/time.h"
 
@@ -18,77 +17,8 @@ namespace mlx_recurrent {
 
 namespace {
 
-// A number of an expression, for the formulas of elman.h.
-struct Symbol {
-  Expression* e;
-  int node;
-
-  friend Symbol operator-(const Symbol& x, const Symbol& y) {
-    return {x.e, x.e->operation(kernels::Op::subtract, x.node, y.node)};
-  }
-  friend Symbol operator*(const Symbol& x, const Symbol& y) {
-    return {x.e, x.e->operation(kernels::Op::multiply, x.node, y.node)};
-  }
-};
-
-struct SymbolOps {
-  static Symbol where_positive(const Symbol& h, const Symbol& one) {
-    Expression& e = *h.e;
-    int zero = e.constant(0);
-    int positive = e.operation(kernels::Op::greater, h.node, zero);
-    return {&e, e.operation(kernels::Op::select, positive, one.node, zero)};
-  }
-};
-
-// f'(a) as a function of h = f(a).
-template <kernels::Activation f>
-mx::array slope_at(const mx::array& h, const mx::Stream& s) {
-  Expression e;
-  Symbol value{&e, e.argument(0)};
-  Symbol one{&e, e.constant(1)};
-  e.set_result(elman::slope<f, SymbolOps>(value, one).node);
-  return pointwise(h, Traced::of(e, h.dtype()), s);
-}
-
 std::optional<mx::array> input_at(const Arrays& inputs, int i) {
   return i < 0 ? std::nullopt : std::optional(inputs[i]);
-}
-
-// a = z + Whh h_{t-1} of all steps, from the states.
-mx::array pre_activations(
-    const RecurrenceForm& form,
-    const Arrays& inputs,
-    const mx::array& states,
-    const mx::Stream& s) {
-  const mx::array& x = inputs[form.x];
-  mx::array z = form.projected
-      ? x
-      : matmul(x, inputs[form.Wxh()], input_at(inputs, form.bias()), s);
-  auto hidden = input_at(inputs, form.hidden());
-  mx::array before = step_before(states, hidden, false, s);
-  return add(z, matmul(before, inputs[form.Whh], {}, s), s);
-}
-
-// f'(a), from h = f(a) where that is enough; absent where it is 1.
-std::optional<mx::array> slope(
-    const RecurrenceForm& form,
-    const Arrays& inputs,
-    const mx::array& h,
-    const mx::Stream& s) {
-  switch (form.activation) {
-    case kernels::Activation::tanh:
-      return slope_at<kernels::Activation::tanh>(h, s);
-    case kernels::Activation::relu:
-      return slope_at<kernels::Activation::relu>(h, s);
-    case kernels::Activation::sigmoid:
-      return slope_at<kernels::Activation::sigmoid>(h, s);
-    case kernels::Activation::identity:
-      return std::nullopt;
-    case kernels::Activation::traced:
-      return pointwise_slope(
-          pre_activations(form, inputs, h, s), form.function, s);
-  }
-  throw std::invalid_argument("[mlx_recurrent] no such activation");
 }
 
 // The outputs for the first of these inputs, which are in the form's order.
@@ -113,6 +43,8 @@ mx::array states_of(
     const Arrays& inputs,
     const mx::Stream& s) {
   form.keep_every = keep_all;
+  form.keep_latest = false;
+  form.keep_preactivations = false;
   form.returns_state = false;
   return outputs_of(form, inputs, s)[0];
 }
@@ -152,6 +84,10 @@ mx::Shape states_shape(
   auto Wxh = input_at(inputs, form.Wxh());
   auto bias = input_at(inputs, form.bias());
   auto hidden = input_at(inputs, form.hidden());
+  auto restart = input_at(inputs, form.restart());
+  auto leak = input_at(inputs, form.leak());
+  auto key = input_at(inputs, form.key());
+  Arrays own(inputs.begin(), inputs.begin() + form.inputs());
   bool fits = has_kernels(x.dtype()) && Whh.ndim() >= 2 &&
       x.ndim() >= Whh.ndim() && form.keep_every >= keep_square_root;
   int sets = fits ? static_cast<int>(Whh.ndim()) - 2 : 0;
@@ -160,8 +96,14 @@ mx::Shape states_shape(
       (Wxh ? Wxh->shape() == with_tail(Whh, 1, {x.shape(-1)})
            : x.shape(-1) == H) &&
       (!bias || bias->shape() == with_tail(Whh, 1, {})) &&
-      (!hidden || hidden->shape() == with_tail(x, 2, {H}));
-  for (int i = 0; i < form.inputs(); ++i) {
+      (!hidden || hidden->shape() == with_tail(x, 2, {H})) &&
+      (!restart || restart->shape() == with_tail(Whh, 1, {})) &&
+      (!leak || leak->shape() == with_tail(Whh, 1, {})) &&
+      (!key ||
+       (key->dtype() == mx::uint32 &&
+        key->shape() == with_tail(Whh, 2, {2}))) &&
+      mlx_recurrent::fits(form.course, own, x);
+  for (int i = 0; i < form.numbers(); ++i) {
     fits = fits && inputs[i].dtype() == x.dtype();
   }
   expect(fits, name);
@@ -183,6 +125,13 @@ std::vector<kernels::RecurrenceArgs> arguments(
   if (form.function) {
     operands.hold(form.function);
   }
+  Arrays own(inputs.begin(), inputs.begin() + form.inputs());
+  std::vector<kernels::Course> runs =
+      courses(form.course, own, inputs[form.x], sizes.sets, sizes.N, operands);
+  auto vector = [&](int input, int64_t set) {
+    return input < 0 ? kernels::Vector{nullptr, 0}
+                     : Operands::vector(inputs[input], set);
+  };
   for (int64_t i = 0; i < sizes.sets; ++i) {
     kernels::RecurrenceArgs args{};
     args.N = sizes.N;
@@ -199,12 +148,26 @@ std::vector<kernels::RecurrenceArgs> arguments(
     if (!form.projected) {
       args.Wxh = Operands::matrix(inputs[form.Wxh()], i);
     }
-    if (form.has_bias) {
-      args.bias = Operands::vector(inputs[form.bias()], i);
+    args.bias = vector(form.bias(), i);
+    args.restart = vector(form.restart(), i);
+    args.leak = vector(form.leak(), i);
+    args.course = runs[i];
+    if (form.has_key()) {
+      kernels::Vector key = vector(form.key(), i);
+      int first = sizes.axes + form.repeated_axes;
+      const mx::array& x = inputs[form.x];
+      args.draws = {
+          static_cast<const uint32_t*>(key.data),
+          key.stride,
+          size_between(x, first, static_cast<int>(x.ndim()) - 2),
+          form.zoneout,
+          form.recurrent_dropout,
+          form.input_dropout};
     }
     args.Whh = Operands::matrix(inputs[form.Whh], i);
     args.hidden = of_set(hidden, i, sizes.N);
     args.keep_every = kept_every(form, sizes.L);
+    args.keep_latest = form.keep_latest;
     sets.push_back(args);
   }
   return sets;
@@ -222,6 +185,14 @@ kernels::Partition partition_of(
       compute_bytes(x.dtype()),
       machine_now(),
       sizes.sets);
+}
+
+// `all` with others in these places.
+Arrays replaced(Arrays all, const Ints& places, const Arrays& others) {
+  for (size_t k = 0; k < places.size(); ++k) {
+    all[places[k]] = others[k];
+  }
+  return all;
 }
 
 // Whether a cotangent is what MLX passes for an output that nobody used: its
@@ -250,30 +221,23 @@ bool unused(const mx::array& cotangent) {
 } // namespace
 
 Arrays recurrence(
-    const mx::array& x,
-    const std::optional<mx::array>& Wxh,
-    const std::optional<mx::array>& bias,
-    const mx::array& Whh,
-    const std::optional<mx::array>& hidden,
-    kernels::Activation activation,
-    int keep_every,
-    bool returns_state,
-    std::shared_ptr<const Traced> function,
+    const RecurrenceInputs& in,
+    RecurrenceForm form,
     const mx::Stream& stream) {
-  RecurrenceForm form{
-      activation,
-      !Wxh.has_value(),
-      bias.has_value(),
-      hidden.has_value(),
-      keep_every,
-      returns_state,
-      std::move(function)};
-  Arrays inputs{x, Whh};
-  for (const auto* optional : {&Wxh, &bias, &hidden}) {
+  form.projected = !in.Wxh;
+  form.has_bias = in.bias.has_value();
+  form.has_hidden = in.hidden.has_value();
+  form.has_restart = in.restart.has_value();
+  form.has_leak = in.leak.has_value();
+  form.course = in.course.form;
+  Arrays inputs{in.x, in.Whh};
+  for (const auto* optional :
+       {&in.Wxh, &in.bias, &in.hidden, &in.restart, &in.leak, &in.key}) {
     if (*optional) {
       inputs.push_back(**optional);
     }
   }
+  in.course.append_to(inputs);
   return outputs_of(form, inputs, stream);
 }
 
@@ -336,8 +300,8 @@ std::vector<mx::Shape> Recurrence::output_shapes(const Arrays& inputs) {
   int L = states[states.size() - 2];
   mx::Shape state(states.begin(), states.end() - 2);
   state.push_back(states.back());
-  states[states.size() - 2] =
-      static_cast<int>(kernels::kept_states(L, kept_every(form_, L)));
+  states[states.size() - 2] = static_cast<int>(
+      kernels::kept_states(L, kept_every(form_, L), form_.keep_latest));
   std::vector<mx::Shape> shapes{states};
   if (form_.returns_state) {
     shapes.push_back(state);
@@ -366,7 +330,12 @@ Arrays Recurrence::vjp(
       form_,
       all && !unused(cotangents[0]),
       form_.returns_state && !unused(cotangents[1]),
-      argnums};
+      {}};
+  for (int i : argnums) {
+    if (i < form_.numbers()) {
+      form.wanted.push_back(i);
+    }
+  }
   Arrays inputs = primals;
   // A derivative's own derivative recomputes where some are kept: nothing goes
   // through those.
@@ -381,45 +350,66 @@ Arrays Recurrence::vjp(
     // What goes through them goes through the states too.
     inputs.push_back(mx::stop_gradient(outputs[traced], s));
   }
-  return backward(form, inputs, s);
+  Arrays found = backward(form, inputs, s);
+  Arrays grads;
+  size_t next = 0;
+  for (int i : argnums) {
+    grads.push_back(
+        i < form_.numbers() ? found[next++] : mx::zeros_like(primals[i], s));
+  }
+  return grads;
 }
 
-// dy_t = g_t (dz_t + dWhh h_{t-1} + Whh dy_{t-1}), g = f'(a).
+// dh_t = (1 - k) dq_t + g (dz_t + dWhh p_t + Whh (m_h dq_t)) + dk (f(a) - q_t),
+// with g = k f'(a) and p = m_h q.
 Arrays Recurrence::jvp(
     const Arrays& primals,
     const Arrays& tangents,
     const Ints& argnums) {
   const mx::Stream& s = stream();
   mx::array y = states_of(form_, primals, s);
-  auto hidden = input_at(primals, form_.hidden());
+  RecurrenceTerms terms(form_, primals, y, s);
+  std::optional<mx::array> dz;
   std::optional<mx::array> source;
   std::optional<mx::array> first;
-  auto add = [&](const mx::array& term) {
-    source = source ? mlx_recurrent::add(*source, term, s) : term;
+  std::optional<mx::array> restart;
+  auto add_to = [&](std::optional<mx::array>& sum, const mx::array& term) {
+    sum = sum ? add(*sum, term, s) : term;
   };
   for (size_t k = 0; k < argnums.size(); ++k) {
     int i = argnums[k];
+    if (i >= form_.numbers()) {
+      continue;
+    }
     mx::array d = matched(tangents[k], primals[i], s);
     if (i == form_.x) {
-      add(form_.projected ? d : matmul(d, primals[form_.Wxh()], {}, s));
+      d = terms.with_input_factors(terms.valid(d));
+      add_to(dz, form_.projected ? d : matmul(d, primals[form_.Wxh()], {}, s));
     } else if (i == form_.Whh) {
-      add(matmul(step_before(y, hidden, false, s), d, {}, s));
+      add_to(dz, matmul(terms.seen(), d, {}, s));
     } else if (i == form_.Wxh()) {
-      add(matmul(primals[form_.x], d, {}, s));
+      add_to(dz, matmul(terms.input(), d, {}, s));
     } else if (i == form_.bias()) {
-      add(repeated_row(d, y, s));
+      add_to(dz, repeated_row(d, y, s));
+    } else if (i == form_.leak()) {
+      mx::array dk = terms.updated(repeated_row(d, y, s));
+      add_to(source, multiply(dk, terms.change(), s));
+    } else if (i == form_.restart()) {
+      restart = d;
     } else {
       first = d;
     }
   }
-  auto g = slope(form_, primals, y, s);
-  mx::array driven = source ? scaled(g, *source, s) : filled(y, 0, s);
+  if (dz) {
+    add_to(source, scaled(terms.slope(), *dz, s));
+  }
   mx::array dy =
-      linear_scan({driven, primals[form_.Whh], g, {}, first}, false, s);
+      terms.scan(source ? *source : filled(y, 0, s), false, first, restart);
   // Where only some states are kept, nobody sees them or their tangents.
   Arrays moved{dy};
   if (form_.returns_state) {
-    moved.push_back(step_at(dy, End::last, first, s));
+    Course course(form_.course, primals);
+    moved.push_back(step_at(dy, End::last, first, course, s));
   }
   if (form_.preactivations() >= 0) {
     // Nobody asks for theirs.
@@ -432,13 +422,14 @@ Arrays Recurrence::jvp(
 std::pair<Arrays, Ints> Recurrence::vmap(
     const Arrays& inputs,
     const Ints& axes) {
-  std::vector<bool> joins(form_.inputs(), false);
-  joins[form_.x] = true;
-  if (form_.has_hidden) {
-    joins[form_.hidden()] = true;
+  std::vector<bool> joins(form_.inputs());
+  for (int i = 0; i < form_.inputs(); ++i) {
+    joins[i] = form_.is_of_rows(i);
   }
   return vectorize(
-      [this](const Arrays& in, int) { return outputs_of(form_, in, stream()); },
+      [this](const Arrays& in, int more_sets) {
+        return outputs_of(form_.mapped(more_sets), in, stream());
+      },
       joins,
       true,
       form_.sets(inputs, axes),
@@ -491,6 +482,8 @@ void RecurrenceVJP::eval_cpu(const Arrays& inputs, Arrays& outputs) {
           : i == layer.Whh         ? args.dWhh
           : i == layer.Wxh()       ? args.dWxh
           : i == layer.bias()      ? args.dbias
+          : i == layer.leak()      ? args.dleak
+          : i == layer.restart()   ? args.drestart
                                    : args.dhidden;
       target =
           outputs[k].size() > 0 ? of_set(outputs[k], set, sizes.sets) : nullptr;
@@ -513,8 +506,8 @@ std::vector<mx::Shape> RecurrenceVJP::output_shapes(const Arrays& inputs) {
   };
   int L = states[states.size() - 2];
   mx::Shape kept = states;
-  kept[kept.size() - 2] =
-      static_cast<int>(kernels::kept_states(L, kept_every(layer, L)));
+  kept[kept.size() - 2] = static_cast<int>(
+      kernels::kept_states(L, kept_every(layer, L), layer.keep_latest));
   mx::Shape state(states.begin(), states.end() - 2);
   state.push_back(states.back());
   expect(
@@ -540,51 +533,74 @@ bool RecurrenceVJP::is_equivalent(const mx::Primitive& other) const {
       form_ == static_cast<const RecurrenceVJP&>(other).form_;
 }
 
-// lambda_t = c_t + Whh^T (g_{t+1} lambda_{t+1}), delta = g lambda.
+// lambda_t = c_t + what it passes on; delta = k f'(a) lambda.
 Arrays RecurrenceVJP::composed(
     const Arrays& inputs,
     const Ints& wanted,
     int more_sets) const {
   const mx::Stream& s = const_cast<RecurrenceVJP*>(this)->stream();
-  const RecurrenceForm& layer = form_.layer;
+  RecurrenceForm layer = form_.layer;
+  if (layer.has_key()) {
+    layer.repeated_axes += more_sets;
+  }
   int sets = static_cast<int>(inputs[layer.Whh].ndim()) - 2 + more_sets;
   mx::array y = layer.keep_every == keep_all ? inputs[form_.states()]
                                              : states_of(layer, inputs, s);
+  Arrays own(inputs.begin(), inputs.begin() + layer.inputs());
+  Course course(layer.course, own);
+  RecurrenceTerms terms(layer, inputs, y, s);
   std::optional<mx::array> cotangent;
   if (form_.of_states) {
     cotangent = inputs[form_.dstates()];
   }
   if (form_.of_state) {
-    mx::array last = only_at(inputs[form_.dstate()], End::last, y, s);
+    mx::array last = only_at(inputs[form_.dstate()], End::last, y, course, s);
     cotangent = cotangent ? add(*cotangent, last, s) : last;
   }
   mx::array c = cotangent ? *cotangent : filled(y, 0, s);
-  mx::array back = transposed(inputs[layer.Whh], s);
-  auto g = slope(layer, inputs, y, s);
-  mx::array lambda = linear_scan({c, back, {}, g, {}}, true, s);
-  mx::array delta = scaled(g, lambda, s);
+  mx::array lambda = terms.scan(c, true);
+  mx::array delta = scaled(terms.slope(), lambda, s);
+  // To the states before each step.
+  std::optional<mx::array> passed;
+  auto passed_on = [&]() -> const mx::array& {
+    if (!passed) {
+      mx::array back = transposed(inputs[layer.Whh], s);
+      passed = matmul(delta, back, {}, s);
+      if (const auto& factors = terms.seen_factors()) {
+        passed = gate(*factors, *passed, s);
+      }
+      if (const auto& factors = terms.passed()) {
+        passed = add(*passed, multiply(*factors, lambda, s), s);
+      }
+    }
+    return *passed;
+  };
   Arrays outputs;
   for (int i : wanted) {
     if (i == layer.x) {
-      outputs.push_back(
-          layer.projected
-              ? delta
-              : matmul(delta, transposed(inputs[layer.Wxh()], s), {}, s));
+      mx::array d = layer.projected
+          ? delta
+          : matmul(delta, transposed(inputs[layer.Wxh()], s), {}, s);
+      outputs.push_back(terms.with_input_factors(d));
     } else if (i == layer.Whh) {
-      auto hidden = input_at(inputs, layer.hidden());
-      mx::array before = step_before(y, hidden, false, s);
-      outputs.push_back(outer_sum(delta, before, sets, s));
+      outputs.push_back(outer_sum(delta, terms.seen(), sets, s));
     } else if (i == layer.Wxh()) {
-      outputs.push_back(outer_sum(delta, inputs[layer.x], sets, s));
+      outputs.push_back(outer_sum(delta, terms.input(), sets, s));
     } else if (i == layer.bias()) {
       outputs.push_back(row_sum(delta, sets, s));
+    } else if (i == layer.leak()) {
+      mx::array d = terms.updated(multiply(lambda, terms.change(), s));
+      outputs.push_back(row_sum(d, sets, s));
+    } else if (i == layer.restart()) {
+      mx::array d = only_places(passed_on(), Places::restarts, course, s);
+      outputs.push_back(row_sum(d, sets, s));
     } else {
-      mx::array first = step_at(delta, End::first, {}, s);
-      mx::array d = matmul(first, back, {}, s);
+      mx::array d = step_at(passed_on(), End::first, {}, course, s);
       if (form_.of_state) {
         // Without steps the state is what it was at first.
         auto dstate = inputs[form_.dstate()];
-        d = add(d, step_at(filled(y, 0, s), End::last, dstate, s), s);
+        mx::array none = filled(y, 0, s);
+        d = add(d, step_at(none, End::last, dstate, course, s), s);
       }
       outputs.push_back(d);
     }
@@ -605,15 +621,17 @@ Arrays RecurrenceVJP::vjp(
       matching.push_back(matched(cotangents[k], outputs[k], stream()));
     }
   }
-  auto all = mx::vjp(
-      [&](const Arrays& inputs) { return composed(inputs, used, 0); },
-      primals,
-      matching);
-  Arrays grads;
+  Arrays moving;
   for (int i : argnums) {
-    grads.push_back(all.second[i]);
+    moving.push_back(primals[i]);
   }
-  return grads;
+  return mx::vjp(
+             [&](const Arrays& at) {
+               return composed(replaced(primals, argnums, at), used, 0);
+             },
+             moving,
+             matching)
+      .second;
 }
 
 Arrays RecurrenceVJP::jvp(
@@ -628,11 +646,7 @@ Arrays RecurrenceVJP::jvp(
   }
   return mx::jvp(
              [&](const Arrays& at) {
-               Arrays inputs = primals;
-               for (size_t k = 0; k < argnums.size(); ++k) {
-                 inputs[argnums[k]] = at[k];
-               }
-               return composed(inputs, form_.wanted, 0);
+               return composed(replaced(primals, argnums, at), form_.wanted, 0);
              },
              moving,
              matching)
@@ -644,7 +658,7 @@ std::pair<Arrays, Ints> RecurrenceVJP::vmap(
     const Ints& axes) {
   const RecurrenceForm& layer = form_.layer;
   auto is_weight = [&](int i) {
-    return i < layer.inputs() && i != layer.x && i != layer.hidden();
+    return i < layer.inputs() && !layer.is_of_rows(i);
   };
   std::vector<bool> joins(inputs.size());
   bool weights_mapped = false;
@@ -661,7 +675,11 @@ std::pair<Arrays, Ints> RecurrenceVJP::vmap(
     return {composed(joined, form_.wanted, 1), Ints(form_.wanted.size(), sets)};
   }
   return vectorize(
-      [this](const Arrays& in, int) { return backward(form_, in, stream()); },
+      [this](const Arrays& in, int more_sets) {
+        BackwardForm form = form_;
+        form.layer = form.layer.mapped(more_sets);
+        return backward(form, in, stream());
+      },
       joins,
       !sums,
       sets,

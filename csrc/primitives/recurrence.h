@@ -4,6 +4,7 @@
 #pragma once
 
 #include "kernels/kernels.h"
+#include "primitives/course.h"
 #include "primitives/primitive.h"
 #include "primitives/traced.h"
 
@@ -14,20 +15,41 @@ namespace mlx_recurrent {
 constexpr int keep_all = 0;
 constexpr int keep_square_root = -1;
 
-// What a recurrence computes, beside its arrays. Weights may have leading axes
-// of sets (S...), all the same, and x and hidden then have them too.
+// What a recurrence computes, beside its arrays. Weights, which are all but x,
+// hidden and the course, may have leading axes of sets (S...), all the same,
+// and then all arrays have them.
 struct RecurrenceForm {
   kernels::Activation activation;
-  bool projected; // x is z already; there is no Wxh and no bias
-  bool has_bias;
-  bool has_hidden;
-  int keep_every;     // k, or one of the above
-  bool returns_state; // the state after the last step is a second output
+  bool projected = false; // x is z already; there is no Wxh and no bias
+  bool has_bias = false;
+  bool has_hidden = false;
+  bool has_restart = false;
+  bool has_leak = false;
+  CourseForm course;
+  // Probabilities; a key is there where one is not 0.
+  double zoneout = 0;
+  double recurrent_dropout = 0;
+  double input_dropout = 0;
+  // So many of the first axes of the batch hold calls that draw the same.
+  int repeated_axes = 0;
+  int keep_every = keep_all; // k, or one of the above
+  // Of the states of every k-th step only what a derivative needs that is cut
+  // to blocks of k steps.
+  bool keep_latest = false;
+  // Whether what the activation was given stays for the derivative, where that
+  // needs it; if not, it is computed again.
+  bool keep_preactivations = true;
+  bool returns_state = false; // the state after the last step is an output
   std::shared_ptr<const Traced> function; // where the activation is traced
 
   bool operator==(const RecurrenceForm&) const = default;
 
-  // Where an input stands among the arrays; -1 where it is absent.
+  bool has_key() const {
+    return zoneout > 0 || recurrent_dropout > 0 || input_dropout > 0;
+  }
+
+  // Where an input stands among the arrays; -1 where it is absent. The course's
+  // are the last.
   static constexpr int x = 0;
   static constexpr int Whh = 1;
   int Wxh() const {
@@ -39,14 +61,45 @@ struct RecurrenceForm {
   int hidden() const {
     return has_hidden ? 2 + !projected + has_bias : -1;
   }
-  int inputs() const {
-    return 2 + !projected + has_bias + has_hidden;
+  int restart() const {
+    return has_restart ? 2 + !projected + has_bias + has_hidden : -1;
   }
-  // Outputs: the states, the state where it is returned, and what a traced
+  int leak() const {
+    return has_leak ? numbers() - 1 : -1;
+  }
+  int key() const {
+    return has_key() ? numbers() : -1;
+  }
+  // Those that have the call's dtype, and derivatives.
+  int numbers() const {
+    return 2 + !projected + has_bias + has_hidden + has_restart + has_leak;
+  }
+  int inputs() const {
+    return numbers() + has_key() + course.inputs();
+  }
+  // The form where one more axis is mapped: of sets, or of the batch.
+  RecurrenceForm mapped(bool more_sets) const {
+    RecurrenceForm form = *this;
+    if (more_sets) {
+      form.course = with_axis_at(course, 0);
+    } else {
+      form.repeated_axes += has_key();
+    }
+    return form;
+  }
+  // Whether an input is one for each row.
+  bool is_of_rows(int i) const {
+    return i == x || (has_hidden && i == hidden()) ||
+        i >= numbers() + has_key();
+  }
+  // Outputs: the states, the state where it is returned, and what the
   // activation was given, for the derivative alone: it is computed where a
   // derivative refers to it.
   int preactivations() const {
-    return function && keep_every == keep_all ? 1 + returns_state : -1;
+    bool needed = function || has_leak;
+    return needed && keep_preactivations && keep_every == keep_all
+        ? 1 + returns_state
+        : -1;
   }
   // The number of axes of sets, but for one that is mapped.
   int sets(const Arrays& inputs, const Ints& axes) const {
@@ -54,22 +107,28 @@ struct RecurrenceForm {
   }
 };
 
-// The states (..., L, H) of h_t = f(Wxh x_t + bias + Whh h_{t-1}), or those
-// that `keep_every` keeps, and where it is asked for the state after the last
-// step (..., H): `hidden`, or zero, where there are no steps. More outputs are
-// for derivatives alone. Without Wxh, x is
-// the projected input (..., L, H). `function` is f where the activation is
-// traced.
+// The arrays of a call.
+struct RecurrenceInputs {
+  mx::array x;
+  mx::array Whh;
+  std::optional<mx::array> Wxh;
+  std::optional<mx::array> bias;
+  std::optional<mx::array> hidden;
+  std::optional<mx::array> restart;
+  std::optional<mx::array> leak;
+  std::optional<mx::array> key; // uint32 (S..., 2)
+  Course course;
+};
+
+// The states (..., L, H) of the recurrence that kernels.h describes, at their
+// places in time, or those that `keep_every` keeps, and where it is asked for
+// the state of each row after its last step (..., H): `hidden`, or zero, where
+// it has no steps. More outputs are for derivatives alone. Without Wxh, x is
+// the projected input (..., L, H). `form` says the rest; what follows from the
+// arrays is taken from them.
 Arrays recurrence(
-    const mx::array& x,
-    const std::optional<mx::array>& Wxh,
-    const std::optional<mx::array>& bias,
-    const mx::array& Whh,
-    const std::optional<mx::array>& hidden,
-    kernels::Activation activation,
-    int keep_every,
-    bool returns_state,
-    std::shared_ptr<const Traced> function,
+    const RecurrenceInputs& inputs,
+    RecurrenceForm form,
     const mx::Stream& stream);
 
 // Wxh x_t + bias + Whh previous, (..., H): what the activation is called with

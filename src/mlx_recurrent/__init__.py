@@ -20,6 +20,7 @@ from mlx_recurrent.functional import (
 )
 from mlx_recurrent.layers import RNN, Linear
 from mlx_recurrent.plan import Plan
+from mlx_recurrent.streaming import Stream
 
 __version__ = version("mlx-recurrent")
 
@@ -27,6 +28,7 @@ __all__ = [
     "RNN",
     "Linear",
     "Plan",
+    "Stream",
     "__version__",
     "accelerate",
     "exporting",

@@ -1,6 +1,8 @@
-from typing import Literal, TypedDict
+from collections.abc import Sequence
+from typing import Any, Literal, TypedDict
 
 import mlx.core as mx
+import numpy as np
 
 _Stream = mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType | None
 
@@ -33,6 +35,36 @@ class Reading:
 
     def trace(self, dtype: mx.Dtype) -> Traced:
         """Return what the kernels run. ValueError where they have no derivative."""
+
+class Stream:
+    """A layer outside the graph: its packed weights and its state, of NumPy arrays.
+
+    Weights are evaluated arrays of one floating dtype; ``dtype`` is that of the arrays,
+    float32 for bfloat16.
+    """
+
+    def __init__(
+        self,
+        Wxh: mx.array,
+        bias: mx.array | None,
+        Whh: mx.array,
+        activation: str | Traced,
+        lead: Sequence[int],
+        dtype: np.dtype,
+    ) -> None: ...
+    def run(self, x: Any, out: np.ndarray | None) -> Any:
+        """Return the states of a step ``(lead..., D)`` or a chunk ``(lead..., L, D)``.
+
+        ``NotImplemented``, and nothing done, unless ``x`` and ``out`` are contiguous
+        NumPy arrays of the shapes and the dtype that it takes, apart from each other or
+        the same.
+        """
+
+    def state(self) -> np.ndarray:
+        """Return a copy of the state, ``(lead..., H)``."""
+
+    def reset(self, hidden: np.ndarray | None) -> None:
+        """Set the state: a contiguous array of the state's shape and dtype."""
 
 def read(result: mx.array, argument: mx.array) -> Reading:
     """Read the graph between a callable's argument and its result."""

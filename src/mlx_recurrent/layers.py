@@ -7,6 +7,7 @@ from mlx_recurrent import dispatch, functional
 from mlx_recurrent.dispatch import Nonlinearity
 from mlx_recurrent.functional import ReturnState
 from mlx_recurrent.plan import Plan
+from mlx_recurrent.streaming import Array, Stream
 
 
 class RNN(recurrent.RNN):
@@ -137,6 +138,21 @@ class RNN(recurrent.RNN):
             hidden,
             nonlinearity=self.nonlinearity,
             return_state=return_state,
+        )
+
+    def stream(self, hidden: Array | None = None) -> Stream:
+        """Return the layer for real-time use: a copy that takes steps as they come.
+
+        Args:
+            hidden (array, optional): The state before the first step, ``NH`` or ``H``.
+                Its leading axes become those of every input. Default: ``None``.
+
+        Raises:
+            TypeError: If ``hidden`` is not an array.
+            ValueError: If its shape or dtype does not fit.
+        """
+        return Stream(
+            self.Wxh, self.Whh, self.bias, hidden, nonlinearity=self.nonlinearity
         )
 
 

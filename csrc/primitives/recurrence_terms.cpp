@@ -1,0 +1,289 @@
+#include "primitives/recurrence_terms.h"
+
+#include "kernels/elman.h"
+#include "primitives/arithmetic.h"
+#include "primitives/linear_scan.h"
+#include "primitives/masks.h"
+#include "primitives/matmul.h"
+#include "primitives/pointwise.h"
+#include "primitives/time.h"
+
+namespace mlx_recurrent {
+
+namespace {
+
+using kernels::Activation;
+using kernels::Op;
+
+// A number of an expression, for the formulas of elman.h.
+struct Symbol {
+  Expression* e;
+  int node;
+
+  friend Symbol operator-(const Symbol& x, const Symbol& y) {
+    return {x.e, x.e->operation(Op::subtract, x.node, y.node)};
+  }
+  friend Symbol operator*(const Symbol& x, const Symbol& y) {
+    return {x.e, x.e->operation(Op::multiply, x.node, y.node)};
+  }
+};
+
+struct SymbolOps {
+  static Symbol tanh(const Symbol& a) {
+    return {a.e, a.e->operation(Op::tanh, a.node)};
+  }
+  static Symbol logistic(const Symbol& a) {
+    return {a.e, a.e->operation(Op::sigmoid, a.node)};
+  }
+  static Symbol positive_part(const Symbol& a) {
+    int zero = a.e->constant(0);
+    int negative = a.e->operation(Op::less_equal, a.node, zero);
+    return {a.e, a.e->operation(Op::select, negative, zero, a.node)};
+  }
+  static Symbol where_positive(const Symbol& h, const Symbol& one) {
+    int zero = h.e->constant(0);
+    int positive = h.e->operation(Op::greater, h.node, zero);
+    return {h.e, h.e->operation(Op::select, positive, one.node, zero)};
+  }
+};
+
+// An elementwise function that `make` writes down, of (its argument, one).
+template <class Make>
+mx::array apply(const mx::array& a, const mx::Stream& s, Make make) {
+  Expression e;
+  Symbol argument{&e, e.argument(0)};
+  Symbol one{&e, e.constant(1)};
+  e.set_result(make(argument, one).node);
+  return pointwise(a, Traced::of(e, a.dtype()), s);
+}
+
+template <Activation f>
+mx::array activation_of(const mx::array& a, const mx::Stream& s) {
+  return apply(a, s, [](const Symbol& x, const Symbol&) {
+    return elman::activate<f, SymbolOps>(x);
+  });
+}
+
+// f'(a) as a function of h = f(a).
+template <Activation f>
+mx::array slope_at(const mx::array& h, const mx::Stream& s) {
+  return apply(h, s, [](const Symbol& x, const Symbol& one) {
+    return elman::slope<f, SymbolOps>(x, one);
+  });
+}
+
+// 1 - a.
+mx::array complement(const mx::array& a, const mx::Stream& s) {
+  return apply(
+      a, s, [](const Symbol& x, const Symbol& one) { return one - x; });
+}
+
+mx::array negative(const mx::array& a, const mx::Stream& s) {
+  return apply(a, s, [](const Symbol& x, const Symbol&) {
+    return Symbol{x.e, x.e->operation(Op::negative, x.node)};
+  });
+}
+
+template <class Value, class Make>
+const Value& once(std::optional<Value>& made, Make make) {
+  if (!made) {
+    made.emplace(make());
+  }
+  return *made;
+}
+
+} // namespace
+
+RecurrenceTerms::RecurrenceTerms(
+    const RecurrenceForm& form,
+    const Arrays& inputs,
+    const mx::array& states,
+    const mx::Stream& stream)
+    : form_(form),
+      inputs_(inputs),
+      states_(states),
+      s_(stream),
+      course_(
+          form.course,
+          Arrays(inputs.begin(), inputs.begin() + form.inputs())) {
+}
+
+mx::array RecurrenceTerms::valid(const mx::array& a) const {
+  return course_.lengths ? only_places(a, Places::valid, course_, s_) : a;
+}
+
+mx::array RecurrenceTerms::mask(
+    kernels::Drawn what,
+    double probability,
+    const mx::array& like) const {
+  const mx::array& key = inputs_[form_.key()];
+  int first =
+      static_cast<int>(inputs_[form_.Whh].ndim()) - 2 + form_.repeated_axes;
+  int64_t rows = size_between(like, first, static_cast<int>(like.ndim()) - 2);
+  return mlx_recurrent::mask(
+      key, like, what, probability, static_cast<int>(rows), s_);
+}
+
+const std::optional<mx::array>& RecurrenceTerms::input_factors() {
+  return once(input_factors_, [&]() -> std::optional<mx::array> {
+    if (form_.input_dropout == 0) {
+      return {};
+    }
+    return mask(
+        kernels::Drawn::input_dropout, form_.input_dropout, inputs_[form_.x]);
+  });
+}
+
+const std::optional<mx::array>& RecurrenceTerms::seen_factors() {
+  return once(seen_factors_, [&]() -> std::optional<mx::array> {
+    if (form_.recurrent_dropout == 0) {
+      return {};
+    }
+    return mask(
+        kernels::Drawn::recurrent_dropout, form_.recurrent_dropout, states_);
+  });
+}
+
+const std::optional<mx::array>& RecurrenceTerms::kept() {
+  return once(kept_, [&]() -> std::optional<mx::array> {
+    if (form_.zoneout == 0) {
+      return {};
+    }
+    return mask(kernels::Drawn::zoneout, form_.zoneout, states_);
+  });
+}
+
+mx::array RecurrenceTerms::with_input_factors(const mx::array& a) {
+  const auto& factors = input_factors();
+  return factors ? gate(*factors, a, s_) : a;
+}
+
+mx::array RecurrenceTerms::updated(const mx::array& a) {
+  const auto& factors = kept();
+  return factors ? gate(*factors, a, s_) : a;
+}
+
+const mx::array& RecurrenceTerms::input() {
+  return once(
+      input_, [&] { return with_input_factors(valid(inputs_[form_.x])); });
+}
+
+const mx::array& RecurrenceTerms::before() {
+  return once(before_, [&] {
+    auto hidden = input_at(form_.hidden());
+    mx::array q = step_before(states_, hidden, course_, s_);
+    if (auto restart = input_at(form_.restart())) {
+      mx::array rows = repeated_row(*restart, states_, s_);
+      q = add(q, only_places(rows, Places::restarts, course_, s_), s_);
+    }
+    return q;
+  });
+}
+
+const mx::array& RecurrenceTerms::seen() {
+  return once(seen_, [&] {
+    const auto& factors = seen_factors();
+    return factors ? gate(*factors, before(), s_) : before();
+  });
+}
+
+// a = z + Whh (m_h q), of all steps.
+const mx::array& RecurrenceTerms::pre_activations() {
+  return once(pre_activations_, [&] {
+    mx::array z = form_.projected
+        ? input()
+        : matmul(input(), inputs_[form_.Wxh()], input_at(form_.bias()), s_);
+    return add(z, matmul(seen(), inputs_[form_.Whh], {}, s_), s_);
+  });
+}
+
+const mx::array& RecurrenceTerms::activations() {
+  return once(activations_, [&] {
+    if (!form_.has_leak) {
+      return states_; // but for units that were kept, whose slope is 0
+    }
+    const mx::array& a = pre_activations();
+    switch (form_.activation) {
+      case Activation::tanh:
+        return activation_of<Activation::tanh>(a, s_);
+      case Activation::relu:
+        return activation_of<Activation::relu>(a, s_);
+      case Activation::sigmoid:
+        return activation_of<Activation::sigmoid>(a, s_);
+      case Activation::identity:
+        return a;
+      case Activation::traced:
+        return pointwise(a, form_.function, s_);
+    }
+    throw std::invalid_argument("[mlx_recurrent] no such activation");
+  });
+}
+
+const mx::array& RecurrenceTerms::change() {
+  return once(
+      change_, [&] { return add(activations(), negative(before(), s_), s_); });
+}
+
+std::optional<mx::array> RecurrenceTerms::activation_slope() {
+  switch (form_.activation) {
+    case Activation::tanh:
+      return slope_at<Activation::tanh>(activations(), s_);
+    case Activation::relu:
+      return slope_at<Activation::relu>(activations(), s_);
+    case Activation::sigmoid:
+      return slope_at<Activation::sigmoid>(activations(), s_);
+    case Activation::identity:
+      return {};
+    case Activation::traced:
+      return pointwise_slope(pre_activations(), form_.function, s_);
+  }
+  throw std::invalid_argument("[mlx_recurrent] no such activation");
+}
+
+const std::optional<mx::array>& RecurrenceTerms::rate() {
+  return once(rate_, [&]() -> std::optional<mx::array> {
+    auto leak = input_at(form_.leak());
+    if (!leak) {
+      return kept();
+    }
+    return updated(repeated_row(*leak, states_, s_));
+  });
+}
+
+const std::optional<mx::array>& RecurrenceTerms::passed() {
+  return once(passed_, [&]() -> std::optional<mx::array> {
+    const auto& k = rate();
+    return k ? std::optional(complement(*k, s_)) : std::nullopt;
+  });
+}
+
+const std::optional<mx::array>& RecurrenceTerms::slope() {
+  return once(slope_, [&]() -> std::optional<mx::array> {
+    std::optional<mx::array> g = activation_slope();
+    if (auto leak = input_at(form_.leak())) {
+      mx::array rows = repeated_row(*leak, states_, s_);
+      g = g ? multiply(rows, *g, s_) : rows;
+    }
+    return g ? std::optional(updated(*g)) : kept();
+  });
+}
+
+mx::array RecurrenceTerms::scan(
+    const mx::array& source,
+    bool transposed,
+    const std::optional<mx::array>& hidden,
+    const std::optional<mx::array>& restart) {
+  return linear_scan(
+      {source,
+       inputs_[form_.Whh],
+       passed(),
+       slope(),
+       seen_factors(),
+       hidden,
+       restart,
+       course_},
+      transposed,
+      s_);
+}
+
+} // namespace mlx_recurrent

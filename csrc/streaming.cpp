@@ -1,0 +1,162 @@
+#include "streaming.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "mlx/types/half_types.h"
+
+namespace mlx_recurrent {
+
+namespace {
+
+using mlx::core::bfloat16_t;
+
+// A row alone runs so many steps at a time: the projection then has rows enough
+// to be worth its loads of the weights, and all that a piece needs is small.
+constexpr int64_t kPieceRows = 32;
+
+// In real time the caller's thread does it all: another one would have to wake
+// up, and a forked process has none.
+constexpr kernels::Partition kAlone = {kernels::Split::none, 1, 1};
+constexpr kernels::Member kOnly = {0, 1, nullptr, nullptr};
+
+int64_t stored_bytes(kernels::Type type) {
+  return type == kernels::Type::float64 ? 8
+      : type == kernels::Type::float32  ? 4
+                                        : 2;
+}
+
+std::unique_ptr<char[]> memory(size_t bytes) {
+  return std::unique_ptr<char[]>(new char[bytes]);
+}
+
+} // namespace
+
+Stream::Stream(
+    kernels::Type type,
+    const kernels::RecurrenceArgs& layer,
+    std::shared_ptr<const void> owner)
+    : type_(type),
+      kernel_(kernels::table()->types[static_cast<int>(type)].forward),
+      args_{layer, nullptr, nullptr},
+      owner_(std::move(owner)) {
+  int64_t N = layer.N, D = layer.D, H = layer.H;
+  most_steps_ = std::max<int64_t>(1, kPieceRows / std::max<int64_t>(1, N));
+  int64_t element = stored_bytes(type);
+  for (int64_t n = 0; n < N; ++n) {
+    x_rows_.push_back(0);
+    state_rows_.push_back(n * H);
+  }
+  if (type == kernels::Type::bfloat16) {
+    x_ = memory(N * most_steps_ * D * element);
+  }
+  out_ = memory(N * most_steps_ * H * element);
+  for (auto& state : states_) {
+    state = memory(N * H * element);
+  }
+  args_.layer.L = most_steps_;
+  args_.layer.keep_every = 0;
+  scratch_ = memory(kernel_.scratch(args_, kAlone));
+  // A step, whose result nobody sees, packs the weights.
+  if (N > 0) {
+    auto zeros = memory(D * element);
+    std::memset(zeros.get(), 0, D * element);
+    run_piece(zeros.get(), 0, 1);
+    args_.prepared = true;
+  }
+  set_state(nullptr);
+}
+
+void Stream::run(const void* x, int64_t L, void* out) {
+  int64_t N = args_.layer.N, D = args_.layer.D, H = args_.layer.H;
+  const char* from = static_cast<const char*>(x);
+  char* to = static_cast<char*>(out);
+  for (int64_t t = 0; N > 0 && t < L; t += most_steps_) {
+    int64_t steps = std::min(most_steps_, L - t);
+    if (x_) {
+      for (int64_t n = 0; n < N; ++n) {
+        store(
+            x_.get() + n * steps * D * stored_bytes(type_),
+            from + bytes((n * L + t) * D),
+            steps * D);
+      }
+      run_piece(x_.get(), steps * D, steps);
+    } else {
+      run_piece(from + bytes(t * D), L * D, steps);
+    }
+    for (int64_t n = 0; n < N; ++n) {
+      load(
+          to + bytes((n * L + t) * H),
+          out_.get() + n * steps * H * stored_bytes(type_),
+          steps * H);
+    }
+  }
+}
+
+// x: rows `row_stride` elements apart, of steps one after another.
+void Stream::run_piece(const char* x, int64_t row_stride, int64_t steps) {
+  kernels::RecurrenceArgs& layer = args_.layer;
+  for (int64_t n = 0; n < layer.N; ++n) {
+    x_rows_[n] = n * row_stride;
+  }
+  layer.L = steps;
+  layer.x = {x, x_rows_.data(), layer.D, 1};
+  layer.hidden = {
+      has_state_ ? states_[0].get() : nullptr, state_rows_.data(), 0, 1};
+  args_.states = out_.get();
+  args_.state = states_[1].get();
+  kernel_.run(args_, kAlone, kOnly, scratch_.get());
+  std::swap(states_[0], states_[1]);
+  has_state_ = true;
+}
+
+void Stream::set_state(const void* hidden) {
+  int64_t elements = args_.layer.N * args_.layer.H;
+  has_state_ = hidden;
+  if (hidden) {
+    store(states_[0].get(), static_cast<const char*>(hidden), elements);
+  } else {
+    std::memset(states_[0].get(), 0, elements * stored_bytes(type_));
+  }
+}
+
+void Stream::copy_state(void* to) const {
+  load(
+      static_cast<char*>(to),
+      states_[0].get(),
+      args_.layer.N * args_.layer.H);
+}
+
+// Of the user's elements.
+int64_t Stream::bytes(int64_t elements) const {
+  return elements *
+      (type_ == kernels::Type::bfloat16 ? sizeof(float) : stored_bytes(type_));
+}
+
+// From the user's elements to the kernels', and back.
+void Stream::store(char* to, const char* from, int64_t elements) const {
+  if (type_ != kernels::Type::bfloat16) {
+    std::memcpy(to, from, bytes(elements));
+    return;
+  }
+  auto* stored = reinterpret_cast<bfloat16_t*>(to);
+  auto* given = reinterpret_cast<const float*>(from);
+  for (int64_t i = 0; i < elements; ++i) {
+    stored[i] = given[i];
+  }
+}
+
+void Stream::load(char* to, const char* from, int64_t elements) const {
+  if (type_ != kernels::Type::bfloat16) {
+    std::memcpy(to, from, bytes(elements));
+    return;
+  }
+  auto* stored = reinterpret_cast<const bfloat16_t*>(from);
+  auto* wanted = reinterpret_cast<float*>(to);
+  for (int64_t i = 0; i < elements; ++i) {
+    wanted[i] = static_cast<float>(stored[i]);
+  }
+}
+
+} // namespace mlx_recurrent

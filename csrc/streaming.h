@@ -1,0 +1,60 @@
+// One layer in real time, outside the graph: its weights, packed once, and its
+// state. A step costs what it computes; nothing is allocated for it.
+
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "kernels/kernels.h"
+
+namespace mlx_recurrent {
+
+// Elements of x and of the states are those of the type; floats where it is
+// bfloat16, which NumPy does not have.
+class Stream {
+ public:
+  // Copies the weights of `layer` and its state to begin with, `hidden`; N rows
+  // run together. `owner` keeps what else it points to.
+  Stream(
+      kernels::Type type,
+      const kernels::RecurrenceArgs& layer,
+      std::shared_ptr<const void> owner);
+
+  // Runs L steps of x (N, L, D) into `out` (N, L, H), which may be the memory of
+  // x where D == H. The bits do not depend on how steps are shared out to calls.
+  void run(const void* x, int64_t L, void* out);
+
+  // The state (N, H). Null: zero, and no product with Whh in the next step.
+  void set_state(const void* hidden);
+  void copy_state(void* to) const;
+
+  // N, D and H.
+  const kernels::RecurrenceArgs& layer() const {
+    return args_.layer;
+  }
+
+  // Held by the one who uses what is above.
+  std::mutex mutex;
+
+ private:
+  int64_t bytes(int64_t elements) const;
+  void store(char* to, const char* from, int64_t elements) const;
+  void load(char* to, const char* from, int64_t elements) const;
+  void run_piece(const char* x, int64_t row_stride, int64_t steps);
+
+  kernels::Type type_;
+  kernels::Kernel<kernels::ForwardArgs> kernel_;
+  kernels::ForwardArgs args_;
+  std::shared_ptr<const void> owner_;
+  int64_t most_steps_; // of a piece: one run of the kernel
+  std::vector<int64_t> x_rows_, state_rows_; // where they begin
+  std::unique_ptr<char[]> scratch_;
+  std::unique_ptr<char[]> x_;         // of a piece, where x is converted
+  std::unique_ptr<char[]> out_;       // of a piece
+  std::unique_ptr<char[]> states_[2]; // before a piece and after it
+  bool has_state_ = false;
+};
+
+} // namespace mlx_recurrent

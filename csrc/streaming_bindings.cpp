@@ -1,0 +1,273 @@
+#include "streaming_bindings.h"
+
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/variant.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <string>
+#include <variant>
+
+#include "activation.h"
+#include "primitives/operand.h"
+#include "primitives/traced.h"
+#include "streaming.h"
+
+namespace mlx_recurrent {
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace {
+
+// Multiply-adds, a tenth of a millisecond or so, from which on others may run
+// meanwhile. Below, who gives way could wait for milliseconds to come back.
+constexpr int64_t kLongChunk = int64_t{1} << 22;
+
+// The memory of a contiguous NumPy array; empty where `object` is none.
+class Memory {
+ public:
+  Memory(nb::handle object, nb::handle array_type, bool writable) {
+    if (!PyObject_TypeCheck(
+            object.ptr(), reinterpret_cast<PyTypeObject*>(array_type.ptr()))) {
+      return;
+    }
+    int flags = PyBUF_C_CONTIGUOUS | PyBUF_FORMAT;
+    filled_ = PyObject_GetBuffer(
+                  object.ptr(),
+                  &buffer_,
+                  writable ? flags | PyBUF_WRITABLE : flags) == 0;
+    if (!filled_) {
+      PyErr_Clear();
+    }
+  }
+  ~Memory() {
+    if (filled_) {
+      PyBuffer_Release(&buffer_);
+    }
+  }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+
+  // Whether these are elements of the format's one letter, where the processor
+  // wants them.
+  bool has(char format) const {
+    return filled_ && buffer_.format[0] == format && buffer_.format[1] == 0 &&
+        reinterpret_cast<uintptr_t>(buffer_.buf) % buffer_.itemsize == 0;
+  }
+  int axes() const {
+    return buffer_.ndim;
+  }
+  int64_t size(int axis) const {
+    return buffer_.shape[axis];
+  }
+  char* first() const {
+    return static_cast<char*>(buffer_.buf);
+  }
+  char* end() const {
+    return first() + buffer_.len;
+  }
+
+ private:
+  Py_buffer buffer_;
+  bool filled_ = false;
+};
+
+// A stream whose rows have leading axes, and NumPy's part in it.
+class NumPyStream {
+ public:
+  // Weights are evaluated arrays of one floating dtype. `dtype` is the NumPy
+  // array's, of one letter `format`.
+  NumPyStream(
+      const mx::array& Wxh,
+      const std::optional<mx::array>& bias,
+      const mx::array& Whh,
+      const std::variant<std::string, std::shared_ptr<Traced>>& activation,
+      std::vector<int64_t> lead,
+      nb::object dtype)
+      : lead_(std::move(lead)),
+        stream_(
+            kernel_type(Whh.dtype()),
+            layer(Wxh, bias, Whh, activation, lead_),
+            owner(activation)),
+        dtype_(std::move(dtype)),
+        format_(nb::cast<std::string>(dtype_.attr("char"))[0]) {
+    nb::module_ numpy = nb::module_::import_("numpy");
+    empty_ = numpy.attr("empty");
+    array_type_ = numpy.attr("ndarray");
+    step_shape_ = shape_of(nullptr);
+  }
+
+  // x a step (lead..., D) or a chunk (lead..., L, D), `out` None or room for the
+  // result. NotImplemented where they have to be converted first, or are wrong.
+  nb::object run(nb::handle x, nb::handle out) {
+    Memory from(x, array_type_, false);
+    int64_t L = 1;
+    bool chunk = false;
+    if (!from.has(format_) || !fits(from, stream_.layer().D, L, chunk)) {
+      return not_implemented();
+    }
+    nb::object result;
+    if (out.is_none()) {
+      result = empty_(chunk ? shape_of(&L) : step_shape_, dtype_);
+    } else {
+      result = nb::borrow<nb::object>(out);
+    }
+    Memory to(result, array_type_, true);
+    int64_t out_L = 1;
+    bool out_chunk = false;
+    if (!to.has(format_) || !fits(to, stream_.layer().H, out_L, out_chunk) ||
+        out_L != L || out_chunk != chunk || mixes(from, to)) {
+      return not_implemented();
+    }
+    auto held = hold();
+    const kernels::RecurrenceArgs& layer = stream_.layer();
+    if (layer.N * L * layer.H * (layer.D + layer.H) > kLongChunk) {
+      nb::gil_scoped_release released;
+      stream_.run(from.first(), L, to.first());
+    } else {
+      stream_.run(from.first(), L, to.first());
+    }
+    return result;
+  }
+
+  nb::object state() {
+    nb::object result = empty_(step_shape_, dtype_);
+    Memory to(result, array_type_, true);
+    auto held = hold();
+    stream_.copy_state(to.first());
+    return result;
+  }
+
+  // `hidden` is None, or a contiguous array (lead..., H) of the dtype.
+  void reset(nb::handle hidden) {
+    if (hidden.is_none()) {
+      auto held = hold();
+      stream_.set_state(nullptr);
+      return;
+    }
+    Memory from(hidden, array_type_, false);
+    auto held = hold();
+    stream_.set_state(from.first());
+  }
+
+ private:
+  static kernels::RecurrenceArgs layer(
+      const mx::array& Wxh,
+      const std::optional<mx::array>& bias,
+      const mx::array& Whh,
+      const std::variant<std::string, std::shared_ptr<Traced>>& activation,
+      const std::vector<int64_t>& lead) {
+    kernels::RecurrenceArgs layer{};
+    layer.N = 1;
+    for (int64_t size : lead) {
+      layer.N *= size;
+    }
+    layer.D = Wxh.shape(1);
+    layer.H = Whh.shape(0);
+    layer.Wxh = Operands::matrix(Wxh, 0);
+    if (bias) {
+      layer.bias = Operands::vector(*bias, 0);
+    }
+    layer.Whh = Operands::matrix(Whh, 0);
+    if (const auto* name = std::get_if<std::string>(&activation)) {
+      layer.activation = activation_named(*name);
+    } else {
+      layer.activation = kernels::Activation::traced;
+      layer.function =
+          &std::get<std::shared_ptr<Traced>>(activation)->function();
+    }
+    return layer;
+  }
+
+  static std::shared_ptr<const void> owner(
+      const std::variant<std::string, std::shared_ptr<Traced>>& activation) {
+    const auto* traced = std::get_if<std::shared_ptr<Traced>>(&activation);
+    return traced ? *traced : nullptr;
+  }
+
+  static nb::object not_implemented() {
+    return nb::borrow<nb::object>(Py_NotImplemented);
+  }
+
+  // Whether memory is (lead..., features) or (lead..., L, features).
+  bool fits(const Memory& memory, int64_t features, int64_t& L, bool& chunk)
+      const {
+    int axes = static_cast<int>(lead_.size());
+    chunk = memory.axes() == axes + 2;
+    if (!chunk && memory.axes() != axes + 1) {
+      return false;
+    }
+    for (int i = 0; i < axes; ++i) {
+      if (memory.size(i) != lead_[i]) {
+        return false;
+      }
+    }
+    if (chunk) {
+      L = memory.size(axes);
+    }
+    return memory.size(memory.axes() - 1) == features;
+  }
+
+  // Whether a step's result would fall on a later step's input.
+  bool mixes(const Memory& from, const Memory& to) const {
+    bool same = from.first() == to.first() && from.end() == to.end();
+    return !same && from.first() < to.end() && to.first() < from.end();
+  }
+
+  // (lead..., H), or (lead..., L, H).
+  nb::object shape_of(const int64_t* L) const {
+    nb::list sizes;
+    for (int64_t size : lead_) {
+      sizes.append(size);
+    }
+    if (L) {
+      sizes.append(*L);
+    }
+    sizes.append(stream_.layer().H);
+    return nb::tuple(sizes);
+  }
+
+  // The one who has the stream may need the interpreter to give it back.
+  std::unique_lock<std::mutex> hold() {
+    std::unique_lock lock(stream_.mutex, std::try_to_lock);
+    if (!lock) {
+      nb::gil_scoped_release released;
+      lock.lock();
+    }
+    return lock;
+  }
+
+  std::vector<int64_t> lead_;
+  Stream stream_;
+  nb::object dtype_;
+  char format_;
+  nb::object empty_, array_type_, step_shape_;
+};
+
+} // namespace
+
+void bind_streaming(nb::module_& m) {
+  nb::class_<NumPyStream>(m, "Stream")
+      .def(
+          nb::init<
+              const mx::array&,
+              const std::optional<mx::array>&,
+              const mx::array&,
+              const std::variant<std::string, std::shared_ptr<Traced>>&,
+              std::vector<int64_t>,
+              nb::object>(),
+          "Wxh"_a,
+          "bias"_a.none(),
+          "Whh"_a,
+          "activation"_a,
+          "lead"_a,
+          "dtype"_a)
+      .def("run", &NumPyStream::run, "x"_a, "out"_a.none())
+      .def("state", &NumPyStream::state)
+      .def("reset", &NumPyStream::reset, "hidden"_a.none());
+}
+
+} // namespace mlx_recurrent

@@ -1,0 +1,287 @@
+"""A layer in real time, outside the graph."""
+
+import copy
+import threading
+from dataclasses import replace
+from typing import Any, TypeAlias, cast
+
+import mlx.core as mx
+import numpy as np
+from mlx.nn.layers.base import Module
+
+from mlx_recurrent import _native, dispatch, functional
+from mlx_recurrent.dispatch import Nonlinearity
+from mlx_recurrent.plan import Plan
+from mlx_recurrent.tracing import trace
+
+Array: TypeAlias = np.ndarray | mx.array
+
+# What a layer's dtype is in NumPy, which has no bfloat16.
+_NUMPY: dict[mx.Dtype, np.dtype] = {
+    mx.float32: np.dtype(np.float32),
+    mx.float64: np.dtype(np.float64),
+    mx.float16: np.dtype(np.float16),
+    mx.bfloat16: np.dtype(np.float32),
+}
+
+
+class Stream:
+    """A layer in real time: it takes steps as they come, and keeps the state.
+
+    :meth:`RNN.stream` makes one. It runs outside the graph, on the thread that calls
+    it, always in evaluation mode. Its weights are a copy: what happens to the layer
+    later does not change them. A callable that the kernels can run is read once, when
+    the stream is made. Any other is called at each step, and MLX evaluates what it
+    returns; :attr:`plan` tells.
+
+    However a sequence is cut into chunks, the results are the same bit for bit.
+
+    Threads may use streams of their own at the same time, and take turns at one. A
+    forked process can go on with a stream that the kernels run.
+
+    Args:
+        Wxh (array): The input weight, ``(H, D)``.
+        Whh (array): The recurrent weight, ``(H, H)``.
+        bias (array, optional): The bias, ``(H,)``. Default: ``None``.
+        hidden (array, optional): The state before the first step, ``NH`` or ``H``. Its
+            leading axes become those of every input. ``None`` is ``H``, with the values
+            of ``hidden0``. Default: ``None``.
+        nonlinearity (callable, optional): A function of an array ``(..., H)``.
+            ``None`` is tanh. Default: ``None``.
+        hidden0 (array, optional): The state ``(H,)`` to begin with where no ``hidden``
+            is given. ``None`` is zero. Default: ``None``.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If a shape or a dtype does not fit.
+    """
+
+    def __init__(
+        self,
+        Wxh: mx.array,
+        Whh: mx.array,
+        bias: mx.array | None = None,
+        hidden: Array | None = None,
+        *,
+        nonlinearity: Nonlinearity | None = None,
+        hidden0: mx.array | None = None,
+    ) -> None:
+        if isinstance(nonlinearity, Module):
+            nonlinearity = copy.deepcopy(nonlinearity)
+            nonlinearity.eval()
+        dtype = mx.result_type(*(a for a in (Wxh, Whh, bias, hidden0) if a is not None))
+        self._lead = () if hidden is None else _numpy("hidden", hidden).shape[:-1]
+        # Two steps like those that will come. What is found of them judges the weights.
+        x = mx.zeros((*self._lead, 2, Wxh.shape[-1]), dtype)
+        self._plan = functional.plan(
+            x, Wxh, Whh, bias, nonlinearity=nonlinearity, stream=mx.cpu
+        )
+        # Copies in any case: MLX's arrays can be written into.
+        Wxh, Whh = mx.array(Wxh, dtype), mx.array(Whh, dtype)
+        if bias is not None:
+            bias = mx.broadcast_to(mx.array(bias, dtype), Wxh.shape[:1])
+        mx.eval(Wxh, Whh, bias)
+        self._dtype = _NUMPY[dtype]
+        self._D, self._H = Wxh.shape[1], Whh.shape[1]
+        self._hidden0 = None if hidden0 is None else mx.array(hidden0)
+
+        choice = dispatch.choose(nonlinearity, mx.cpu)
+        if self._plan.path == "traced":
+            function, obstacle, _ = trace(
+                choice.nonlinearity, x, Wxh, bias, Whh, None, mx.cpu
+            )
+            choice = choice.after_reading(function, obstacle)
+        self._core: _native.Stream | _Composed
+        self._native: _native.Stream | None = None
+        if choice.activation is None:
+            f = choice.nonlinearity
+            self._core = _Composed(Wxh, Whh, bias, f, self._lead, dtype)
+            reason = f"{self._plan.reason} (MLX evaluates every step by itself)"
+            self._plan = Plan("composed", reason)
+        else:
+            self._core = self._native = _native.Stream(
+                Wxh, bias, Whh, choice.activation, self._lead, self._dtype
+            )
+            self._plan = replace(self._plan, threads=1, partition="none")
+        self.reset(hidden)
+
+    def __call__(self, x: Array, *, out: np.ndarray | None = None) -> np.ndarray:
+        """Run one step, or the steps of a chunk, from the state before them.
+
+        Args:
+            x (array): A step, ``(D,)``, or a chunk, ``(L, D)``, after the leading axes
+                of the state, if it has any. NumPy or MLX, or anything that exports
+                DLPack. It is converted to the layer's dtype; what has it already and
+                is a contiguous NumPy array is read where it lies.
+            out (numpy.ndarray, optional): Where the result goes: of its shape and
+                dtype, contiguous and writeable. ``None`` makes a new array. Default:
+                ``None``.
+
+        Returns:
+            numpy.ndarray: The state after each step: ``x`` with ``H`` in place of
+            ``D``, in the layer's dtype, float32 for bfloat16. It is ``out``, or the
+            caller's own.
+
+        Raises:
+            TypeError: If an argument is of the wrong type.
+            ValueError: If a shape or a dtype does not fit. The state is then as it was,
+                and also where a nonlinearity raises.
+        """
+        if self._native is not None:
+            result = self._native.run(x, out)
+            if result is not NotImplemented:
+                return cast(np.ndarray, result)
+        values = self._converted("x", x)
+        lead = self._lead
+        shape = values.shape
+        if shape[-1:] != (self._D,) or (
+            shape[:-1] != lead and (shape[:-2] != lead or len(shape) < 2)
+        ):
+            step = (*lead, self._D)
+            chunk = ", ".join(map(str, (*lead, "L", self._D)))
+            raise ValueError(
+                f"x must have shape {step} or ({chunk}), but has shape {shape}"
+            )
+        if out is not None:
+            self._judge_out(out, (*shape[:-1], self._H))
+        return self._core.run(values, out)
+
+    @property
+    def state(self) -> np.ndarray:
+        """A copy of the state, ``(..., H)``."""
+        return self._core.state()
+
+    @property
+    def plan(self) -> Plan:
+        """What runs each step, and why."""
+        return self._plan
+
+    def reset(self, hidden: Array | None = None) -> None:
+        """Start anew.
+
+        Args:
+            hidden (array, optional): The state, ``(..., H)`` with the leading axes that
+                the stream has. ``None`` is ``hidden0``, or zero. Default: ``None``.
+
+        Raises:
+            TypeError: If ``hidden`` is not an array.
+            ValueError: If its shape or dtype does not fit.
+        """
+        start = self._hidden0 if hidden is None else hidden
+        if start is None:
+            self._core.reset(None)
+            return
+        name = "hidden0" if hidden is None else "hidden"
+        values = self._converted(name, start)
+        shape = (*self._lead, self._H)
+        if values.shape != (shape[-1:] if hidden is None else shape):
+            raise ValueError(
+                f"{name} must have shape {shape}, but has shape {values.shape}"
+            )
+        self._core.reset(np.array(np.broadcast_to(values, shape)))
+
+    def _converted(self, name: str, value: Any) -> np.ndarray:
+        """A contiguous copy in the layer's dtype."""
+        values = _numpy(name, value)
+        with np.errstate(over="ignore", invalid="ignore"):  # as MLX converts
+            return np.array(values, self._dtype, order="C", subok=False)
+
+    def _judge_out(self, out: Any, shape: tuple[int, ...]) -> None:
+        if not isinstance(out, np.ndarray):
+            raise TypeError(f"out must be a numpy.ndarray, but is {type(out).__name__}")
+        if out.shape != shape:
+            raise ValueError(f"out must have shape {shape}, but has shape {out.shape}")
+        if out.dtype != self._dtype:
+            raise ValueError(
+                f"out must have dtype {self._dtype}, but has dtype {out.dtype}"
+            )
+        if not out.flags.carray:
+            raise ValueError("out must be contiguous, aligned and writeable")
+
+
+class _Composed:
+    """The same for a callable that the kernels cannot run, a step at a time."""
+
+    def __init__(
+        self,
+        Wxh: mx.array,
+        Whh: mx.array,
+        bias: mx.array | None,
+        nonlinearity: Nonlinearity,
+        lead: tuple[int, ...],
+        dtype: mx.Dtype,
+    ) -> None:
+        self._Wxh, self._Whh, self._bias = Wxh, Whh, bias
+        self._nonlinearity = nonlinearity
+        self._shape = (*lead, Whh.shape[1])
+        self._dtype = dtype
+        self._hidden: mx.array | None = None
+        self._lock = threading.Lock()
+
+    def run(self, x: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+        """Run over a step ``(..., D)`` or a chunk ``(..., L, D)``."""
+        if out is None:
+            out = np.empty((*x.shape[:-1], self._shape[-1]), _NUMPY[self._dtype])
+        is_step = x.ndim == len(self._shape)
+        with self._lock:
+            hidden = self._hidden
+            states = []
+            for x_t in [x] if is_step else np.moveaxis(x, -2, 0):
+                hidden = self._step(mx.array(x_t, self._dtype), hidden)
+                states.append(hidden)
+            # Only now, when nothing can raise any more.
+            for t, state in enumerate(states):
+                out[... if is_step else (..., t, slice(None))] = _numpy("", state)
+            self._hidden = hidden
+        return out
+
+    def state(self) -> np.ndarray:
+        """A copy of the state."""
+        with self._lock:
+            hidden = self._hidden
+        if hidden is None:
+            return np.zeros(self._shape, _NUMPY[self._dtype])
+        return _numpy("", hidden).copy()
+
+    def reset(self, hidden: np.ndarray | None) -> None:
+        """Set the state."""
+        start = None if hidden is None else mx.array(hidden, self._dtype)
+        with self._lock:
+            self._hidden = start
+
+    def _step(self, x: mx.array, hidden: mx.array | None) -> mx.array:
+        a = dispatch.product(x, self._Wxh, self._bias, None)
+        if hidden is not None:
+            a = dispatch.product(hidden, self._Whh, a, None)
+        result = self._nonlinearity(a)
+        if not isinstance(result, mx.array):
+            raise TypeError(
+                f"nonlinearity returned {type(result).__name__}, but must return an "
+                "mx.array"
+            )
+        if result.shape != self._shape or result.dtype == mx.complex64:
+            raise ValueError(
+                f"nonlinearity returned {result.dtype} of shape {result.shape}, but "
+                f"must return real numbers of shape {self._shape}"
+            )
+        hidden = result.astype(self._dtype)
+        mx.eval(hidden)
+        return hidden
+
+
+def _numpy(name: str, value: Any) -> np.ndarray:
+    """The same numbers in NumPy; where it can be, in the same memory."""
+    if isinstance(value, mx.array):
+        if value.dtype == mx.bfloat16:
+            value = value.astype(mx.float32)
+        value = np.array(value)
+    elif not isinstance(value, np.ndarray):
+        if not hasattr(value, "__dlpack__"):
+            raise TypeError(
+                f"{name} must be a NumPy or MLX array, but is {type(value).__name__}"
+            )
+        value = np.from_dlpack(value)
+    values = cast(np.ndarray, value)
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"{name} must hold real numbers, but has dtype {values.dtype}")
+    return values
