@@ -28,11 +28,6 @@ KINDS = {
     "bool": mx.bool_,
 }
 FLOATS = ["float32", "float16", "bfloat16", "float64"]
-# They come later: until then the signature must refuse them.
-LATER = {
-    "layer": ["leak", "zoneout", "input_dropout", "recurrent_dropout", "learn_hidden"],
-    "call": ["lengths", "reset", "reverse", "checkpoint_every", "truncate_every"],
-}
 
 
 def pair(*args, **kwargs):
@@ -165,19 +160,20 @@ def test_hidden_size_is_positive(size):
         RNN(3, size)
 
 
-@pytest.mark.parametrize("keyword", LATER["layer"] + ["activation"])
+@pytest.mark.parametrize("keyword", ["activation", "lengths", "stream"])
 def test_no_other_keyword_of_the_layer(keyword):
     with pytest.raises(TypeError, match=keyword):
         RNN(3, 4, **{keyword: 0.5})
 
 
-@pytest.mark.parametrize("keyword", LATER["call"] + ["h0"])
+@pytest.mark.parametrize("keyword", ["h0", "input_size", "learn_hidden"])
 def test_no_other_keyword_of_the_call(keyword):
     x, z = mx.zeros((2, 3, 3)), mx.zeros((2, 3, 4))
     layer = RNN(3, 4)
     for function in (
         lambda **k: layer(x, **k),
         lambda **k: layer.plan(x, **k),
+        lambda **k: layer.step(x, **k),
         lambda **k: mlx_recurrent.rnn(x, layer.Wxh, layer.Whh, **k),
         lambda **k: mlx_recurrent.scan(z, layer.Whh, **k),
     ):
@@ -185,13 +181,14 @@ def test_no_other_keyword_of_the_call(keyword):
             function(**{keyword: True})
 
 
-@pytest.mark.parametrize("keyword", ["leak", "zoneout", "recurrent_dropout"])
-def test_no_other_keyword_of_the_functions(keyword):
-    layer, x, z = RNN(3, 4), mx.zeros((2, 3, 3)), mx.zeros((2, 3, 4))
-    with pytest.raises(TypeError, match=keyword):
-        mlx_recurrent.rnn(x, layer.Wxh, layer.Whh, **{keyword: 0.5})
-    with pytest.raises(TypeError, match=keyword):
-        mlx_recurrent.scan(z, layer.Whh, **{keyword: 0.5})
+@pytest.mark.parametrize(
+    "keyword", ["leak", "zoneout", "input_dropout", "recurrent_dropout", "training"]
+)
+def test_what_the_layer_has_is_no_keyword_of_its_call(keyword):
+    layer, x = RNN(3, 4), mx.zeros((2, 3, 3))
+    for function in (layer, layer.plan, layer.step):
+        with pytest.raises(TypeError, match=keyword):
+            function(x, **{keyword: 0.5})
 
 
 def test_return_state_is_keyword_only():

@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include "row_run.h"
 #include "team.h"
 #include "team_work.h"
 
@@ -35,23 +36,17 @@ struct Running {
 
   // Where step i of the run is in time.
   INLINE_MEMBER int64_t place(int64_t position, int64_t i) const {
-    return course.reverse ? length(position) - 1 - i : i;
+    return run(position).place(i);
   }
 
   // Whether an episode starts with step i of the run.
   INLINE_MEMBER bool starts(int64_t position, int64_t i) const {
-    if (!course.reset.data || (course.reverse && i == 0)) {
-      return false;
-    }
-    int64_t t = place(position, i) + course.reverse;
-    const Sequence& reset = course.reset;
-    return static_cast<const bool*>(
-        reset.data)[reset.row_offsets[row(position)] + t * reset.step_stride];
+    return run(position).starts(i);
   }
 
   // Whether a derivative is cut before step i of the run.
   INLINE_MEMBER bool truncates(int64_t i) const {
-    return course.truncate_every > 0 && i > 0 && i % course.truncate_every == 0;
+    return RowRun{course, 0, L}.truncates(i);
   }
 
   // Of these positions, which belong to one slice, those that have step i.
@@ -84,9 +79,7 @@ struct Running {
     // Length and row in one number, whose order is that of both.
     constexpr int64_t kRow = int64_t{1} << 31;
     for (int64_t n = 0; n < N; ++n) {
-      int64_t length = static_cast<const int32_t*>(
-          course.lengths.data)[course.lengths.row_offsets[n]];
-      length = length < 0 ? 0 : minimum(length, L);
+      int64_t length = length_of(course, n, L);
       sorted[n] = length * kRow + (kRow - 1 - n);
     }
     sort_descending(sorted, N);
@@ -108,6 +101,10 @@ struct Running {
 
  private:
   static constexpr int kMostSlices = kMostThreads;
+
+  INLINE_MEMBER RowRun run(int64_t position) const {
+    return RowRun{course, row(position), length(position)};
+  }
 
   // A heap: in place, and never slow.
   static void sort_descending(int64_t* a, int64_t count) {

@@ -5,6 +5,7 @@
 #include "backward.h"
 #include "forward.h"
 #include "linear_scan.h"
+#include "mask.h"
 #include "matmul.h"
 #include "measure.h"
 #include "pointwise.h"
@@ -104,7 +105,8 @@ constexpr TypedKernels kernels_of() {
       {forward_scratch<T>, flushed<ForwardArgs, run_forward_any<T>>},
       {backward_scratch<T>, flushed<BackwardArgs, run_backward_any<T>>},
       {linear_scan_scratch<T>, flushed<LinearScanArgs, run_linear_scan<T>>},
-      {pointwise_scratch<T>, flushed<PointwiseArgs, run_pointwise<T>>}};
+      {pointwise_scratch<T>, flushed<PointwiseArgs, run_pointwise<T>>},
+      {mask_scratch, flushed<MaskArgs, run_mask<T>>}};
 }
 
 } // namespace

@@ -175,6 +175,9 @@ struct Course {
   int64_t truncate_every;
 };
 
+// What is drawn with one key: the last word of a counter.
+enum class Drawn : uint32_t { zoneout, recurrent_dropout, input_dropout };
+
 // Random factors, from two words of a key; null: there are none. Row n of the
 // call draws as row n % rows.
 struct Draws {
@@ -270,6 +273,16 @@ struct LinearScanArgs {
   void* out;       // (N, L, H)
 };
 
+// The factors that steps draw, as an array (N, steps, features): of zoneout 1
+// where a unit is updated and 0 where it keeps its state, of a dropout, whose
+// only step is 0, what is multiplied with.
+struct MaskArgs {
+  int64_t N, steps, features;
+  Drawn what;
+  Draws draws;
+  void* out;
+};
+
 template <class Args>
 struct Kernel {
   // Bytes of scratch memory that `run` needs.
@@ -285,6 +298,7 @@ struct TypedKernels {
   Kernel<BackwardArgs> backward;
   Kernel<LinearScanArgs> linear_scan;
   Kernel<PointwiseArgs> pointwise;
+  Kernel<MaskArgs> mask;
 };
 
 // Loops whose time is a figure of the machine, by the number of their rounds.

@@ -495,6 +495,23 @@ INLINE const Element<T>* row_of(const Sequence& s, int64_t n, int64_t t) {
       t * s.step_stride;
 }
 
+// Up to a whole vector of features that lie `stride` apart.
+template <class T>
+INLINE Vec<Compute<T>> load_strided(
+    const Element<T>* p,
+    int64_t stride,
+    int64_t left) {
+  typedef Compute<T> C;
+  if (stride == 1) {
+    return load_some<T>(p, left);
+  }
+  Vec<C> v = {};
+  for (int64_t i = 0; i < minimum(left, Simd<C>::lanes); ++i) {
+    v[i] = load_one<T>(p + i * stride);
+  }
+  return v;
+}
+
 // Up to a whole vector of row (n, t), from `column` on.
 template <class T>
 INLINE Vec<Compute<T>> load_from(
@@ -503,16 +520,8 @@ INLINE Vec<Compute<T>> load_from(
     int64_t t,
     int64_t column,
     int64_t left) {
-  typedef Compute<T> C;
-  const Element<T>* p = row_of<T>(s, n, t) + column * s.feature_stride;
-  if (s.feature_stride == 1) {
-    return load_some<T>(p, left);
-  }
-  Vec<C> v = {};
-  for (int64_t i = 0; i < minimum(left, Simd<C>::lanes); ++i) {
-    v[i] = load_one<T>(p + i * s.feature_stride);
-  }
-  return v;
+  return load_strided<T>(
+      row_of<T>(s, n, t) + column * s.feature_stride, s.feature_stride, left);
 }
 
 template <class T>

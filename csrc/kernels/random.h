@@ -10,9 +10,6 @@
 
 namespace {
 
-// What is drawn with one key: the last word of a counter.
-enum class Drawn : uint32_t { zoneout, recurrent_dropout, input_dropout };
-
 // Units whose words come from the same counters but for the block: the four
 // words of a counter are those of units 16 apart.
 constexpr int64_t kDrawnUnits = 64;

@@ -2,7 +2,9 @@
 
 #include <memory>
 
+#include "mlx/backend/cpu/encoder.h"
 #include "primitives/batching.h"
+#include "primitives/broadcast.h"
 #include "primitives/memory.h"
 #include "primitives/pointwise.h"
 
@@ -23,6 +25,17 @@ mx::array apply(
       std::move(shape), a.dtype(), std::move(primitive), Arrays{a, b});
 }
 
+// An evaluated array whose elements lie in a row: itself, or a copy.
+mx::array in_rows(const mx::array& a, const mx::Stream& s) {
+  if (a.flags().row_contiguous) {
+    return a;
+  }
+  Arrays copy{mx::contiguous(a, false, s)};
+  copy[0].primitive().eval_cpu({a}, copy);
+  mx::cpu::get_command_encoder(s).add_temporary(copy[0]);
+  return copy[0];
+}
+
 } // namespace
 
 mx::array add(const mx::array& a, const mx::array& b, const mx::Stream& s) {
@@ -36,16 +49,32 @@ mx::array multiply(
   return apply(Operation::multiply, a, b, s);
 }
 
+mx::array gate(const mx::array& mask, const mx::array& b, const mx::Stream& s) {
+  return apply(Operation::gate, mask, b, s);
+}
+
 void Arithmetic::eval_cpu(const Arrays& inputs, Arrays& outputs) {
+  using kernels::Op;
+  static constexpr kernels::Instruction adds[] = {{Op::add, 2, 0, 1, 0}};
+  static constexpr kernels::Instruction multiplies[] = {
+      {Op::multiply, 2, 0, 1, 0}};
+  static constexpr kernels::Instruction gates[] = {
+      {Op::multiply, 3, 0, 1, 0}, {Op::select, 3, 0, 3, 2}};
+  static constexpr double zero = 0;
+  static constexpr kernels::Program programs[] = {
+      {adds, 1, nullptr, 0, 2, 1, 2},
+      {multiplies, 1, nullptr, 0, 2, 1, 2},
+      {gates, 2, &zero, 1, 2, 1, 3}};
   const mx::Stream& s = stream();
   const mx::array& a = inputs[0];
   const mx::array& b = inputs[1];
+  const kernels::Program& program = programs[static_cast<int>(operation_)];
   if (a.flags().row_contiguous && b.flags().row_contiguous && a.size() > 0) {
-    static constexpr kernels::Instruction code[] = {
-        {kernels::Op::add, 2, 0, 1, 0}, {kernels::Op::multiply, 2, 0, 1, 0}};
-    static constexpr kernels::Program programs[] = {
-        {&code[0], 1, nullptr, 0, 2, 1, 2}, {&code[1], 1, nullptr, 0, 2, 1, 2}};
-    run_program(programs[static_cast<int>(operation_)], inputs, outputs[0], s);
+    run_program(program, inputs, outputs[0], s);
+    return;
+  }
+  if (operation_ == Operation::gate) {
+    run_program(program, {in_rows(a, s), in_rows(b, s)}, outputs[0], s);
     return;
   }
   mx::array by_mlx =
@@ -65,6 +94,22 @@ bool Arithmetic::is_equivalent(const mx::Primitive& other) const {
   return operation_ == static_cast<const Arithmetic&>(other).operation_;
 }
 
+std::optional<mx::array> Arithmetic::moved(
+    const Arrays& primals,
+    int i,
+    const mx::array& change) {
+  switch (operation_) {
+    case Operation::add:
+      return change;
+    case Operation::multiply:
+      return multiply(change, primals[1 - i], stream());
+    case Operation::gate:
+      return i == 0 ? std::nullopt
+                    : std::optional(gate(primals[0], change, stream()));
+  }
+  return std::nullopt;
+}
+
 Arrays Arithmetic::vjp(
     const Arrays& primals,
     const Arrays& cotangents,
@@ -74,8 +119,8 @@ Arrays Arithmetic::vjp(
   mx::array c = matched(cotangents[0], outputs[0], s);
   Arrays grads;
   for (int i : argnums) {
-    bool factor = operation_ == Operation::multiply;
-    grads.push_back(factor ? multiply(c, primals[1 - i], s) : c);
+    auto grad = moved(primals, i, c);
+    grads.push_back(grad ? *grad : filled(primals[i], 0, s));
   }
   return grads;
 }
@@ -88,13 +133,10 @@ Arrays Arithmetic::jvp(
   std::optional<mx::array> total;
   for (size_t k = 0; k < argnums.size(); ++k) {
     int i = argnums[k];
-    mx::array d = matched(tangents[k], primals[i], s);
-    if (operation_ == Operation::multiply) {
-      d = multiply(d, primals[1 - i], s);
-    }
-    total = total ? add(*total, d, s) : d;
+    auto d = moved(primals, i, matched(tangents[k], primals[i], s));
+    total = total && d ? add(*total, *d, s) : d ? d : total;
   }
-  return {*total};
+  return {total ? *total : filled(primals[0], 0, s)};
 }
 
 std::pair<Arrays, Ints> Arithmetic::vmap(

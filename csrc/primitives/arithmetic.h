@@ -11,9 +11,13 @@ namespace mlx_recurrent {
 mx::array add(const mx::array& a, const mx::array& b, const mx::Stream& s);
 mx::array multiply(const mx::array& a, const mx::array& b, const mx::Stream& s);
 
+// mask * b, and 0 where the mask is 0, whatever b is there. Only b has a
+// derivative.
+mx::array gate(const mx::array& mask, const mx::array& b, const mx::Stream& s);
+
 class Arithmetic : public CpuPrimitive {
  public:
-  enum class Operation : int { add, multiply };
+  enum class Operation : int { add, multiply, gate };
 
   Arithmetic(const mx::Stream& stream, Operation operation)
       : CpuPrimitive(stream), operation_(operation) {
@@ -27,6 +31,13 @@ class Arithmetic : public CpuPrimitive {
   DEFINE_OWN_NAME(Arithmetic)
 
  private:
+  // The derivative by input i, which is that times `change`; absent where it
+  // is 0.
+  std::optional<mx::array> moved(
+      const Arrays& primals,
+      int i,
+      const mx::array& change);
+
   Operation operation_;
 };
 

@@ -20,6 +20,12 @@ void Course::append_to(Arrays& inputs) const {
   }
 }
 
+Course Course::cut() const {
+  Course other = *this;
+  other.form.cuts = form.truncate_every > 0;
+  return other;
+}
+
 bool fits(const CourseForm& form, const Arrays& inputs, const mx::array& like) {
   Course course(form, inputs);
   return like.ndim() >= 2 &&

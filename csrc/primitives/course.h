@@ -15,6 +15,8 @@ struct CourseForm {
   // negative: none.
   int flips = -1;
   int truncate_every = 0; // 0: derivatives are not cut
+  // Of a primitive that copies along time: it is a derivative itself, and cut.
+  bool cuts = false;
   bool has_lengths = false;
   bool has_reset = false;
 
@@ -40,6 +42,9 @@ struct Course {
   Course(const CourseForm& form, const Arrays& inputs);
 
   void append_to(Arrays& inputs) const;
+
+  // That of derivatives.
+  Course cut() const;
 };
 
 // Whether the last of `inputs` fit a sequence (..., L, features) with the

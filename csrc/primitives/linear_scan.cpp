@@ -9,6 +9,31 @@
 
 namespace mlx_recurrent {
 
+namespace {
+
+// u, the result before each step. Cut, because y is a derivative.
+mx::array before(
+    const LinearScanInputs& in,
+    const mx::array& y,
+    const mx::Stream& s) {
+  mx::array u = step_before(y, in.hidden, in.course, s);
+  if (!in.restart) {
+    return u;
+  }
+  mx::array rows = repeated_row(*in.restart, y, s);
+  return add(u, only_places(rows, Places::restarts, in.course, s), s);
+}
+
+// The sum of terms that may be absent.
+std::optional<mx::array> sum(
+    const std::optional<mx::array>& a,
+    const std::optional<mx::array>& b,
+    const mx::Stream& s) {
+  return a && b ? add(*a, *b, s) : a ? a : b;
+}
+
+} // namespace
+
 mx::array scaled(
     const std::optional<mx::array>& factor,
     const mx::array& a,
@@ -17,21 +42,31 @@ mx::array scaled(
 }
 
 mx::array linear_scan(
-    const LinearScanInputs& in,
-    bool reverse,
+    LinearScanInputs in,
+    bool transposed,
     const mx::Stream& stream) {
+  if (!in.course.reset) {
+    in.restart = std::nullopt;
+  }
+  in.course = in.course.cut();
   Arrays inputs{in.s, in.V};
-  for (const auto* optional : {&in.beta, &in.gamma, &in.hidden}) {
+  for (const auto* optional :
+       {&in.alpha, &in.beta, &in.gamma, &in.hidden, &in.restart}) {
     if (*optional) {
       inputs.push_back(**optional);
     }
   }
+  in.course.append_to(inputs);
   auto primitive = std::make_shared<LinearScan>(
       stream,
-      reverse,
-      in.beta.has_value(),
-      in.gamma.has_value(),
-      in.hidden.has_value());
+      LinearScanForm{
+          transposed,
+          in.alpha.has_value(),
+          in.beta.has_value(),
+          in.gamma.has_value(),
+          in.hidden.has_value(),
+          in.restart.has_value(),
+          in.course.form});
   mx::Shape shape = primitive->output_shapes(inputs)[0];
   return mx::array(
       std::move(shape), in.s.dtype(), std::move(primitive), std::move(inputs));
@@ -41,12 +76,31 @@ LinearScanInputs LinearScan::unpack(const Arrays& inputs) const {
   auto at = [&](int i) {
     return i < 0 ? std::nullopt : std::optional(inputs[i]);
   };
-  return {inputs[0], inputs[1], at(beta()), at(gamma()), at(hidden())};
+  return {
+      inputs[form_.s],
+      inputs[form_.V],
+      at(form_.alpha()),
+      at(form_.beta()),
+      at(form_.gamma()),
+      at(form_.hidden()),
+      at(form_.restart()),
+      Course(form_.course, inputs)};
+}
+
+LinearScanInputs LinearScan::outside(const Arrays& inputs) {
+  LinearScanInputs in = unpack(inputs);
+  for (auto* factor : {&in.alpha, &in.beta, &in.gamma}) {
+    if (*factor) {
+      *factor = only_places(**factor, Places::valid, in.course, stream());
+    }
+  }
+  return in;
 }
 
 void LinearScan::eval_cpu(const Arrays& inputs, Arrays& outputs) {
   mx::array& out = outputs[0];
-  // Each element of s is read just before its place is written.
+  // Each element of s is read just before its place is written, and what is
+  // cleared is not read.
   allocate_over(out, inputs[0]);
   if (out.size() == 0) {
     return;
@@ -59,22 +113,32 @@ void LinearScan::eval_cpu(const Arrays& inputs, Arrays& outputs) {
   int64_t N = size_between(out, axes, static_cast<int>(out.ndim()) - 2);
   int64_t L = out.shape(-2);
   int64_t H = out.shape(-1);
+  auto sequence = [&](const std::optional<mx::array>& a) {
+    return a ? operands->sequence(*a) : absent;
+  };
   kernels::Sequence source = operands->sequence(in.s);
-  kernels::Sequence beta = in.beta ? operands->sequence(*in.beta) : absent;
-  kernels::Sequence gamma = in.gamma ? operands->sequence(*in.gamma) : absent;
+  kernels::Sequence alpha = sequence(in.alpha);
+  kernels::Sequence beta = sequence(in.beta);
+  kernels::Sequence gamma = sequence(in.gamma);
   kernels::Sequence hidden = in.hidden ? operands->rows(*in.hidden) : absent;
+  std::vector<kernels::Course> course =
+      courses(form_.course, inputs, out, sets, N, *operands);
   std::vector<kernels::LinearScanArgs> args;
   for (int64_t i = 0; i < sets; ++i) {
     args.push_back(
         {N,
          L,
          H,
-         reverse_,
+         form_.transposed,
+         course[i],
          of_set(source, i, N),
          Operands::matrix(in.V, i),
+         of_set(alpha, i, N),
          of_set(beta, i, N),
          of_set(gamma, i, N),
          of_set(hidden, i, N),
+         in.restart ? Operands::vector(*in.restart, i)
+                    : kernels::Vector{nullptr, 0},
          of_set(out, i, sets)});
   }
   launch(
@@ -93,56 +157,80 @@ std::vector<mx::Shape> LinearScan::output_shapes(const Arrays& inputs) {
   int sets = fits ? static_cast<int>(in.V.ndim()) - 2 : 0;
   int H = fits ? in.s.shape(-1) : 0;
   fits = fits && in.V.shape(-1) == H && in.V.shape(-2) == H &&
-      same_sets(in.s, in.V, sets) &&
-      (!in.beta || in.beta->shape() == in.s.shape()) &&
-      (!in.gamma || in.gamma->shape() == in.s.shape()) &&
-      (!in.hidden || in.hidden->shape() == with_tail(in.s, 2, {H}));
-  for (const mx::array& a : inputs) {
-    fits = fits && a.dtype() == in.s.dtype();
+      same_sets(in.s, in.V, sets) && form_.course.flips < sets &&
+      mlx_recurrent::fits(form_.course, inputs, in.s) &&
+      (!in.hidden || in.hidden->shape() == with_tail(in.s, 2, {H})) &&
+      (!in.restart || in.restart->shape() == with_tail(in.V, 1, {})) &&
+      !(form_.transposed && (in.hidden || in.restart));
+  for (const auto* factor : {&in.alpha, &in.beta, &in.gamma}) {
+    fits = fits && (!*factor || (*factor)->shape() == in.s.shape());
+  }
+  for (int i = 0; i < form_.inputs(); ++i) {
+    fits = fits && inputs[i].dtype() == in.s.dtype();
   }
   expect(fits, name());
   return {in.s.shape()};
 }
 
 bool LinearScan::is_equivalent(const mx::Primitive& other) const {
-  const auto& o = static_cast<const LinearScan&>(other);
-  return reverse_ == o.reverse_ && has_beta_ == o.has_beta_ &&
-      has_gamma_ == o.has_gamma_ && has_hidden_ == o.has_hidden_;
+  return form_ == static_cast<const LinearScan&>(other).form_;
 }
 
-// The transpose swaps beta and gamma and runs the other way.
+// With lambda the result of the transposed scan and u what stands before each
+// step of the other's, a factor's derivative is the product of its two sides,
+// whichever of the two is given.
 Arrays LinearScan::vjp(
     const Arrays& primals,
     const Arrays& cotangents,
     const Ints& argnums,
     const Arrays& outputs) {
   const mx::Stream& s = stream();
-  LinearScanInputs in = unpack(primals);
-  const mx::array& y = outputs[0];
+  LinearScanInputs in = outside(primals);
   int sets = static_cast<int>(in.V.ndim()) - 2;
-  mx::array back = transposed(in.V, s);
-  mx::array c = matched(cotangents[0], y, s);
-  mx::array lambda =
-      linear_scan({c, back, in.gamma, in.beta, {}}, !reverse_, s);
+  mx::array c = matched(cotangents[0], outputs[0], s);
+  mx::array other = linear_scan(
+      {c, in.V, in.alpha, in.beta, in.gamma, {}, {}, in.course},
+      !form_.transposed,
+      s);
+  mx::array lambda = form_.transposed ? outputs[0] : other;
+  mx::array u = before(in, form_.transposed ? other : outputs[0], s);
+  mx::array carried = scaled(in.gamma, u, s);
   mx::array weighted = scaled(in.beta, lambda, s);
+  mx::array back = mlx_recurrent::transposed(in.V, s);
+  // (alpha + gamma V^T beta) lambda, of some places or rows.
+  auto through = [&](const auto& pick) {
+    mx::array by_V = matmul(pick(weighted), back, {}, s);
+    return *sum(
+        in.alpha ? std::optional(multiply(pick(*in.alpha), pick(lambda), s))
+                 : std::nullopt,
+        in.gamma ? multiply(pick(*in.gamma), by_V, s) : by_V,
+        s);
+  };
   Arrays grads;
   for (int i : argnums) {
-    if (i == 0) {
-      grads.push_back(lambda);
-    } else if (i == 1) {
-      mx::array carried =
-          step_before(scaled(in.gamma, y, s), in.hidden, reverse_, s);
+    if (i == form_.s) {
+      grads.push_back(other);
+    } else if (i == form_.V) {
       grads.push_back(outer_sum(weighted, carried, sets, s));
-    } else if (i == beta()) {
-      mx::array carried =
-          step_before(scaled(in.gamma, y, s), in.hidden, reverse_, s);
+    } else if (i == form_.alpha()) {
+      grads.push_back(multiply(lambda, u, s));
+    } else if (i == form_.beta()) {
       grads.push_back(multiply(lambda, matmul(carried, in.V, {}, s), s));
-    } else if (i == gamma()) {
-      mx::array after = step_before(weighted, {}, !reverse_, s);
-      grads.push_back(multiply(y, matmul(after, back, {}, s), s));
+    } else if (i == form_.gamma()) {
+      grads.push_back(multiply(u, matmul(weighted, back, {}, s), s));
+    } else if (i == form_.hidden()) {
+      grads.push_back(through([&](const mx::array& a) {
+        return step_at(a, End::first, {}, in.course, s);
+      }));
+    } else if (i == form_.restart()) {
+      grads.push_back(row_sum(
+          through([&](const mx::array& a) {
+            return only_places(a, Places::restarts, in.course, s);
+          }),
+          sets,
+          s));
     } else {
-      End first = reverse_ ? End::last : End::first;
-      grads.push_back(matmul(step_at(weighted, first, {}, s), back, {}, s));
+      grads.push_back(filled(primals[i], 0, s));
     }
   }
   return grads;
@@ -153,34 +241,67 @@ Arrays LinearScan::jvp(
     const Arrays& tangents,
     const Ints& argnums) {
   const mx::Stream& s = stream();
-  LinearScanInputs in = unpack(primals);
-  mx::array y = linear_scan(in, reverse_, s);
-  mx::array carried =
-      step_before(scaled(in.gamma, y, s), in.hidden, reverse_, s);
-  std::optional<mx::array> source;
+  LinearScanInputs in = outside(primals);
+  mx::array y = linear_scan(in, form_.transposed, s);
+  mx::array back = mlx_recurrent::transposed(in.V, s);
+  mx::array weighted = scaled(in.beta, y, s);
+  std::optional<mx::array> source;  // at its own step
+  std::optional<mx::array> passing; // at a passage, for the step before
   std::optional<mx::array> first;
-  auto add = [&](const mx::array& term) {
-    source = source ? mlx_recurrent::add(*source, term, s) : term;
-  };
+  std::optional<mx::array> restart;
+  auto pass = [&](const mx::array& term) { passing = sum(passing, term, s); };
+  std::optional<mx::array> u;
+  if (!form_.transposed) {
+    u = before(in, y, s);
+  }
   for (size_t k = 0; k < argnums.size(); ++k) {
     int i = argnums[k];
+    if (i >= form_.inputs()) {
+      continue;
+    }
     mx::array d = matched(tangents[k], primals[i], s);
-    if (i == 0) {
-      add(d);
-    } else if (i == 1) {
-      add(scaled(in.beta, matmul(carried, d, {}, s), s));
-    } else if (i == beta()) {
-      add(multiply(d, matmul(carried, in.V, {}, s), s));
-    } else if (i == gamma()) {
-      mx::array moved = step_before(multiply(d, y, s), {}, reverse_, s);
-      add(scaled(in.beta, matmul(moved, in.V, {}, s), s));
-    } else {
+    if (i == form_.s) {
+      source = d;
+    } else if (i == form_.hidden()) {
       first = d;
+    } else if (i == form_.restart()) {
+      restart = d;
+    } else if (i == form_.V) {
+      pass(
+          u ? scaled(in.beta, matmul(scaled(in.gamma, *u, s), d, {}, s), s)
+            : scaled(
+                  in.gamma,
+                  matmul(weighted, mlx_recurrent::transposed(d, s), {}, s),
+                  s));
+    } else {
+      d = only_places(d, Places::valid, in.course, s);
+      if (i == form_.alpha()) {
+        pass(multiply(d, u ? *u : y, s));
+      } else if (i == form_.beta()) {
+        pass(
+            u ? multiply(d, matmul(scaled(in.gamma, *u, s), in.V, {}, s), s)
+              : scaled(in.gamma, matmul(multiply(d, y, s), back, {}, s), s));
+      } else {
+        pass(
+            u ? scaled(in.beta, matmul(multiply(d, *u, s), in.V, {}, s), s)
+              : multiply(d, matmul(weighted, back, {}, s), s));
+      }
     }
   }
+  if (form_.transposed && passing) {
+    passing = step_after(*passing, in.course, s);
+  }
+  source = sum(source, passing, s);
   return {linear_scan(
-      {source ? *source : filled(y, 0, s), in.V, in.beta, in.gamma, first},
-      reverse_,
+      {source ? *source : filled(y, 0, s),
+       in.V,
+       in.alpha,
+       in.beta,
+       in.gamma,
+       first,
+       restart,
+       in.course},
+      form_.transposed,
       s)};
 }
 
@@ -188,14 +309,22 @@ std::pair<Arrays, Ints> LinearScan::vmap(
     const Arrays& inputs,
     const Ints& axes) {
   std::vector<bool> joins(inputs.size(), true);
-  joins[1] = false;
+  joins[form_.V] = false;
+  if (form_.has_restart) {
+    joins[form_.restart()] = false;
+  }
+  int sets =
+      static_cast<int>(inputs[form_.V].ndim()) - 2 - (axes[form_.V] >= 0);
   return vectorize(
-      [this](const Arrays& in, int) {
-        return Arrays{linear_scan(unpack(in), reverse_, stream())};
+      [&](const Arrays& in, int more_sets) {
+        LinearScanInputs unpacked = unpack(in);
+        unpacked.course.form =
+            with_axis_at(form_.course, more_sets > 0 ? 0 : sets);
+        return Arrays{linear_scan(unpacked, form_.transposed, stream())};
       },
       joins,
       true,
-      static_cast<int>(inputs[1].ndim()) - 2 - (axes[1] >= 0),
+      sets,
       inputs,
       axes,
       stream());

@@ -2,40 +2,77 @@
 
 #pragma once
 
-#include "primitives/primitive.h"
+#include "primitives/course.h"
 
 namespace mlx_recurrent {
 
-// The operands of y_t = s_t + beta_t * V (gamma_p * y_p), p being the step
-// before t in the direction of the run; the first step takes `hidden` for
-// gamma_p * y_p. With any number of leading axes of sets (S...): s, beta and
-// gamma are (S..., ..., L, H), V is (S..., H, H), hidden (S..., ..., H).
+// The operands of, with u the result before step t in the run, `hidden` at
+// first and `restart` where an episode starts,
+//   y_t = s_t + alpha_t u + beta_t V (gamma_t u)
+// or transposed, with n the step after t in the run,
+//   y_t = s_t + alpha_n y_n + gamma_n V^T (beta_n y_n).
+// Nothing passes where the course truncates; a term whose factor is 0 is
+// absent; in the padding nothing is read, and y is zero. With any number of
+// leading axes of sets (S...): s and the factors are (S..., ..., L, H), V is
+// (S..., H, H), hidden (S..., ..., H), restart (S..., H). An absent alpha is 0,
+// beta and gamma 1, hidden and restart, which only the first form has, 0. An
+// axis along which the course flips is one of the sets.
 struct LinearScanInputs {
   mx::array s;
   mx::array V;
+  std::optional<mx::array> alpha;
   std::optional<mx::array> beta;
   std::optional<mx::array> gamma;
   std::optional<mx::array> hidden;
+  std::optional<mx::array> restart;
+  Course course;
 };
 
 mx::array linear_scan(
-    const LinearScanInputs& inputs,
-    bool reverse,
+    LinearScanInputs inputs,
+    bool transposed,
     const mx::Stream& stream);
+
+// What a linear scan has beside its arrays.
+struct LinearScanForm {
+  bool transposed;
+  bool has_alpha;
+  bool has_beta;
+  bool has_gamma;
+  bool has_hidden;
+  bool has_restart;
+  CourseForm course;
+
+  bool operator==(const LinearScanForm&) const = default;
+
+  // Where an input stands among the arrays; -1 where it is absent.
+  static constexpr int s = 0;
+  static constexpr int V = 1;
+  int alpha() const {
+    return has_alpha ? 2 : -1;
+  }
+  int beta() const {
+    return has_beta ? 2 + has_alpha : -1;
+  }
+  int gamma() const {
+    return has_gamma ? 2 + has_alpha + has_beta : -1;
+  }
+  int hidden() const {
+    return has_hidden ? 2 + has_alpha + has_beta + has_gamma : -1;
+  }
+  int restart() const {
+    return has_restart ? inputs() - 1 : -1;
+  }
+  // Before the course's arrays.
+  int inputs() const {
+    return 2 + has_alpha + has_beta + has_gamma + has_hidden + has_restart;
+  }
+};
 
 class LinearScan : public CpuPrimitive {
  public:
-  LinearScan(
-      const mx::Stream& stream,
-      bool reverse,
-      bool has_beta,
-      bool has_gamma,
-      bool has_hidden)
-      : CpuPrimitive(stream),
-        reverse_(reverse),
-        has_beta_(has_beta),
-        has_gamma_(has_gamma),
-        has_hidden_(has_hidden) {
+  LinearScan(const mx::Stream& stream, const LinearScanForm& form)
+      : CpuPrimitive(stream), form_(form) {
   }
 
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override;
@@ -47,21 +84,11 @@ class LinearScan : public CpuPrimitive {
 
  private:
   LinearScanInputs unpack(const Arrays& inputs) const;
-  // Where an input stands among the arrays; -1 where it is absent.
-  int beta() const {
-    return has_beta_ ? 2 : -1;
-  }
-  int gamma() const {
-    return has_gamma_ ? 2 + has_beta_ : -1;
-  }
-  int hidden() const {
-    return has_hidden_ ? 2 + has_beta_ + has_gamma_ : -1;
-  }
+  // The inputs for products, which read all places: factors that are zero in
+  // the padding.
+  LinearScanInputs outside(const Arrays& inputs);
 
-  bool reverse_;
-  bool has_beta_;
-  bool has_gamma_;
-  bool has_hidden_;
+  LinearScanForm form_;
 };
 
 // factor * a, where an absent factor is 1.

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <memory>
 
+#include "kernels/row_run.h"
 #include "mlx/backend/cpu/encoder.h"
 #include "primitives/batching.h"
 #include "primitives/broadcast.h"
@@ -12,6 +13,8 @@
 namespace mlx_recurrent {
 
 namespace {
+
+using kernels::RowRun;
 
 // One row of features, of elements of `item` bytes; from null: zeros.
 void copy_row(
@@ -41,134 +44,210 @@ const char* features_at(
       (s.row_offsets[n] + t * s.step_stride) * item;
 }
 
-// What the three primitives copy: `steps` from a sequence, or a single row, or
-// zeros, into a result of N rows.
+// What the primitives copy: rows of features from a sequence, or a single row,
+// or zeros, into a result of N rows.
 struct Copy {
   int64_t N, L, H, item;
   kernels::Sequence steps{nullptr, nullptr, 0, 0};
   kernels::Sequence row{nullptr, nullptr, 0, 0};
   char* out;
   std::shared_ptr<Operands> operands = std::make_shared<Operands>();
+  int64_t rows_each; // of a course
+  std::vector<kernels::Course> by_set;
 
   // y (..., L, H) says how many rows and steps there are.
-  Copy(const mx::array& y, mx::array& result)
+  Copy(
+      const CourseForm& form,
+      const Arrays& inputs,
+      const mx::array& y,
+      mx::array& result)
       : N(size_between(y, 0, static_cast<int>(y.ndim()) - 2)),
         L(y.shape(-2)),
         H(y.shape(-1)),
         item(static_cast<int64_t>(y.itemsize())) {
     allocate(result);
     out = result.data<char>();
+    int64_t sets = size_between(y, 0, form.flips + 1);
+    rows_each = sets > 0 ? N / sets : 0;
+    by_set = courses(form, inputs, y, sets, rows_each, *operands);
+    for (kernels::Course& course : by_set) {
+      course.truncate_every = form.cuts ? form.truncate_every : 0;
+    }
   }
 
-  // `to` row number `at`: step t of row n, or where t is no step, the row.
-  void put(int64_t at, int64_t n, int64_t t) const {
-    bool is_step = steps.data && t >= 0 && t < L;
-    const kernels::Sequence& from = is_step ? steps : row;
-    copy_row(
-        out + at * H * item,
-        from.data ? features_at(from, n, is_step ? t : 0, item) : nullptr,
-        from.feature_stride,
-        H,
-        item);
+  // Calls each(row, its run) for all rows.
+  template <class Each>
+  void for_rows(Each each) const {
+    for (int64_t n = 0; n < N; ++n) {
+      const kernels::Course& course = by_set[n / rows_each];
+      int64_t row = n % rows_each;
+      each(n, RowRun{course, row, kernels::length_of(course, row, L)});
+    }
+  }
+
+  // `to` row number `at`: a row of features, or from null, zeros.
+  void put(int64_t at, const char* from, int64_t stride) const {
+    copy_row(out + at * H * item, from, stride, H, item);
+  }
+  void put_step(int64_t at, int64_t n, int64_t t) const {
+    put(at, features_at(steps, n, t, item), steps.feature_stride);
+  }
+  void put_row(int64_t at, int64_t n) const {
+    put(at,
+        row.data ? features_at(row, n, 0, item) : nullptr,
+        row.feature_stride);
+  }
+  void put_zeros(int64_t at, int64_t count = 1) const {
+    std::memset(out + at * H * item, 0, count * H * item);
+  }
+  // Behind a row's last step.
+  void put_padding(int64_t n, int64_t length) const {
+    put_zeros(n * L + length, L - length);
   }
 };
 
+// `inputs` but for the course's arrays, and what is in the course.
 mx::array with_shape_of(
     std::shared_ptr<mx::Primitive> primitive,
-    Arrays inputs) {
+    Arrays inputs,
+    const Course& course) {
+  course.append_to(inputs);
   mx::Shape shape = primitive->output_shapes(inputs)[0];
   mx::Dtype dtype = inputs[0].dtype();
   return mx::array(
       std::move(shape), dtype, std::move(primitive), std::move(inputs));
 }
 
-// A step that stands beside a sequence, if there is one, fits it.
-void expect_step(const mx::array& y, const mx::array* step, const char* name) {
+// The course fits y, and so does a step that stands beside it, if there is one.
+void expect_fits(
+    const CourseForm& form,
+    const Arrays& inputs,
+    const mx::array& y,
+    const std::optional<mx::array>& step,
+    const char* name) {
   expect(
-      y.ndim() >= 2 &&
+      fits(form, inputs, y) &&
           (!step ||
            (step->dtype() == y.dtype() &&
             step->shape() == with_tail(y, 2, {y.shape(-1)}))),
       name);
 }
 
-const mx::array* second(const Arrays& inputs) {
-  return inputs.size() > 1 ? &inputs[1] : nullptr;
-}
-
-std::optional<mx::array> optional_second(const Arrays& inputs) {
-  return inputs.size() > 1 ? std::optional(inputs[1]) : std::nullopt;
-}
-
 Arrays with_optional(const mx::array& y, const std::optional<mx::array>& step) {
   return step ? Arrays{y, *step} : Arrays{y};
 }
 
-// The tangents of y, zero where it has none, and of the step beside it.
-std::pair<mx::array, std::optional<mx::array>> split_tangents(
-    const Arrays& primals,
-    const Arrays& tangents,
-    const Ints& argnums,
-    const mx::Stream& s) {
-  std::optional<mx::array> found[2];
-  for (size_t k = 0; k < argnums.size(); ++k) {
-    found[argnums[k]] = matched(tangents[k], primals[argnums[k]], s);
-  }
-  return {found[0] ? *found[0] : filled(primals[0], 0, s), found[1]};
+template <class Primitive>
+const Primitive& same(const mx::Primitive& other) {
+  return static_cast<const Primitive&>(other);
 }
 
 } // namespace
 
+std::optional<mx::array> AlongTime::at(const Arrays& inputs, size_t i) const {
+  return i + form_.inputs() < inputs.size() ? std::optional(inputs[i])
+                                            : std::nullopt;
+}
+
+std::optional<mx::array> AlongTime::tangent(
+    const Arrays& primals,
+    const Arrays& tangents,
+    const Ints& argnums,
+    int i) {
+  for (size_t k = 0; k < argnums.size(); ++k) {
+    if (argnums[k] == i && at(primals, i)) {
+      return matched(tangents[k], primals[i], stream());
+    }
+  }
+  return std::nullopt;
+}
+
 mx::array step_before(
     const mx::array& y,
     const std::optional<mx::array>& first,
-    bool reverse,
+    const Course& course,
     const mx::Stream& stream) {
   return with_shape_of(
-      std::make_shared<StepBefore>(stream, reverse), with_optional(y, first));
+      std::make_shared<StepBefore>(stream, course.form),
+      with_optional(y, first),
+      course);
+}
+
+mx::array step_after(
+    const mx::array& y,
+    const Course& course,
+    const mx::Stream& stream) {
+  return with_shape_of(
+      std::make_shared<StepAfter>(stream, course.form), {y}, course);
 }
 
 mx::array step_at(
     const mx::array& y,
     End end,
     const std::optional<mx::array>& otherwise,
+    const Course& course,
     const mx::Stream& stream) {
   return with_shape_of(
-      std::make_shared<StepAt>(stream, end), with_optional(y, otherwise));
+      std::make_shared<StepAt>(stream, course.form, end),
+      with_optional(y, otherwise),
+      course);
 }
 
 mx::array only_at(
     const mx::array& step,
     End end,
     const mx::array& like,
+    const Course& course,
     const mx::Stream& stream) {
   return with_shape_of(
-      std::make_shared<OnlyAt>(stream, end), Arrays{step, like});
+      std::make_shared<OnlyAt>(stream, course.form, end), {step, like}, course);
+}
+
+mx::array only_places(
+    const mx::array& y,
+    Places places,
+    const Course& course,
+    const mx::Stream& stream) {
+  if (places == Places::valid && !course.lengths) {
+    return y;
+  }
+  if (places == Places::restarts && !course.reset) {
+    return filled(y, 0, stream);
+  }
+  return with_shape_of(
+      std::make_shared<OnlyPlaces>(stream, course.form, places), {y}, course);
 }
 
 void StepBefore::eval_cpu(const Arrays& inputs, Arrays& outputs) {
-  Copy copy(inputs[0], outputs[0]);
+  Copy copy(form_, inputs, inputs[0], outputs[0]);
   copy.steps = copy.operands->sequence(inputs[0]);
-  if (const mx::array* first = second(inputs)) {
+  if (auto first = at(inputs, 1)) {
     copy.row = copy.operands->rows(*first);
   }
-  mx::cpu::get_command_encoder(stream()).dispatch(
-      [copy, shift = reverse_ ? 1 : -1] {
-        for (int64_t n = 0; n < copy.N; ++n) {
-          for (int64_t t = 0; t < copy.L; ++t) {
-            copy.put(n * copy.L + t, n, t + shift);
-          }
+  mx::cpu::get_command_encoder(stream()).dispatch([copy = std::move(copy)] {
+    copy.for_rows([&](int64_t n, const RowRun& run) {
+      for (int64_t i = 0; i < run.length; ++i) {
+        int64_t to = n * copy.L + run.place(i);
+        if (run.starts(i) || run.truncates(i)) {
+          copy.put_zeros(to);
+        } else if (i == 0) {
+          copy.put_row(to, n);
+        } else {
+          copy.put_step(to, n, run.place(i - 1));
         }
-      });
+      }
+      copy.put_padding(n, run.length);
+    });
+  });
 }
 
 std::vector<mx::Shape> StepBefore::output_shapes(const Arrays& inputs) {
-  expect_step(inputs[0], second(inputs), name());
+  expect_fits(form_, inputs, inputs[0], at(inputs, 1), name());
   return {inputs[0].shape()};
 }
 
 bool StepBefore::is_equivalent(const mx::Primitive& other) const {
-  return reverse_ == static_cast<const StepBefore&>(other).reverse_;
+  return form_ == same<StepBefore>(other).form_;
 }
 
 Arrays StepBefore::vjp(
@@ -178,11 +257,13 @@ Arrays StepBefore::vjp(
     const Arrays&) {
   const mx::Stream& s = stream();
   mx::array c = matched(cotangents[0], primals[0], s);
+  Course cut = course(primals).cut();
   Arrays grads;
   for (int i : argnums) {
     grads.push_back(
-        i == 0 ? step_before(c, {}, !reverse_, s)
-               : step_at(c, reverse_ ? End::last : End::first, {}, s));
+        i == 0               ? step_after(c, cut, s)
+            : at(primals, i) ? step_at(c, End::first, {}, cut, s)
+                             : filled(primals[i], 0, s));
   }
   return grads;
 }
@@ -191,8 +272,11 @@ Arrays StepBefore::jvp(
     const Arrays& primals,
     const Arrays& tangents,
     const Ints& argnums) {
-  auto [dy, dfirst] = split_tangents(primals, tangents, argnums, stream());
-  return {step_before(dy, dfirst, reverse_, stream())};
+  const mx::Stream& s = stream();
+  auto dy = tangent(primals, tangents, argnums, 0);
+  auto dfirst = tangent(primals, tangents, argnums, 1);
+  return {step_before(
+      dy ? *dy : filled(primals[0], 0, s), dfirst, course(primals).cut(), s)};
 }
 
 std::pair<Arrays, Ints> StepBefore::vmap(
@@ -201,7 +285,77 @@ std::pair<Arrays, Ints> StepBefore::vmap(
   return vectorize(
       [this](const Arrays& in, int) {
         return Arrays{
-            step_before(in[0], optional_second(in), reverse_, stream())};
+            step_before(in[0], at(in, 1), shifted_course(in), stream())};
+      },
+      std::vector<bool>(inputs.size(), true),
+      true,
+      0,
+      inputs,
+      axes,
+      stream());
+}
+
+void StepAfter::eval_cpu(const Arrays& inputs, Arrays& outputs) {
+  Copy copy(form_, inputs, inputs[0], outputs[0]);
+  copy.steps = copy.operands->sequence(inputs[0]);
+  mx::cpu::get_command_encoder(stream()).dispatch([copy = std::move(copy)] {
+    copy.for_rows([&](int64_t n, const RowRun& run) {
+      for (int64_t i = 0; i < run.length; ++i) {
+        int64_t to = n * copy.L + run.place(i);
+        int64_t next = i + 1;
+        if (next == run.length || run.starts(next) || run.truncates(next)) {
+          copy.put_zeros(to);
+        } else {
+          copy.put_step(to, n, run.place(next));
+        }
+      }
+      copy.put_padding(n, run.length);
+    });
+  });
+}
+
+std::vector<mx::Shape> StepAfter::output_shapes(const Arrays& inputs) {
+  expect_fits(form_, inputs, inputs[0], {}, name());
+  return {inputs[0].shape()};
+}
+
+bool StepAfter::is_equivalent(const mx::Primitive& other) const {
+  return form_ == same<StepAfter>(other).form_;
+}
+
+Arrays StepAfter::vjp(
+    const Arrays& primals,
+    const Arrays& cotangents,
+    const Ints& argnums,
+    const Arrays&) {
+  const mx::Stream& s = stream();
+  mx::array c = matched(cotangents[0], primals[0], s);
+  Arrays grads;
+  for (int i : argnums) {
+    grads.push_back(
+        i == 0 ? step_before(c, {}, course(primals).cut(), s)
+               : filled(primals[i], 0, s));
+  }
+  return grads;
+}
+
+Arrays StepAfter::jvp(
+    const Arrays& primals,
+    const Arrays& tangents,
+    const Ints& argnums) {
+  const mx::Stream& s = stream();
+  auto dy = tangent(primals, tangents, argnums, 0);
+  return {
+      dy ? step_after(*dy, course(primals).cut(), s)
+         : filled(primals[0], 0, s)};
+}
+
+std::pair<Arrays, Ints> StepAfter::vmap(
+    const Arrays& inputs,
+    const Ints& axes) {
+  return vectorize(
+      [this](const Arrays& in, int) {
+        return Arrays{step_after(in[0], shifted_course(in), stream())};
       },
       std::vector<bool>(inputs.size(), true),
       true,
@@ -212,26 +366,34 @@ std::pair<Arrays, Ints> StepBefore::vmap(
 }
 
 void StepAt::eval_cpu(const Arrays& inputs, Arrays& outputs) {
-  Copy copy(inputs[0], outputs[0]);
+  Copy copy(form_, inputs, inputs[0], outputs[0]);
   copy.steps = copy.operands->sequence(inputs[0]);
-  if (const mx::array* otherwise = second(inputs)) {
+  if (auto otherwise = at(inputs, 1)) {
     copy.row = copy.operands->rows(*otherwise);
   }
   mx::cpu::get_command_encoder(stream()).dispatch(
-      [copy, t = end_ == End::first ? 0 : copy.L - 1] {
-        for (int64_t n = 0; n < copy.N; ++n) {
-          copy.put(n, n, t);
-        }
+      [copy = std::move(copy), end = end_] {
+        copy.for_rows([&](int64_t n, const RowRun& run) {
+          if (run.length == 0) {
+            copy.put_row(n, n);
+          } else if (end == End::first && run.starts(0)) {
+            copy.put_zeros(n);
+          } else {
+            int64_t i = end == End::first ? 0 : run.length - 1;
+            copy.put_step(n, n, run.place(i));
+          }
+        });
       });
 }
 
 std::vector<mx::Shape> StepAt::output_shapes(const Arrays& inputs) {
-  expect_step(inputs[0], second(inputs), name());
+  expect_fits(form_, inputs, inputs[0], at(inputs, 1), name());
   return {with_tail(inputs[0], 2, {inputs[0].shape(-1)})};
 }
 
 bool StepAt::is_equivalent(const mx::Primitive& other) const {
-  return end_ == static_cast<const StepAt&>(other).end_;
+  const auto& o = same<StepAt>(other);
+  return form_ == o.form_ && end_ == o.end_;
 }
 
 Arrays StepAt::vjp(
@@ -241,12 +403,15 @@ Arrays StepAt::vjp(
     const Arrays& outputs) {
   const mx::Stream& s = stream();
   mx::array c = matched(cotangents[0], outputs[0], s);
+  Course run = course(primals);
   Arrays grads;
   for (int i : argnums) {
     // What stands for a step gets the cotangent where there are no steps.
     grads.push_back(
-        i == 0 ? only_at(c, end_, primals[0], s)
-               : step_at(filled(primals[0], 0, s), end_, c, s));
+        i == 0 ? only_at(c, end_, primals[0], run, s)
+            : at(primals, i)
+            ? step_at(filled(primals[0], 0, s), end_, c, run, s)
+            : filled(primals[i], 0, s));
   }
   return grads;
 }
@@ -255,14 +420,22 @@ Arrays StepAt::jvp(
     const Arrays& primals,
     const Arrays& tangents,
     const Ints& argnums) {
-  auto [dy, dotherwise] = split_tangents(primals, tangents, argnums, stream());
-  return {step_at(dy, end_, dotherwise, stream())};
+  const mx::Stream& s = stream();
+  auto dy = tangent(primals, tangents, argnums, 0);
+  auto dotherwise = tangent(primals, tangents, argnums, 1);
+  return {step_at(
+      dy ? *dy : filled(primals[0], 0, s),
+      end_,
+      dotherwise,
+      course(primals),
+      s)};
 }
 
 std::pair<Arrays, Ints> StepAt::vmap(const Arrays& inputs, const Ints& axes) {
   return vectorize(
       [this](const Arrays& in, int) {
-        return Arrays{step_at(in[0], end_, optional_second(in), stream())};
+        return Arrays{
+            step_at(in[0], end_, at(in, 1), shifted_course(in), stream())};
       },
       std::vector<bool>(inputs.size(), true),
       true,
@@ -273,24 +446,28 @@ std::pair<Arrays, Ints> StepAt::vmap(const Arrays& inputs, const Ints& axes) {
 }
 
 void OnlyAt::eval_cpu(const Arrays& inputs, Arrays& outputs) {
-  Copy copy(inputs[1], outputs[0]);
+  Copy copy(form_, inputs, inputs[1], outputs[0]);
   copy.row = copy.operands->rows(inputs[0]);
   mx::cpu::get_command_encoder(stream()).dispatch(
-      [copy, at = end_ == End::first ? 0 : copy.L - 1] {
-        std::memset(copy.out, 0, copy.N * copy.L * copy.H * copy.item);
-        for (int64_t n = 0; copy.L > 0 && n < copy.N; ++n) {
-          copy.put(n * copy.L + at, n, 0);
-        }
+      [copy = std::move(copy), end = end_] {
+        copy.for_rows([&](int64_t n, const RowRun& run) {
+          copy.put_zeros(n * copy.L, copy.L);
+          if (run.length > 0 && !(end == End::first && run.starts(0))) {
+            int64_t i = end == End::first ? 0 : run.length - 1;
+            copy.put_row(n * copy.L + run.place(i), n);
+          }
+        });
       });
 }
 
 std::vector<mx::Shape> OnlyAt::output_shapes(const Arrays& inputs) {
-  expect_step(inputs[1], &inputs[0], name());
+  expect_fits(form_, inputs, inputs[1], inputs[0], name());
   return {inputs[1].shape()};
 }
 
 bool OnlyAt::is_equivalent(const mx::Primitive& other) const {
-  return end_ == static_cast<const OnlyAt&>(other).end_;
+  const auto& o = same<OnlyAt>(other);
+  return form_ == o.form_ && end_ == o.end_;
 }
 
 Arrays OnlyAt::vjp(
@@ -303,7 +480,8 @@ Arrays OnlyAt::vjp(
   Arrays grads;
   for (int i : argnums) {
     grads.push_back(
-        i == 0 ? step_at(c, end_, {}, s) : filled(primals[1], 0, s));
+        i == 0 ? step_at(c, end_, {}, course(primals), s)
+               : filled(primals[i], 0, s));
   }
   return grads;
 }
@@ -313,17 +491,92 @@ Arrays OnlyAt::jvp(
     const Arrays& tangents,
     const Ints& argnums) {
   const mx::Stream& s = stream();
-  mx::array d = argnums[0] == 0 ? matched(tangents[0], primals[0], s)
-                                : filled(primals[0], 0, s);
-  return {only_at(d, end_, primals[1], s)};
+  auto d = tangent(primals, tangents, argnums, 0);
+  return {
+      d ? only_at(*d, end_, primals[1], course(primals), s)
+        : filled(primals[1], 0, s)};
 }
 
 std::pair<Arrays, Ints> OnlyAt::vmap(const Arrays& inputs, const Ints& axes) {
   return vectorize(
       [this](const Arrays& in, int) {
-        return Arrays{only_at(in[0], end_, in[1], stream())};
+        return Arrays{
+            only_at(in[0], end_, in[1], shifted_course(in), stream())};
       },
-      {true, true},
+      std::vector<bool>(inputs.size(), true),
+      true,
+      0,
+      inputs,
+      axes,
+      stream());
+}
+
+void OnlyPlaces::eval_cpu(const Arrays& inputs, Arrays& outputs) {
+  Copy copy(form_, inputs, inputs[0], outputs[0]);
+  copy.steps = copy.operands->sequence(inputs[0]);
+  mx::cpu::get_command_encoder(stream()).dispatch(
+      [copy = std::move(copy), places = places_] {
+        copy.for_rows([&](int64_t n, const RowRun& run) {
+          for (int64_t i = 0; i < run.length; ++i) {
+            int64_t t = run.place(i);
+            if (places == Places::restarts &&
+                (!run.starts(i) || run.truncates(i))) {
+              copy.put_zeros(n * copy.L + t);
+            } else {
+              copy.put_step(n * copy.L + t, n, t);
+            }
+          }
+          copy.put_padding(n, run.length);
+        });
+      });
+}
+
+std::vector<mx::Shape> OnlyPlaces::output_shapes(const Arrays& inputs) {
+  expect_fits(form_, inputs, inputs[0], {}, name());
+  return {inputs[0].shape()};
+}
+
+bool OnlyPlaces::is_equivalent(const mx::Primitive& other) const {
+  const auto& o = same<OnlyPlaces>(other);
+  return form_ == o.form_ && places_ == o.places_;
+}
+
+Arrays OnlyPlaces::vjp(
+    const Arrays& primals,
+    const Arrays& cotangents,
+    const Ints& argnums,
+    const Arrays&) {
+  const mx::Stream& s = stream();
+  mx::array c = matched(cotangents[0], primals[0], s);
+  Arrays grads;
+  for (int i : argnums) {
+    grads.push_back(
+        i == 0 ? only_places(c, places_, course(primals).cut(), s)
+               : filled(primals[i], 0, s));
+  }
+  return grads;
+}
+
+Arrays OnlyPlaces::jvp(
+    const Arrays& primals,
+    const Arrays& tangents,
+    const Ints& argnums) {
+  const mx::Stream& s = stream();
+  auto dy = tangent(primals, tangents, argnums, 0);
+  return {
+      dy ? only_places(*dy, places_, course(primals).cut(), s)
+         : filled(primals[0], 0, s)};
+}
+
+std::pair<Arrays, Ints> OnlyPlaces::vmap(
+    const Arrays& inputs,
+    const Ints& axes) {
+  return vectorize(
+      [this](const Arrays& in, int) {
+        return Arrays{
+            only_places(in[0], places_, shifted_course(in), stream())};
+      },
+      std::vector<bool>(inputs.size(), true),
       true,
       0,
       inputs,

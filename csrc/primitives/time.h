@@ -1,45 +1,97 @@
 // Steps of a sequence as operations of the graph, for any number of steps:
 // MLX's slices keep that of the first call in a shapeless function. Closed
 // under differentiation.
+//
+// "Before" and "after", "first" and "last" are in the order of each row's run.
+// Nothing is read in the padding, and results are zero there. Where a course
+// truncates, the values are whole, and derivatives cut.
 
 #pragma once
 
-#include "primitives/primitive.h"
+#include "primitives/course.h"
 
 namespace mlx_recurrent {
 
 // The first or the last step.
 enum class End : int { first, last };
 
-// Along the time axis of y (..., L, H): the value of the step before each, in
-// the direction of the run; `first` (..., H), or zero, stands before all.
+// Steps that run, or those of them that start from the restart state.
+enum class Places : int { valid, restarts };
+
+// The value of the step before each of y (..., L, H): at a row's first step
+// `first` (..., H), or zero; where an episode starts, zero.
 mx::array step_before(
     const mx::array& y,
     const std::optional<mx::array>& first,
-    bool reverse,
+    const Course& course,
     const mx::Stream& stream);
 
-// The step at one end of y (..., L, H): (..., H). Where there are no steps,
-// `otherwise` (..., H), or zero.
+// The value of the step after each of y (..., L, H), zero after a row's last
+// step and after the last of an episode: what `step_before` is to y,
+// transposed.
+mx::array step_after(
+    const mx::array& y,
+    const Course& course,
+    const mx::Stream& stream);
+
+// Each row's step at one end of y (..., L, H): (..., H). At the first, where
+// `hidden` comes in, it is zero if an episode starts there. For a row without
+// steps it is `otherwise` (..., H), or zero.
 mx::array step_at(
     const mx::array& y,
     End end,
     const std::optional<mx::array>& otherwise,
+    const Course& course,
     const mx::Stream& stream);
 
-// Zeros in the shape of `like` (..., L, H), but for `step` (..., H) at one end.
+// Its transpose: zeros in the shape of `like` (..., L, H), but for `step`
+// (..., H) at each row's end.
 mx::array only_at(
     const mx::array& step,
     End end,
     const mx::array& like,
+    const Course& course,
     const mx::Stream& stream);
 
-// Inputs: y, and what stands before all where that is not zero.
-class StepBefore : public CpuPrimitive {
+// y (..., L, H) with zeros, whatever it is there, at all other places.
+mx::array only_places(
+    const mx::array& y,
+    Places places,
+    const Course& course,
+    const mx::Stream& stream);
+
+// A primitive along time. The arrays of the course come last of its inputs.
+class AlongTime : public CpuPrimitive {
  public:
-  StepBefore(const mx::Stream& stream, bool reverse)
-      : CpuPrimitive(stream), reverse_(reverse) {
+  AlongTime(const mx::Stream& stream, const CourseForm& form)
+      : CpuPrimitive(stream), form_(form) {
   }
+
+ protected:
+  // The course of a call with these inputs.
+  Course course(const Arrays& inputs) const {
+    return Course(form_, inputs);
+  }
+  // Where an axis was added to all inputs in front.
+  Course shifted_course(const Arrays& inputs) const {
+    return Course(with_axis_at(form_, 0), inputs);
+  }
+  // An input that may be absent.
+  std::optional<mx::array> at(const Arrays& inputs, size_t i) const;
+  // The tangent of an input, if it moves.
+  std::optional<mx::array> tangent(
+      const Arrays& primals,
+      const Arrays& tangents,
+      const Ints& argnums,
+      int i);
+
+  CourseForm form_;
+};
+
+// Inputs: y, and what stands before all where that is not zero.
+class StepBefore : public AlongTime {
+ public:
+  using AlongTime::AlongTime;
 
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override;
   std::vector<mx::Shape> output_shapes(const Arrays& inputs) override;
@@ -47,15 +99,26 @@ class StepBefore : public CpuPrimitive {
   DEFINE_GRADS()
   DEFINE_VMAP()
   DEFINE_OWN_NAME(StepBefore)
+};
 
- private:
-  bool reverse_;
+// Input: y.
+class StepAfter : public AlongTime {
+ public:
+  using AlongTime::AlongTime;
+
+  void eval_cpu(const Arrays& inputs, Arrays& outputs) override;
+  std::vector<mx::Shape> output_shapes(const Arrays& inputs) override;
+  bool is_equivalent(const mx::Primitive& other) const override;
+  DEFINE_GRADS()
+  DEFINE_VMAP()
+  DEFINE_OWN_NAME(StepAfter)
 };
 
 // Inputs: y, and what stands for a step where there are none.
-class StepAt : public CpuPrimitive {
+class StepAt : public AlongTime {
  public:
-  StepAt(const mx::Stream& stream, End end) : CpuPrimitive(stream), end_(end) {
+  StepAt(const mx::Stream& stream, const CourseForm& form, End end)
+      : AlongTime(stream, form), end_(end) {
   }
 
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override;
@@ -70,9 +133,10 @@ class StepAt : public CpuPrimitive {
 };
 
 // Inputs: the step and `like`.
-class OnlyAt : public CpuPrimitive {
+class OnlyAt : public AlongTime {
  public:
-  OnlyAt(const mx::Stream& stream, End end) : CpuPrimitive(stream), end_(end) {
+  OnlyAt(const mx::Stream& stream, const CourseForm& form, End end)
+      : AlongTime(stream, form), end_(end) {
   }
 
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override;
@@ -84,6 +148,24 @@ class OnlyAt : public CpuPrimitive {
 
  private:
   End end_;
+};
+
+// Input: y.
+class OnlyPlaces : public AlongTime {
+ public:
+  OnlyPlaces(const mx::Stream& stream, const CourseForm& form, Places places)
+      : AlongTime(stream, form), places_(places) {
+  }
+
+  void eval_cpu(const Arrays& inputs, Arrays& outputs) override;
+  std::vector<mx::Shape> output_shapes(const Arrays& inputs) override;
+  bool is_equivalent(const mx::Primitive& other) const override;
+  DEFINE_GRADS()
+  DEFINE_VMAP()
+  DEFINE_OWN_NAME(OnlyPlaces)
+
+ private:
+  Places places_;
 };
 
 } // namespace mlx_recurrent

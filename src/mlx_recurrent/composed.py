@@ -6,7 +6,9 @@ from typing import NoReturn
 
 import mlx.core as mx
 
-from mlx_recurrent.dispatch import Nonlinearity, StreamOrDevice, product
+from mlx_recurrent.course import Course, TermsCourse
+from mlx_recurrent.dispatch import Nonlinearity, StreamOrDevice
+from mlx_recurrent.terms import Terms
 
 # MLX's gradient of a slice is as long as what was sliced (and a split is slices): L
 # slices of one array would cost L^2. So time is taken apart, and put together, by trees
@@ -21,12 +23,13 @@ def recurrence(
     nonlinearity: Nonlinearity,
     begun: list[mx.array],
     last_only: bool,
+    terms: Terms | None,
     stream: StreamOrDevice,
-) -> list[mx.array]:
+) -> tuple[list[mx.array], mx.array]:
     r"""Run :math:`h_t = f(z_t + W_{hh} h_{t-1})` over at least one step.
 
     Without ``hidden`` the first step is :math:`f(z_0)`. The nonlinearity is called once
-    a step, in order.
+    a step, in order, for all rows.
 
     Args:
         z (array): The projected inputs, ``(..., L, H)``.
@@ -36,51 +39,63 @@ def recurrence(
         nonlinearity (callable): Any function of an array ``(..., H)``.
         begun (list(array)): What it has returned for the first steps already.
         last_only (bool): Whether the state after the last step is all that is wanted.
+        terms (Terms, optional): The optional terms. Those of the inputs are in ``z``.
         stream (Stream or Device, optional): The stream. ``None`` is the default one.
 
     Returns:
-        list(array): The state after each step, or after the last alone, ``(..., H)``
-        and all of one dtype.
+        tuple(list(array), array): The output of each step in the order of time, or an
+        empty list where it is not wanted, and the state after the last step. All are
+        ``(..., H)`` and of one dtype.
 
     Raises:
         TypeError: If the nonlinearity returns something other than an array.
         ValueError: If what it returns is complex, does not fit the next step or
             changes its shape from one step to the next.
     """
-    states: list[mx.array] = []
+    outputs: list[mx.array] = []
     weight = Whh
+    state = hidden
     dtype = z.dtype
     shape: tuple[int, ...] | None = None
     # The nonlinearity's own operations belong on the stream too.
     with nullcontext() if stream is None else mx.stream(stream):
-        for t, z_t in enumerate(_steps(z, stream)):
-            if t >= len(begun) and hidden is not None:
-                if weight.dtype != hidden.dtype or weight.dtype != z_t.dtype:
-                    step = mx.result_type(hidden, Whh, z_t)
+        course = _course(z, hidden, terms)
+        for i, a in enumerate(_steps(z, course.reverse, stream)):
+            start = course.enter(state)
+            if i >= len(begun) and start is not None:
+                previous = start
+                if weight.dtype != start.dtype or weight.dtype != a.dtype:
+                    step = mx.result_type(start, Whh, a)
                     if weight.dtype != step:
                         weight = Whh.astype(step, stream=stream)
-                    hidden = hidden.astype(step, stream=stream)
-                    z_t = z_t.astype(step, stream=stream)
-                z_t = product(hidden, weight, z_t, stream)
-            hidden = begun[t] if t < len(begun) else nonlinearity(z_t)
-            if not isinstance(hidden, mx.array):
-                _refuse(f"{type(hidden).__name__}", "an mx.array", TypeError)
+                    previous = start.astype(step, stream=stream)
+                    a = a.astype(step, stream=stream)
+                a = course.pre_activation(previous, weight, a, stream)
+            result = begun[i] if i < len(begun) else nonlinearity(course.given(a))
+            if not isinstance(result, mx.array):
+                _refuse(f"{type(result).__name__}", "an mx.array", TypeError)
             if shape is None:
-                dtype, shape = hidden.dtype, hidden.shape
-                _check_result(shape, z, Whh)
-            elif hidden.shape != shape:
+                shape = result.shape
+                _check_result(shape, z, Whh, course)
+            elif result.shape != shape:
                 _refuse(
-                    f"shape {hidden.shape}",
+                    f"shape {result.shape}",
                     f"the same shape at every step; the first was {shape}",
                 )
-            if hidden.dtype != dtype:
-                dtype = mx.result_type(dtype, hidden.dtype)
+            state, output = course.leave(state, start, result)
+            dtype = state.dtype if i == 0 else mx.result_type(dtype, state.dtype)
             if dtype == mx.complex64:
                 _refuse("a complex array", "a real one")
-            if last_only:
-                states.clear()
-            states.append(hidden)
-    return [h if h.dtype == dtype else h.astype(dtype, stream=stream) for h in states]
+            if not last_only:
+                outputs.append(output)
+    if course.reverse:
+        outputs.reverse()
+    assert state is not None
+    *outputs, state = (
+        h if h.dtype == dtype else h.astype(dtype, stream=stream)
+        for h in (*outputs, state)
+    )
+    return outputs, state
 
 
 def stack(states: list[mx.array], stream: StreamOrDevice) -> mx.array:
@@ -101,7 +116,15 @@ def broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
     )
 
 
-def _steps(z: mx.array, stream: StreamOrDevice) -> Iterator[mx.array]:
+def _course(z: mx.array, hidden: mx.array | None, terms: Terms | None) -> Course:
+    if terms is None:
+        return Course()
+    lead = z.shape[:-2] if hidden is None else hidden.shape[:-1]
+    L, H = z.shape[-2:]
+    return TermsCourse(terms, lead, L, H, begins_empty=hidden is None)
+
+
+def _steps(z: mx.array, reverse: bool, stream: StreamOrDevice) -> Iterator[mx.array]:
     length = z.shape[-2]
     if length == 1:
         yield mx.squeeze(z, -2, stream=stream)
@@ -109,13 +132,18 @@ def _steps(z: mx.array, stream: StreamOrDevice) -> Iterator[mx.array]:
     size = 1
     while size * _BRANCHES < length:
         size *= _BRANCHES
-    for piece in mx.split(z, range(size, length, size), axis=-2, stream=stream):
-        yield from _steps(piece, stream)
+    pieces = mx.split(z, range(size, length, size), axis=-2, stream=stream)
+    for piece in reversed(pieces) if reverse else pieces:
+        yield from _steps(piece, reverse, stream)
 
 
-def _check_result(shape: tuple[int, ...], z: mx.array, Whh: mx.array) -> None:
+def _check_result(
+    shape: tuple[int, ...], z: mx.array, Whh: mx.array, course: Course
+) -> None:
     if len(shape) == 0:
         _refuse("shape ()", "at least one axis")
+    if course.shape is not None and shape != course.shape:
+        _refuse(f"shape {shape}", f"shape {course.shape}, as it was given")
     if z.shape[-2] == 1:
         return
     M, K = Whh.shape

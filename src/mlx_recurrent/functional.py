@@ -2,16 +2,44 @@
 
 import math
 import operator
-from contextlib import suppress
-from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias, overload
+from contextlib import nullcontext, suppress
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    NamedTuple,
+    NoReturn,
+    TypeAlias,
+    overload,
+)
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_recurrent import _native, composed, dispatch
+from mlx_recurrent.course import inputs
 from mlx_recurrent.dispatch import Choice, Nonlinearity, StreamOrDevice
+from mlx_recurrent.judging import dtype_name, judge_array, type_name
+from mlx_recurrent.masks import draw_key
 from mlx_recurrent.plan import Plan
+from mlx_recurrent.terms import (
+    ZERO,
+    Options,
+    ScanOptions,
+    Terms,
+    Values,
+    judge_every,
+    judge_flag,
+    judge_hidden0,
+    judge_leak,
+    judge_lengths,
+    judge_probability,
+    judge_reset,
+)
 from mlx_recurrent.tracing import random_key, trace
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 ReturnState: TypeAlias = bool | Literal["only"]
 
@@ -29,6 +57,7 @@ def rnn(
     nonlinearity: Nonlinearity | None = None,
     return_state: Literal[False, "only"] = False,
     stream: StreamOrDevice = None,
+    **options: "Unpack[Options]",
 ) -> mx.array: ...
 @overload
 def rnn(
@@ -41,6 +70,7 @@ def rnn(
     nonlinearity: Nonlinearity | None = None,
     return_state: Literal[True],
     stream: StreamOrDevice = None,
+    **options: "Unpack[Options]",
 ) -> tuple[mx.array, mx.array]: ...
 @overload
 def rnn(
@@ -53,6 +83,7 @@ def rnn(
     nonlinearity: Nonlinearity | None = None,
     return_state: ReturnState,
     stream: StreamOrDevice = None,
+    **options: "Unpack[Options]",
 ) -> mx.array | tuple[mx.array, mx.array]: ...
 def rnn(
     x: mx.array,
@@ -62,7 +93,18 @@ def rnn(
     hidden: mx.array | None = None,
     *,
     nonlinearity: Nonlinearity | None = None,
+    leak: float | mx.array | None = None,
+    zoneout: float = ZERO,
+    input_dropout: float = ZERO,
+    recurrent_dropout: float = ZERO,
+    hidden0: mx.array | None = None,
+    training: bool = True,
+    lengths: Values | None = None,
+    reset: Values | None = None,
+    reverse: bool = False,
     return_state: ReturnState = False,
+    checkpoint_every: int | None = None,
+    truncate_every: int | None = None,
     stream: StreamOrDevice = None,
 ) -> mx.array | tuple[mx.array, mx.array]:
     r"""Run an Elman recurrent layer over a sequence.
@@ -75,6 +117,8 @@ def rnn(
 
         h_t = f(W_{xh} x_t + b + W_{hh} h_{t-1})
 
+    With a leak, :math:`h_t = (1 - k) h_{t-1} + k f(W_{xh} x_t + b + W_{hh} h_{t-1})`.
+
     Args:
         x (array): The sequence, ``NLD`` or ``LD``. Integers promote as in MLX.
         Wxh (array): The input weight, ``(H, D)``.
@@ -84,9 +128,35 @@ def rnn(
             leading axes of ``x`` broadcast to its own. Default: ``None``.
         nonlinearity (callable, optional): A function of an array ``(..., H)``.
             ``None`` is tanh. Default: ``None``.
+        leak (float or array, optional): :math:`k`, in (0, 1], or an array ``(H,)`` of
+            any values. ``None`` is 1. Default: ``None``.
+        zoneout (float, optional): The probability that a unit keeps its state at a
+            step. In evaluation the expectation is used. Default: ``0``.
+        input_dropout (float, optional): The probability that a feature of the input is
+            zero, for a whole sequence. Default: ``0``.
+        recurrent_dropout (float, optional): The probability that a unit is left out of
+            the product with ``Whh``, for a whole sequence. Default: ``0``.
+        hidden0 (array, optional): The state that episodes start from, ``(H,)``: after a
+            reset, and at first where there is no ``hidden``. Default: ``None``.
+        training (bool, optional): Whether masks are drawn, from MLX's random state.
+            Default: ``True``.
+        lengths (array, optional): How many steps each row runs: integers, of the shape
+            of the leading axes. Later outputs are zero, the state is held, and nothing
+            in the padding reaches a result or a gradient. An array of MLX is evaluated
+            to check it; inside a compiled function, and along a vmapped axis, it is
+            clamped. Default: ``None``.
+        reset (array, optional): Where an episode starts: booleans, leading axes +
+            ``(L,)``. Nothing passes between the step before and this one, in either
+            direction. Default: ``None``.
+        reverse (bool, optional): Whether time runs backwards. Outputs stay at their
+            inputs' places. Default: ``False``.
         return_state (bool or str, optional): ``True`` returns the outputs and the state
             after the last step, ``"only"`` that state alone; the outputs are then never
             stored. Default: ``False``.
+        checkpoint_every (int, optional): Keep every so many states for a derivative and
+            compute the others again. The composed path keeps all. Default: ``None``.
+        truncate_every (int, optional): Truncated back-propagation through time: after
+            so many steps of a row the state passes as a constant. Default: ``None``.
         stream (Stream or Device, optional): Where to run. ``None`` is the default
             stream. Default: ``None``.
 
@@ -99,7 +169,28 @@ def rnn(
         ValueError: If a shape, a dtype or a value does not fit.
     """
     return _run(
-        _judge("x", x, Wxh, Whh, bias, hidden, nonlinearity, return_state, stream),
+        _judge(
+            "x",
+            x,
+            Wxh,
+            Whh,
+            bias,
+            hidden,
+            nonlinearity,
+            return_state,
+            stream,
+            leak,
+            zoneout,
+            input_dropout,
+            recurrent_dropout,
+            hidden0,
+            training,
+            lengths,
+            reset,
+            reverse,
+            checkpoint_every,
+            truncate_every,
+        ),
         return_state,
         stream,
     )
@@ -114,6 +205,7 @@ def scan(
     nonlinearity: Nonlinearity | None = None,
     return_state: Literal[False, "only"] = False,
     stream: StreamOrDevice = None,
+    **options: "Unpack[ScanOptions]",
 ) -> mx.array: ...
 @overload
 def scan(
@@ -124,6 +216,7 @@ def scan(
     nonlinearity: Nonlinearity | None = None,
     return_state: Literal[True],
     stream: StreamOrDevice = None,
+    **options: "Unpack[ScanOptions]",
 ) -> tuple[mx.array, mx.array]: ...
 @overload
 def scan(
@@ -134,6 +227,7 @@ def scan(
     nonlinearity: Nonlinearity | None = None,
     return_state: ReturnState,
     stream: StreamOrDevice = None,
+    **options: "Unpack[ScanOptions]",
 ) -> mx.array | tuple[mx.array, mx.array]: ...
 def scan(
     z: mx.array,
@@ -141,7 +235,17 @@ def scan(
     hidden: mx.array | None = None,
     *,
     nonlinearity: Nonlinearity | None = None,
+    leak: float | mx.array | None = None,
+    zoneout: float = ZERO,
+    recurrent_dropout: float = ZERO,
+    hidden0: mx.array | None = None,
+    training: bool = True,
+    lengths: Values | None = None,
+    reset: Values | None = None,
+    reverse: bool = False,
     return_state: ReturnState = False,
+    checkpoint_every: int | None = None,
+    truncate_every: int | None = None,
     stream: StreamOrDevice = None,
 ) -> mx.array | tuple[mx.array, mx.array]:
     r"""Run the recurrence alone, on inputs that are already projected.
@@ -157,9 +261,33 @@ def scan(
             leading axes of ``z`` broadcast to its own. Default: ``None``.
         nonlinearity (callable, optional): A function of an array ``(..., H)``.
             ``None`` is tanh. Default: ``None``.
+        leak (float or array, optional): :math:`k`, in (0, 1], or an array ``(H,)`` of
+            any values. ``None`` is 1. Default: ``None``.
+        zoneout (float, optional): The probability that a unit keeps its state at a
+            step. In evaluation the expectation is used. Default: ``0``.
+        recurrent_dropout (float, optional): The probability that a unit is left out of
+            the product with ``Whh``, for a whole sequence. Default: ``0``.
+        hidden0 (array, optional): The state that episodes start from, ``(H,)``: after a
+            reset, and at first where there is no ``hidden``. Default: ``None``.
+        training (bool, optional): Whether masks are drawn, from MLX's random state.
+            Default: ``True``.
+        lengths (array, optional): How many steps each row runs: integers, of the shape
+            of the leading axes. Later outputs are zero, the state is held, and nothing
+            in the padding reaches a result or a gradient. An array of MLX is evaluated
+            to check it; inside a compiled function, and along a vmapped axis, it is
+            clamped. Default: ``None``.
+        reset (array, optional): Where an episode starts: booleans, leading axes +
+            ``(L,)``. Nothing passes between the step before and this one, in either
+            direction. Default: ``None``.
+        reverse (bool, optional): Whether time runs backwards. Outputs stay at their
+            inputs' places. Default: ``False``.
         return_state (bool or str, optional): ``True`` returns the outputs and the state
             after the last step, ``"only"`` that state alone; the outputs are then never
             stored. Default: ``False``.
+        checkpoint_every (int, optional): Keep every so many states for a derivative and
+            compute the others again. The composed path keeps all. Default: ``None``.
+        truncate_every (int, optional): Truncated back-propagation through time: after
+            so many steps of a row the state passes as a constant. Default: ``None``.
         stream (Stream or Device, optional): Where to run. ``None`` is the default
             stream. Default: ``None``.
 
@@ -172,10 +300,69 @@ def scan(
         ValueError: If a shape, a dtype or a value does not fit.
     """
     return _run(
-        _judge("z", z, None, Whh, None, hidden, nonlinearity, return_state, stream),
+        _judge(
+            "z",
+            z,
+            None,
+            Whh,
+            None,
+            hidden,
+            nonlinearity,
+            return_state,
+            stream,
+            leak,
+            zoneout,
+            ZERO,
+            recurrent_dropout,
+            hidden0,
+            training,
+            lengths,
+            reset,
+            reverse,
+            checkpoint_every,
+            truncate_every,
+        ),
         return_state,
         stream,
     )
+
+
+def step(
+    x: mx.array,
+    hidden: mx.array | None,
+    reset: Values | None,
+    *,
+    Wxh: mx.array,
+    **arguments: Any,
+) -> mx.array:
+    """Return the state ``(..., H)`` after one step of :func:`rnn`.
+
+    Args:
+        x (array): The input, ``(..., D)``.
+        hidden (array, optional): The state before, ``(..., H)``.
+        reset (array, optional): Where an episode starts: booleans, of the shape of the
+            leading axes.
+        Wxh (array): The input weight, ``(H, D)``.
+        arguments: Other arguments of :func:`rnn`.
+    """
+    judge_array("x", x)
+    if Wxh.ndim == 2 and (not x.ndim or x.shape[-1] != Wxh.shape[1]):
+        raise ValueError(
+            f"x must have shape (..., {Wxh.shape[1]}) to fit Wxh {Wxh.shape}, but has "
+            f"shape {x.shape}"
+        )
+    if reset is not None:
+        lead = hidden.shape[:-1] if isinstance(hidden, mx.array) else x.shape[:-1]
+        reset = mx.expand_dims(judge_reset(reset, "x", lead, ()), -1)
+    state: mx.array = rnn(
+        mx.expand_dims(x, -2),
+        Wxh,
+        hidden=hidden,
+        reset=reset,
+        return_state="only",
+        **arguments,
+    )
+    return state
 
 
 def matmul(
@@ -208,10 +395,10 @@ def matmul(
     """
     if stream is not None:
         _judge_stream(stream)
-    _judge_array("x", x)
-    _judge_array("w", w)
+    judge_array("x", x)
+    judge_array("w", w)
     if bias is not None:
-        _judge_array("bias", bias)
+        judge_array("bias", bias)
     if w.ndim != 2:
         raise ValueError(f"w must have shape (M, K), but has shape {w.shape}")
     M, K = w.shape
@@ -237,7 +424,18 @@ def plan(
     hidden: mx.array | None = None,
     *,
     nonlinearity: Nonlinearity | None = None,
+    leak: float | mx.array | None = None,
+    zoneout: float = ZERO,
+    input_dropout: float = ZERO,
+    recurrent_dropout: float = ZERO,
+    hidden0: mx.array | None = None,
+    training: bool = True,
+    lengths: Values | None = None,
+    reset: Values | None = None,
+    reverse: bool = False,
     return_state: ReturnState = False,
+    checkpoint_every: int | None = None,
+    truncate_every: int | None = None,
     stream: StreamOrDevice = None,
 ) -> Plan:
     """Return what :func:`rnn` would run for the same arguments, and why.
@@ -245,7 +443,28 @@ def plan(
     The arguments and what they raise are those of :func:`rnn`. Nothing is computed but
     what a nonlinearity that is read for the first time gives for some numbers.
     """
-    call = _judge("x", x, Wxh, Whh, bias, hidden, nonlinearity, return_state, stream)
+    call = _judge(
+        "x",
+        x,
+        Wxh,
+        Whh,
+        bias,
+        hidden,
+        nonlinearity,
+        return_state,
+        stream,
+        leak,
+        zoneout,
+        input_dropout,
+        recurrent_dropout,
+        hidden0,
+        training,
+        lengths,
+        reset,
+        reverse,
+        checkpoint_every,
+        truncate_every,
+    )
     choice = call.choice
     if choice.readable:
         key = random_key()
@@ -280,7 +499,7 @@ def set_num_threads(n: int) -> None:
     try:
         count = operator.index(n)
     except TypeError:
-        raise TypeError(f"n must be an integer, but is {_type_name(n)}") from None
+        raise TypeError(f"n must be an integer, but is {type_name(n)}") from None
     if count < 1:
         raise ValueError(f"n must be at least 1, but is {count}")
     _native.set_num_threads(min(count, 2**31 - 1))
@@ -319,6 +538,7 @@ class _Call(NamedTuple):
     Whh: mx.array
     bias: mx.array | None
     hidden: mx.array | None
+    terms: Terms | None
 
 
 def _judge(
@@ -331,6 +551,17 @@ def _judge(
     nonlinearity: Nonlinearity | None,
     return_state: ReturnState,
     stream: StreamOrDevice,
+    leak: float | mx.array | None,
+    zoneout: float,
+    input_dropout: float,
+    recurrent_dropout: float,
+    hidden0: mx.array | None,
+    training: bool,
+    lengths: Values | None,
+    reset: Values | None,
+    reverse: bool,
+    checkpoint_every: int | None,
+    truncate_every: int | None,
 ) -> _Call:
     if stream is not None:
         _judge_stream(stream)
@@ -340,8 +571,8 @@ def _judge(
         _judge_return_state(return_state)
     choice = dispatch.choose(nonlinearity, stream)
 
-    _judge_array(name, x)
-    _judge_array("Whh", Whh)
+    judge_array(name, x)
+    judge_array("Whh", Whh)
     operands = [Whh, x]
     shape = x.shape
     if name == "z":  # projected already
@@ -349,7 +580,7 @@ def _judge(
             raise ValueError(f"z must have shape (..., L, H), but has shape {shape}")
         H = shape[-1]
     else:
-        _judge_array("Wxh", Wxh)
+        judge_array("Wxh", Wxh)
         assert Wxh is not None  # for the type checker: it is an array
         operands.append(Wxh)
         if Wxh.ndim != 2:
@@ -361,27 +592,108 @@ def _judge(
                 f"shape {shape}"
             )
         if bias is not None:
-            _judge_array("bias", bias)
+            judge_array("bias", bias)
             operands.append(bias)
             _judge_bias(bias, (*shape[:-1], H))
     if Whh.shape != (H, H):
         choice = _judge_uneven(choice, Whh, shape[-2], H, hidden)
     if hidden is not None:
-        _judge_array("hidden", hidden)
+        judge_array("hidden", hidden)
         operands.insert(0, hidden)
         step = (*shape[:-2], H)
         if hidden.shape != step or choice.activation is None:
             _judge_hidden(name, hidden, Whh, step)
 
+    optional = (
+        lengths is not None
+        or reset is not None
+        or leak is not None
+        or hidden0 is not None
+        or truncate_every is not None
+        or checkpoint_every is not None
+        or reverse is not False
+        or zoneout is not ZERO
+        or recurrent_dropout is not ZERO
+        or input_dropout is not ZERO
+    )
+    own: dict[str, mx.array] = {}
+    if optional:
+        own = _judge_own(Whh, H, leak, hidden0, hidden is None or reset is not None)
+        operands += own.values()
+        if hidden is None and hidden0 is not None:
+            hidden = mx.broadcast_to(hidden0, (*shape[:-2], H), stream=stream)
+
     dtype = mx.result_type(*operands)
     if x.dtype != dtype or dtype not in _FLOATING:
-        dtype = _judge_dtypes(dtype, name, x, Wxh, Whh, bias, hidden)
-    return _Call(choice, dtype, x, Wxh, Whh, bias, hidden)
+        dtype = _judge_dtypes(dtype, name, x, Wxh, Whh, bias, hidden, own)
+
+    terms: Terms | None = None
+    if optional:
+        training = judge_flag("training", training)
+        zoneout = judge_probability("zoneout", zoneout)
+        recurrent_dropout = judge_probability("recurrent_dropout", recurrent_dropout)
+        input_dropout = judge_probability("input_dropout", input_dropout)
+        lead = shape[:-2] if hidden is None else hidden.shape[:-1]
+        terms = Terms(
+            None if lengths is None else judge_lengths(lengths, name, lead, shape[-2]),
+            None if reset is None else judge_reset(reset, name, lead, shape[-2:-1]),
+            judge_flag("reverse", reverse),
+            None if reset is None or hidden0 is None else _cast(hidden0, dtype, stream),
+            _settle_leak(leak, 0.0 if training else zoneout, H, dtype, stream),
+            zoneout if training else 0.0,
+            recurrent_dropout if training else 0.0,
+            input_dropout if training else 0.0,
+            None,
+            judge_every("checkpoint_every", checkpoint_every),
+            judge_every("truncate_every", truncate_every),
+        )
+        if not any(isinstance(term, mx.array) or term for term in terms):
+            terms = None
+    if terms is not None:
+        choice = choice.composed("the native kernels do not run optional terms yet")
+    return _Call(choice, dtype, x, Wxh, Whh, bias, hidden, terms)
 
 
-def _judge_array(name: str, value: Any) -> None:
-    if not isinstance(value, mx.array):
-        raise TypeError(f"{name} must be an mlx.core.array, but is {_type_name(value)}")
+def _judge_own(
+    Whh: mx.array,
+    H: int,
+    leak: Any,
+    hidden0: Any,
+    uses_hidden0: bool,
+) -> dict[str, mx.array]:
+    """Return the arrays of the optional terms that have a say in the dtype."""
+    if Whh.shape != (H, H):
+        raise ValueError(
+            f"Whh must have shape (H, H) = ({H}, {H}) where an option is given, but "
+            f"has shape {Whh.shape}"
+        )
+    own: dict[str, mx.array] = {}
+    if leak is not None and isinstance(judge_leak(leak, H), mx.array):
+        own["leak"] = leak
+    if hidden0 is not None:
+        judge_hidden0(hidden0, H)
+        if uses_hidden0:
+            own["hidden0"] = hidden0
+    return own
+
+
+def _settle_leak(
+    leak: float | mx.array | None,
+    zoneout: float,
+    H: int,
+    dtype: mx.Dtype,
+    stream: StreamOrDevice,
+) -> mx.array | None:
+    """Return what is new in a state, of each unit, where zoneout is an expectation."""
+    if isinstance(leak, mx.array):
+        leak = _cast(leak, dtype, stream)
+        return mx.multiply(leak, 1 - zoneout, stream=stream) if zoneout else leak
+    new = (1.0 if leak is None else float(leak)) * (1 - zoneout)
+    return None if new == 1 else mx.full((H,), new, dtype, stream=stream)
+
+
+def _cast(a: mx.array, dtype: mx.Dtype, stream: StreamOrDevice) -> mx.array:
+    return a if a.dtype == dtype else a.astype(dtype, stream=stream)
 
 
 def _judge_stream(stream: Any) -> None:
@@ -389,7 +701,7 @@ def _judge_stream(stream: Any) -> None:
         stream, (mx.Stream, mx.Device, mx.DeviceType, mx.ThreadLocalStream)
     ):
         raise TypeError(
-            f"stream must be an MLX stream or device, but is {_type_name(stream)}"
+            f"stream must be an MLX stream or device, but is {type_name(stream)}"
         )
 
 
@@ -447,6 +759,7 @@ def _judge_dtypes(
     Whh: mx.array,
     bias: mx.array | None,
     hidden: mx.array | None,
+    own: dict[str, mx.array],
 ) -> mx.Dtype:
     projection = {name: x}
     if Wxh is not None:
@@ -455,7 +768,7 @@ def _judge_dtypes(
         projection["bias"] = bias
     recurrence = {"Whh": Whh} if hidden is None else {"hidden": hidden, "Whh": Whh}
     if dtype not in _FLOATING:
-        _refuse_dtypes(projection | recurrence)
+        _refuse_dtypes(projection | recurrence | own)
     projected = mx.result_type(*projection.values())
     if projected not in _FLOATING:
         if Wxh is None:
@@ -463,30 +776,28 @@ def _judge_dtypes(
         _refuse_dtypes(projection)
     # Without a previous state the first step makes no product with Whh.
     if hidden is None and x.shape[-2] == 1:
-        return projected
-    return mx.result_type(*recurrence.values(), projected)
+        return mx.result_type(projected, *own.values())
+    return mx.result_type(*recurrence.values(), projected, *own.values())
 
 
 def _refuse_dtypes(operands: dict[str, mx.array]) -> NoReturn:
-    listed = ", ".join(f"{name} {_dtype_name(a)}" for name, a in operands.items())
+    listed = ", ".join(f"{name} {dtype_name(a.dtype)}" for name, a in operands.items())
     raise ValueError(
         f"the operands must promote to a real floating dtype, but are: {listed}"
     )
 
 
-class _Operands(NamedTuple):
-    """What the kernels take: arrays of one dtype."""
-
-    x: mx.array
-    Wxh: mx.array | None
-    bias: mx.array | None
-    Whh: mx.array
-    hidden: mx.array | None
+# What the kernels take, all of one dtype: x, Wxh, bias, Whh and hidden.
+_Operands: TypeAlias = tuple[
+    mx.array, mx.array | None, mx.array | None, mx.array, mx.array | None
+]
 
 
 def _run(
     call: _Call, return_state: ReturnState, stream: StreamOrDevice
 ) -> mx.array | tuple[mx.array, mx.array]:
+    if call.terms is not None and call.terms.is_random:
+        call = call._replace(terms=call.terms._replace(key=draw_key()))
     activation = call.choice.activation
     operands: _Operands | None
     begun: list[mx.array] = []
@@ -502,7 +813,7 @@ def _run(
 
 
 def _operands(call: _Call, stream: StreamOrDevice) -> _Operands:
-    _, dtype, x, Wxh, Whh, bias, hidden = call
+    _, dtype, x, Wxh, Whh, bias, hidden, _ = call
     if Wxh is not None and bias is not None and bias.shape != Whh.shape[:1]:
         x, Wxh, bias = _project(x, Wxh, bias, stream), None, None
     if x.dtype != dtype:
@@ -518,14 +829,14 @@ def _operands(call: _Call, stream: StreamOrDevice) -> _Operands:
             hidden = hidden.astype(dtype, stream=stream)
         if hidden.shape[:-1] != x.shape[:-2]:
             x = _native.widen(x, hidden, stream)
-    return _Operands(x, Wxh, bias, Whh, hidden)
+    return x, Wxh, bias, Whh, hidden
 
 
 def _read(
     call: _Call, stream: StreamOrDevice
 ) -> tuple[Choice, _Operands | None, list[mx.array]]:
     """Read the nonlinearity; return the path, and its calls for the first steps."""
-    choice, dtype, x, Wxh, _, bias, _ = call
+    choice, dtype, x, Wxh, _, bias, _, _ = call
     if x.shape[-2] == 0:
         return choice.after_reading(None, "is not called for no steps"), None, []
     projection = [a for a in (x, Wxh, bias) if a is not None]
@@ -542,19 +853,25 @@ def _run_composed(
     return_state: ReturnState,
     stream: StreamOrDevice,
 ) -> mx.array | tuple[mx.array, mx.array]:
-    choice, dtype, x, Wxh, Whh, bias, hidden = call
+    choice, dtype, x, Wxh, Whh, bias, hidden, terms = call
+    if terms is not None:
+        lead = x.shape[:-2] if hidden is None else hidden.shape[:-1]
+        projected = mx.result_type(*(a for a in (x, Wxh, bias) if a is not None))
+        with nullcontext() if stream is None else mx.stream(stream):
+            x = inputs(x, terms, lead, projected)
     # As in MLX's layer, each step has the dtype that its own operands promote to.
     if Wxh is not None:
         z = _project(x, Wxh, bias, stream)
     else:
         z = x if x.dtype in _FLOATING else x.astype(dtype, stream=stream)
     if z.shape[-2] > 0:
-        states = composed.recurrence(
-            z, Whh, hidden, choice.nonlinearity, begun, return_state == "only", stream
+        last_only = return_state == "only"
+        steps, state = composed.recurrence(
+            z, Whh, hidden, choice.nonlinearity, begun, last_only, terms, stream
         )
-        if return_state == "only":
-            return states[-1]
-        outputs, state = composed.stack(states, stream), states[-1]
+        if last_only:
+            return state
+        outputs = composed.stack(steps, stream)
     else:
         # In a shapeless function that is called with steps later NaN shows that the
         # nonlinearity was never seen.
@@ -581,14 +898,3 @@ def _project(
     if bias is not None and bias.dtype != dtype:
         bias = bias.astype(dtype, stream=stream)
     return dispatch.product(x, w, bias, stream)
-
-
-def _dtype_name(a: mx.array) -> str:
-    return str(a.dtype).removeprefix("mlx.core.")
-
-
-def _type_name(value: Any) -> str:
-    kind = type(value)
-    if kind.__module__ == "builtins":
-        return kind.__qualname__
-    return f"{kind.__module__}.{kind.__qualname__}"

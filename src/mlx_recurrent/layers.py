@@ -1,6 +1,7 @@
-from typing import Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import mlx.core as mx
+import numpy as np
 from mlx.nn.layers import linear, recurrent
 
 from mlx_recurrent import dispatch, functional
@@ -8,6 +9,22 @@ from mlx_recurrent.dispatch import Nonlinearity
 from mlx_recurrent.functional import ReturnState
 from mlx_recurrent.plan import Plan
 from mlx_recurrent.streaming import Array, Stream
+from mlx_recurrent.terms import (
+    ZERO,
+    CallOptions,
+    Values,
+    judge_flag,
+    judge_leaks,
+    judge_probability,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+# What a layer may have beside MLX's parameters, and as attributes.
+_PARAMETERS = ("leak", "hidden0")
+_ATTRIBUTES = frozenset({"leak", "zoneout", "input_dropout", "recurrent_dropout"})
 
 
 class RNN(recurrent.RNN):
@@ -25,6 +42,8 @@ class RNN(recurrent.RNN):
 
         h_t = f(W_{xh} x_t + b + W_{hh} h_{t-1})
 
+    or, with a leak :math:`k`, :math:`h_t = (1 - k) h_{t-1} + k f(\ldots)`.
+
     The hidden state :math:`h` has shape ``NH`` or ``H``. The parameters are those of
     :class:`mlx.nn.RNN`: ``Wxh`` (H, D), ``Whh`` (H, H) and ``bias`` (H,), with the same
     values from the same seed; weights load both ways.
@@ -37,11 +56,27 @@ class RNN(recurrent.RNN):
             ``(..., H)``. A module joins its parameters to the layer's. Only ``None`` is
             tanh, also where MLX takes an empty module such as ``nn.ReLU()`` for it.
             Default: ``None``.
+        leak (float or array, optional): In (0, 1]: a number, or an array ``(H,)``,
+            which becomes the parameter ``leak``. ``None`` is 1. Default: ``None``.
+        zoneout (float, optional): The probability that a unit keeps its state at a
+            step. In evaluation the expectation is used. Default: ``0``.
+        input_dropout (float, optional): The probability that a feature of the input is
+            zero, for a whole sequence. Default: ``0``.
+        recurrent_dropout (float, optional): The probability that a unit is left out of
+            the product with ``Whh``, for a whole sequence. Default: ``0``.
+        learn_hidden (bool, optional): Whether to learn the state that episodes start
+            from: the parameter ``hidden0`` (H,), zero at first. Default: ``False``.
 
     Raises:
-        TypeError: If a size is not an integer.
-        ValueError: If a size is out of range, or the nonlinearity is not callable.
+        TypeError: If an argument is of the wrong type.
+        ValueError: If a size, a probability or a leak is out of range, or the
+            nonlinearity is not callable.
     """
+
+    # A layer has its own only where they are not zero; all others stay as MLX's are.
+    zoneout: float = ZERO
+    input_dropout: float = ZERO
+    recurrent_dropout: float = ZERO
 
     def __init__(
         self,
@@ -49,14 +84,59 @@ class RNN(recurrent.RNN):
         hidden_size: int,
         bias: bool = True,
         nonlinearity: Nonlinearity | None = None,
+        *,
+        leak: float | mx.array | np.ndarray | None = None,
+        zoneout: float = ZERO,
+        input_dropout: float = ZERO,
+        recurrent_dropout: float = ZERO,
+        learn_hidden: bool = False,
     ) -> None:
         functional.judge_size("input_size", input_size, 0)
         functional.judge_size("hidden_size", hidden_size, 1)
         if nonlinearity is not None:
             functional.judge_nonlinearity(nonlinearity)
+        own: dict[str, float | mx.array] = {
+            name: probability
+            for name, value in (
+                ("zoneout", zoneout),
+                ("input_dropout", input_dropout),
+                ("recurrent_dropout", recurrent_dropout),
+            )
+            if (probability := judge_probability(name, value))
+        }
+        if leak is not None:
+            own["leak"] = judge_leaks(leak, hidden_size)
+        if judge_flag("learn_hidden", learn_hidden):
+            own["hidden0"] = mx.zeros((hidden_size,))
         super().__init__(input_size, hidden_size, bias, nonlinearity)
         if nonlinearity is not None and self.nonlinearity is not nonlinearity:
             self.nonlinearity = nonlinearity
+        for name, value in own.items():
+            setattr(self, name, value)
+
+    def __getattr__(self, key: str) -> Any:
+        # None for a layer without. A class attribute would hide a parameter.
+        if key in _PARAMETERS:
+            return self.get(key)
+        return super().__getattr__(key)
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        if key in _PARAMETERS and isinstance(value, mx.array):
+            # MLX would first delete what __getattr__ finds.
+            vars(self).pop(key, None)
+            self[key] = value
+        else:
+            super().__setattr__(key, value)
+
+    def _extra_repr(self) -> str:
+        described: str = super()._extra_repr()  # type: ignore[no-untyped-call]
+        leak = self.leak
+        if leak is not None:
+            described += f", leak={leak if isinstance(leak, float) else 'learned'}"
+        for name in ("zoneout", "input_dropout", "recurrent_dropout"):
+            if value := getattr(self, name):
+                described += f", {name}={value}"
+        return described + (", learn_hidden=True" if "hidden0" in self else "")
 
     @overload
     def __call__(
@@ -65,6 +145,7 @@ class RNN(recurrent.RNN):
         hidden: mx.array | None = None,
         *,
         return_state: Literal[False, "only"] = False,
+        **options: "Unpack[CallOptions]",
     ) -> mx.array: ...
     @overload
     def __call__(
@@ -73,6 +154,7 @@ class RNN(recurrent.RNN):
         hidden: mx.array | None = None,
         *,
         return_state: Literal[True],
+        **options: "Unpack[CallOptions]",
     ) -> tuple[mx.array, mx.array]: ...
     @overload
     def __call__(
@@ -81,13 +163,19 @@ class RNN(recurrent.RNN):
         hidden: mx.array | None = None,
         *,
         return_state: ReturnState,
+        **options: "Unpack[CallOptions]",
     ) -> mx.array | tuple[mx.array, mx.array]: ...
     def __call__(
         self,
         x: mx.array,
         hidden: mx.array | None = None,
         *,
+        lengths: Values | None = None,
+        reset: Values | None = None,
+        reverse: bool = False,
         return_state: ReturnState = False,
+        checkpoint_every: int | None = None,
+        truncate_every: int | None = None,
     ) -> mx.array | tuple[mx.array, mx.array]:
         """Run the layer over a sequence.
 
@@ -95,9 +183,25 @@ class RNN(recurrent.RNN):
             x (array): The sequence, ``NLD`` or ``LD``.
             hidden (array, optional): The state before the first step, ``NH`` or ``H``.
                 The leading axes of ``x`` broadcast to its own. Default: ``None``.
+            lengths (array, optional): How many steps each row runs: integers, of the
+                shape of the leading axes. Later outputs are zero, the state is held,
+                and nothing in the padding reaches a result or a gradient. An array of
+                MLX is evaluated to check it; inside a compiled function, and along a
+                vmapped axis, it is clamped. Default: ``None``.
+            reset (array, optional): Where an episode starts: booleans, leading axes +
+                ``(L,)``. Nothing passes between the step before and this one, in either
+                direction. Default: ``None``.
+            reverse (bool, optional): Whether time runs backwards. Outputs stay at their
+                inputs' places. Default: ``False``.
             return_state (bool or str, optional): ``True`` returns the outputs and the
                 state after the last step, ``"only"`` that state alone; the outputs are
                 then never stored. Default: ``False``.
+            checkpoint_every (int, optional): Keep every so many states for a derivative
+                and compute the others again. The composed path keeps all.
+                Default: ``None``.
+            truncate_every (int, optional): Truncated back-propagation through time:
+                after so many steps of a row the state passes as a constant.
+                Default: ``None``.
 
         Returns:
             array or tuple(array, array): The outputs, ``NLH`` or ``LH``; the state,
@@ -107,8 +211,29 @@ class RNN(recurrent.RNN):
             TypeError: If an argument is of the wrong type.
             ValueError: If a shape, a dtype or a value does not fit.
         """
-        # A parameter is an item of the module; as an attribute it takes five times as
-        # long to find.
+        if (
+            lengths is not None
+            or reset is not None
+            or truncate_every is not None
+            or checkpoint_every is not None
+            or reverse is not False
+            or "leak" in self
+            or "hidden0" in self
+            or not _ATTRIBUTES.isdisjoint(self.__dict__)
+        ):
+            return functional.rnn(
+                x,
+                hidden=hidden,
+                lengths=lengths,
+                reset=reset,
+                reverse=reverse,
+                return_state=return_state,
+                checkpoint_every=checkpoint_every,
+                truncate_every=truncate_every,
+                **self._arguments(),
+            )
+        # Quickly, for the layer that MLX has too. A parameter is an item of the module;
+        # as an attribute it takes five times as long to find.
         return functional.rnn(
             x,
             self["Wxh"] if "Wxh" in self else self.Wxh,
@@ -119,12 +244,41 @@ class RNN(recurrent.RNN):
             return_state=return_state,
         )
 
+    def step(
+        self,
+        x: mx.array,
+        hidden: mx.array | None = None,
+        *,
+        reset: Values | None = None,
+    ) -> mx.array:
+        """Run a single step.
+
+        In training mode it draws new masks at each call: for one mask over a sequence
+        call the layer.
+
+        Args:
+            x (array): The input, ``ND`` or ``D``.
+            hidden (array, optional): The state before, ``NH`` or ``H``. The leading
+                axes of ``x`` broadcast to its own. Default: ``None``.
+            reset (array, optional): Where an episode starts, so that ``hidden`` is not
+                used: booleans, of the shape of the leading axes. Default: ``None``.
+
+        Returns:
+            array: The state after, ``NH`` or ``H``.
+
+        Raises:
+            TypeError: If an argument is of the wrong type.
+            ValueError: If a shape, a dtype or a value does not fit.
+        """
+        return functional.step(x, hidden, reset, **self._arguments())
+
     def plan(
         self,
         x: mx.array,
         hidden: mx.array | None = None,
         *,
         return_state: ReturnState = False,
+        **options: "Unpack[CallOptions]",
     ) -> Plan:
         """Return what a call with the same arguments would run, and why.
 
@@ -132,12 +286,10 @@ class RNN(recurrent.RNN):
         """
         return functional.plan(
             x,
-            self.Wxh,
-            self.Whh,
-            self.bias,
-            hidden,
-            nonlinearity=self.nonlinearity,
+            hidden=hidden,
             return_state=return_state,
+            **options,
+            **self._arguments(),
         )
 
     def stream(self, hidden: Array | None = None) -> Stream:
@@ -154,6 +306,21 @@ class RNN(recurrent.RNN):
         return Stream(
             self.Wxh, self.Whh, self.bias, hidden, nonlinearity=self.nonlinearity
         )
+
+    def _arguments(self) -> dict[str, Any]:
+        """Return what a layer gives to a function."""
+        return {
+            "Wxh": self.Wxh,
+            "Whh": self.Whh,
+            "bias": self.bias,
+            "nonlinearity": self.nonlinearity,
+            "leak": self.leak,
+            "zoneout": self.zoneout,
+            "input_dropout": self.input_dropout,
+            "recurrent_dropout": self.recurrent_dropout,
+            "hidden0": self.hidden0,
+            "training": self.training,
+        }
 
 
 class Linear(linear.Linear):
