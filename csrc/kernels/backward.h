@@ -465,7 +465,7 @@ struct BackwardRun {
     const C* known = (layout.needs_preactivations(g) ? layout.a : states) + at;
     C* now = delta + at;
     if (!layout.is_plain(g)) {
-      if (later) {
+      if (later && !layout.running.truncates(i + 1)) {
         int64_t passed = steps.count_at(i + 1);
         pass_back(i + 1, passed, later);
         add_passed(i + 1, passed, now);
@@ -528,7 +528,7 @@ struct BackwardRun {
       const C* from = layout.held + r * ldh();
       if (layout.running.starts(steps.rows.first + r, i)) {
         add_columns(from, layout.sums[0]);
-      } else if (!layout.running.truncates(i)) {
+      } else {
         add_columns(from, to + r * ldh());
       }
     }
