@@ -231,6 +231,12 @@ def composed(activation, x, Wxh, Whh, bias=None, hidden=None, **keywords):
     )
 
 
+@pytest.fixture(params=[ours, traced, composed], ids=lambda run: run.__name__)
+def path(request):
+    """The product on each path: a function of the name of an activation and arrays."""
+    return request.param
+
+
 def upstream_layer(x, Wxh, Whh, bias=None, nonlinearity=None):
     """An ``mlx.nn.RNN`` with these weights, made without drawing random numbers."""
     layer = nn.RNN.__new__(nn.RNN)

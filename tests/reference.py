@@ -6,7 +6,17 @@ Letters: ``L`` steps, ``D`` input features, ``H`` hidden features; any leading a
 
 Everything is at least float64. Longdouble stays longdouble, and complex stays complex,
 so that a derivative can be taken by a complex step. Nothing conjugates.
+
+With terms (``terms_rnn``) a row runs alone, step by step:
+
+    h_t = (1 - k_t) q_t + k_t f(z_t + Whh (m_h q_t)),   z_t = Wxh (m_x x_t) + bias
+
+where q_t is the state before, or what an episode starts from.
 """
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -247,3 +257,317 @@ def rnn_hessian_vector(primals, tangents, activation="tanh", d_states=None):
         return rnn_grad(x, Wxh, Whh, bias, hidden, activation, d_states)
 
     return complex_step(gradient, primals, tangents)
+
+
+# What terms_rnn takes a derivative by, in the order of its lists.
+TERMS_ARGUMENTS = ["x", "Wxh", "Whh", "bias", "hidden", "hidden0", "leak"]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The optional terms, but for the arrays that have a derivative.
+
+    Args:
+        lengths (array, optional): The steps of each row, of the leading axes' shape.
+        reset (array, optional): Where episodes start, leading axes + (L,).
+        reverse (bool): Whether time runs backwards.
+        share (float): What zoneout's expectation leaves of the leak.
+        kept (array, optional): Where zoneout keeps a unit, leading axes + (L, H).
+        m_x (array, optional): The factors of the inputs, leading axes + (D,).
+        m_h (array, optional): The factors of the states, leading axes + (H,).
+        truncate_every (int): The steps of a block. 0 is one block.
+        frozen (dict, optional): The states at the borders of blocks, by row and place:
+            taken instead of those that come about.
+    """
+
+    lengths: Any = None
+    reset: Any = None
+    reverse: bool = False
+    share: float = 1.0
+    kept: Any = None
+    m_x: Any = None
+    m_h: Any = None
+    truncate_every: int = 0
+    frozen: Any = None
+
+
+class _Step(NamedTuple):
+    """One step of one row: where, from what state and whence, and what it made."""
+
+    t: int
+    q: Any  # None where there is no state
+    source: Any  # "before", "hidden", "hidden0" or None
+    border: bool
+    k: Any
+    p: Any  # m_h q
+    a: Any
+    f: Any
+    h: Any
+
+
+def _masked(values, factors):
+    if factors is None:
+        return values
+    return np.where(factors == 0, 0, np.where(factors == 0, 0, values) * factors)
+
+
+class _Batch:
+    """The rows of a call, one after another."""
+
+    def __init__(self, primals, activation, terms):
+        self.activation, self.terms = activation, terms
+        x, *rest = _wide(*primals)
+        self.Wxh, self.Whh, self.bias, self.hidden, self.hidden0, self.leak = rest
+        self.lead = x.shape[:-2] if self.hidden is None else self.hidden.shape[:-1]
+        (L, D), (H, _) = x.shape[-2:], self.Whh.shape
+        self.N, self.L, self.D, self.H = math.prod(self.lead), L, D, H
+        self.x_shape = x.shape
+        self.x = np.broadcast_to(x, (*self.lead, L, D)).reshape(self.N, L, D)
+        self.dtype = x.dtype
+        self.lengths = self.rows(terms.lengths)
+        self.resets = self.rows(terms.reset, L)
+        self.kept = self.rows(terms.kept, L, H)
+        self.m_x, self.m_h = self.rows(terms.m_x, D), self.rows(terms.m_h, H)
+        self.initial = self.rows(self.hidden, H)
+
+    def rows(self, a, *shape):
+        return [None] * self.N if a is None else np.reshape(a, (self.N, *shape))
+
+    def places(self, n):
+        length = self.L if self.lengths[n] is None else int(self.lengths[n])
+        return range(length)[::-1] if self.terms.reverse else range(length)
+
+    def start(self, n):
+        """The state before the first step, and whence it is."""
+        if self.initial[n] is not None:
+            return self.initial[n], "hidden"
+        return self.hidden0, None if self.hidden0 is None else "hidden0"
+
+    def starts_episode(self, n, i, t):
+        if self.resets[n] is None:
+            return False
+        if not self.terms.reverse:
+            return self.resets[n][t]
+        return i > 0 and self.resets[n][t + 1]
+
+    def projection(self, n, x_t, Wxh):
+        """Wxh (m_x x_t) for a row's x_t (D,)."""
+        return Wxh @ _masked(x_t, self.m_x[n])
+
+    def run(self, n):
+        """The steps of a row, in the order in which they run."""
+        steps, terms = [], self.terms
+        q, source = self.start(n)
+        bias = 0 if self.bias is None else self.bias
+        bias = np.broadcast_to(bias, (self.L, self.H))
+        for i, t in enumerate(self.places(n)):
+            if self.starts_episode(n, i, t):
+                q, source = self.hidden0, None if self.hidden0 is None else "hidden0"
+            border = bool(terms.truncate_every and i and i % terms.truncate_every == 0)
+            if border and terms.frozen is not None:
+                q = terms.frozen[n, t]
+            k = terms.share * (1 if self.leak is None else self.leak)
+            k = np.broadcast_to(np.asarray(k, self.dtype), self.H)
+            if self.kept[n] is not None:
+                k = np.where(self.kept[n][t], 0, k)
+            p = None if q is None else _masked(q, self.m_h[n])
+            a = self.projection(n, self.x[n, t], self.Wxh) + bias[t]
+            if p is not None:
+                a = a + self.Whh @ p
+            f = activate(self.activation, a)
+            before = np.zeros_like(a) if q is None else q
+            h = np.where(k == 1, f, np.where(k == 0, before, (1 - k) * before + k * f))
+            steps.append(_Step(t, q, source, border, k, p, a, f, h))
+            q, source = h, "before"
+        return steps
+
+    def slope(self, step):
+        if callable(self.activation):
+            return complex_step(self.activation, [step.a], [np.ones_like(step.a)])
+        return slope(self.activation, step.f)
+
+
+def terms_rnn(primals, activation="tanh", terms=None):
+    """The outputs (..., L, H) and each row's last state (..., H), with terms.
+
+    ``primals`` are those of ``TERMS_ARGUMENTS``; all but the first three may be None.
+    """
+    batch = _Batch(primals, activation, terms or Terms())
+    outputs = np.zeros((batch.N, batch.L, batch.H), batch.dtype)
+    last = np.zeros((batch.N, batch.H), batch.dtype)
+    for n in range(batch.N):
+        start, _ = batch.start(n)
+        if start is not None:
+            last[n] = start
+        for step in batch.run(n):
+            outputs[n, step.t] = last[n] = step.h
+    return (
+        outputs.reshape(*batch.lead, batch.L, batch.H),
+        last.reshape(*batch.lead, batch.H),
+    )
+
+
+def border_states(primals, activation, terms):
+    """The states at the borders of blocks, for ``Terms.frozen``."""
+    batch = _Batch(primals, activation, terms)
+    return {
+        (n, step.t): step.q
+        for n in range(batch.N)
+        for step in batch.run(n)
+        if step.border
+    }
+
+
+def terms_rnn_grad(primals, activation="tanh", terms=None, d_outputs=None, d_last=None):
+    """Back-propagation by hand: gradients by ``TERMS_ARGUMENTS`` of
+
+    sum(d_outputs * outputs) + sum(d_last * last).
+    """
+    batch = _Batch(primals, activation, terms or Terms())
+    N, L, D, H = batch.N, batch.L, batch.D, batch.H
+    d_outputs = np.zeros((N, L, H)) if d_outputs is None else d_outputs
+    d_outputs = np.reshape(d_outputs, (N, L, H))
+    d_last = np.zeros((N, H)) if d_last is None else np.reshape(d_last, (N, H))
+    dx, dz = np.zeros((N, L, D), batch.dtype), np.zeros((N, L, H), batch.dtype)
+    dWxh, dWhh = np.zeros_like(batch.Wxh), np.zeros_like(batch.Whh)
+    dhidden, dhidden0 = np.zeros((N, H), batch.dtype), np.zeros(H, batch.dtype)
+    dleak = np.zeros(H, batch.dtype)
+    for n in range(N):
+        dh = d_last[n].astype(batch.dtype)
+        steps = batch.run(n)
+        for step in reversed(steps):
+            dh = dh + d_outputs[n, step.t]
+            q = np.zeros(H) if step.q is None else step.q
+            dk = dh * (step.f - q)
+            if batch.kept[n] is not None:
+                dk = np.where(batch.kept[n][step.t], 0, dk)
+            dleak += batch.terms.share * dk
+            da = np.where(step.k == 0, 0, dh * step.k * batch.slope(step))
+            dz[n, step.t] = da
+            dq = np.where(step.k == 1, 0, dh * (1 - step.k))
+            if step.p is not None:
+                dWhh += np.outer(da, step.p)
+                dq = dq + _masked(batch.Whh.T @ da, batch.m_h[n])
+            dh = np.zeros(H, batch.dtype)
+            if step.border or step.source is None:
+                continue
+            if step.source == "before":
+                dh = dq
+            elif step.source == "hidden":
+                dhidden[n] += dq
+            else:
+                dhidden0 += dq
+        if not steps:  # the state after no step is the one before
+            if batch.start(n)[1] == "hidden":
+                dhidden[n] += dh
+            elif batch.start(n)[1] == "hidden0":
+                dhidden0 += dh
+        ran = list(batch.places(n))
+        dx[n] = _masked(dz[n] @ batch.Wxh, batch.m_x[n])
+        dWxh += dz[n, ran].T @ _masked(batch.x[n, ran], batch.m_x[n])
+    lead = batch.lead
+    return [
+        _sum_to(dx.reshape(*lead, L, D), batch.x_shape),
+        dWxh,
+        dWhh,
+        None
+        if batch.bias is None
+        else _sum_to(dz.reshape(*lead, L, H), batch.bias.shape),
+        None if batch.hidden is None else dhidden.reshape(*lead, H),
+        None if batch.hidden0 is None else dhidden0,
+        None if batch.leak is None else _sum_to(dleak, batch.leak.shape),
+    ]
+
+
+def terms_rnn_tangent(primals, tangents, activation="tanh", terms=None):
+    """The tangents of the outputs and of the last states, in forward mode.
+
+    A tangent of None is zero.
+    """
+    batch = _Batch(primals, activation, terms or Terms())
+    N, L, D, H = batch.N, batch.L, batch.D, batch.H
+    zeros = [None if p is None else np.zeros(np.shape(p)) for p in primals]
+    dx, dWxh, dWhh, dbias, dhidden, dhidden0, dleak = (
+        zero if v is None else np.asarray(v)
+        for v, zero in zip(tangents, zeros, strict=True)
+    )
+    dx = np.broadcast_to(dx, (*batch.lead, L, D)).reshape(N, L, D)
+    dhidden = batch.rows(dhidden, H)
+    outputs, last = np.zeros((N, L, H), batch.dtype), np.zeros((N, H), batch.dtype)
+    for n in range(N):
+        _, source = batch.start(n)
+        if source is not None:
+            last[n] = dhidden[n] if source == "hidden" else dhidden0
+        for step in batch.run(n):
+            dq = np.zeros(H)
+            if not step.border and step.source is not None:
+                dq = {"before": last[n], "hidden": dhidden[n], "hidden0": dhidden0}[
+                    step.source
+                ]
+            da = batch.projection(n, dx[n, step.t], batch.Wxh)
+            da = da + batch.projection(n, batch.x[n, step.t], dWxh)
+            if dbias is not None:
+                da = da + np.broadcast_to(dbias, (L, H))[step.t]
+            if step.p is not None:
+                da = da + dWhh @ step.p + batch.Whh @ _masked(dq, batch.m_h[n])
+            q = np.zeros(H) if step.q is None else step.q
+            dk = 0 if dleak is None else batch.terms.share * dleak
+            if batch.kept[n] is not None:
+                dk = np.where(batch.kept[n][step.t], 0, dk)
+            dh = dk * (step.f - q) + (1 - step.k) * dq
+            dh = dh + np.where(step.k == 0, 0, step.k * batch.slope(step) * da)
+            outputs[n, step.t] = last[n] = dh
+    return outputs.reshape(*batch.lead, L, H), last.reshape(*batch.lead, H)
+
+
+_SKEIN = 0x1BD11BDA
+_TURNS = [10, 26, 11, 21, 13, 27, 23, 5, 6, 20, 17, 11, 25, 10, 18, 20]
+
+
+def threefry(key, counter, rounds=13):
+    """Threefry-4x32 (Salmon and others, 2011): four words of a key and a counter.
+
+    The key is two words, here in the first places; both may be arrays.
+    """
+    word = 2**32 - 1
+    ks = [int(key[0]), int(key[1]), 0, 0]
+    ks.append(_SKEIN ^ ks[0] ^ ks[1] ^ ks[2] ^ ks[3])
+    X = [(np.asarray(c, np.uint64) + ks[i]) & word for i, c in enumerate(counter)]
+
+    def mix(into, other, turn):
+        X[into] = (X[into] + X[other]) & word
+        X[other] = ((X[other] << turn) | (X[other] >> (32 - turn))) & word
+        X[other] = X[other] ^ X[into]
+
+    for r in range(rounds):
+        one, other = _TURNS[2 * (r % 8)], _TURNS[2 * (r % 8) + 1]
+        if r % 2 == 0:
+            mix(0, 1, one)
+            mix(2, 3, other)
+        else:
+            mix(0, 3, one)
+            mix(2, 1, other)
+        if r % 4 == 3:
+            s = r // 4 + 1
+            for i in range(4):
+                X[i] = (X[i] + ks[(s + i) % 5] + (s if i == 3 else 0)) & word
+    return X
+
+
+# The last number of a mask's counters.
+ZONEOUT, RECURRENT_DROPOUT, INPUT_DROPOUT = range(3)
+
+
+def hits(key, mask, probability, rows, steps, units):
+    """Which elements a mask hits: booleans (rows, steps, units)."""
+    words = np.zeros((rows, steps, units), np.uint64)
+    for j in range(units):
+        n, t = np.indices((rows, steps))
+        block = 16 * (j // 64) + j % 16
+        words[:, :, j] = threefry(key, [block, t, n, mask])[j % 64 // 16]
+    return words < round(probability * 2**32)
+
+
+def factors(hit, probability):
+    """What a dropout multiplies with."""
+    return np.where(hit, 0, 1 / (1 - probability))

@@ -1,10 +1,14 @@
 """The reference itself, against plain loops and differences."""
 
+from dataclasses import replace
+
+import mlx.core as mx
 import numpy as np
 import pytest
 
 import reference
 from conftest import ACTIVATIONS
+from optional import NO_TERMS, Problem
 from tolerances import reference_close
 
 SHAPES = {"row": (), "batch": (3,), "two_axes": (2, 3)}
@@ -185,3 +189,93 @@ def test_matmul_gradients(rng):
 
         expected = reference.finite_difference(loss, (x, w, bias), direction)
         reference_close(np.asarray((grad * direction[i]).sum()), np.asarray(expected))
+
+
+def combination(seed, **fixed):
+    """A small problem with a random choice of optional terms."""
+    rng = np.random.default_rng(seed)
+
+    def choose(name, values):
+        return values[rng.integers(len(values))]
+
+    sizes = {"D": int(rng.integers(1, 3)), "H": int(rng.integers(1, 4))}
+    leads = [(), (1,), (3,), (1, 2)]
+    fixed = {"dtype": mx.float64, "lead": choose("lead", leads), **sizes, **fixed}
+    return Problem(choose, rng, **fixed)
+
+
+def of_terms(terms, activation):
+    """The outputs and last states as one array, of the primals."""
+
+    def function(*primals):
+        results = reference.terms_rnn(primals, activation, terms)
+        return np.concatenate([a.ravel() for a in results])
+
+    return function
+
+
+def frozen(problem):
+    """The terms with the states at the borders of blocks as constants."""
+    primals, terms = problem.primals, problem.terms
+    states = reference.border_states(primals, problem.activation, terms)
+    return replace(terms, frozen=states)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_gradients_with_terms(rng, seed):
+    """By complex steps; over a border of blocks nothing passes."""
+    problem = combination(seed)
+    primals = [None if p is None else np.float64(p) for p in problem.primals]
+    function = of_terms(frozen(problem), problem.activation)
+    outputs, last = reference.terms_rnn(primals, problem.activation, problem.terms)
+    d_outputs, d_last = (rng.standard_normal(a.shape) for a in (outputs, last))
+    got = reference.terms_rnn_grad(
+        primals, problem.activation, problem.terms, d_outputs, d_last
+    )
+    cotangent = np.concatenate([d_outputs.ravel(), d_last.ravel()])
+    expected = reference.gradient(function, primals, cotangent)
+    for name, a, b in zip(reference.TERMS_ARGUMENTS, got, expected, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            reference_close(a, b, name)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_tangents_with_terms(rng, seed):
+    problem = combination(seed)
+    primals = [None if p is None else np.float64(p) for p in problem.primals]
+    tangents = like(rng, primals)
+    got = reference.terms_rnn_tangent(
+        primals, tangents, problem.activation, problem.terms
+    )
+    got = np.concatenate([a.ravel() for a in got])
+    function = of_terms(frozen(problem), problem.activation)
+    reference_close(got, reference.complex_step(function, primals, tangents))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_terms_are_the_plain_recurrence(seed):
+    problem = combination(seed, L=5, **NO_TERMS)
+    outputs, last = problem.truth()
+    expected = reference.rnn(*problem.primals[:5], problem.activation)
+    reference_close(outputs, expected)
+    reference_close(last, expected[..., -1, :])
+
+
+@pytest.mark.parametrize(
+    "rounds, words",
+    [
+        (13, "531c7e4f 39491ee5 2c855a92 3d6abf9a"),
+        (20, "9c6ca96a e17eae66 fc10ecd4 5256a7d8"),
+    ],
+)
+def test_published_random_words(rounds, words):
+    got = reference.threefry([0, 0], [0, 0, 0, 0], rounds)
+    assert " ".join(f"{int(word):08x}" for word in got) == words
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
+def test_hits_are_as_probable_as_said(probability):
+    hit = reference.hits([1, 2], reference.ZONEOUT, probability, 8, 50, 100)
+    spread = np.sqrt(probability * (1 - probability) / hit.size)
+    assert abs(hit.mean() - probability) < 5 * spread

@@ -1,9 +1,14 @@
-"""What the optional terms make of a step, in MLX's operations."""
+"""What the optional terms make of a step, in MLX's operations.
+
+Conditions are joined by ``logical_and``, not by ``&``: MLX's vmap of that gives another
+shape where only its second operand is mapped.
+"""
 
 import mlx.core as mx
 
 from mlx_recurrent.dispatch import StreamOrDevice, product
 from mlx_recurrent.masks import Mask, hits
+from mlx_recurrent.selection import select
 from mlx_recurrent.terms import Terms
 
 
@@ -48,9 +53,9 @@ class Course:
 class TermsCourse(Course):
     """The course of a sequence with terms.
 
-    Everything absent is selected, never multiplied by zero: before the product and the
+    What is absent is not selected, never multiplied by zero: before the product and the
     nonlinearity, so that nothing of it reaches them, and after, so that nothing of them
-    reaches it as a gradient.
+    reaches the state, nor comes back as a gradient.
 
     Args:
         terms (Terms): The terms.
@@ -102,12 +107,12 @@ class TermsCourse(Course):
         absent = self._empty
         if self._runs is not None:
             over = mx.logical_not(self._runs)
-            absent = over if absent is None else absent | over
+            absent = over if absent is None else mx.logical_or(absent, over)
         if absent is None:
             return product(start, Whh, z, stream)
-        start = mx.where(absent, _zero(start), start)
+        start = select(absent, _zero(start), start)
         a = product(start, Whh, z, stream)
-        return a if self._empty is None else mx.where(self._empty, z, a)
+        return a if self._empty is None else select(self._empty, z, a)
 
     def given(self, a: mx.array) -> mx.array:
         if self._runs is None:
@@ -115,7 +120,7 @@ class TermsCourse(Course):
         # Where a row does not run: numbers for which hardly any nonlinearity or slope
         # is singular, as a norm, a root or a logarithm is for zeros.
         usual = mx.linspace(0.25, 0.75, a.shape[-1]).astype(a.dtype)
-        return mx.where(self._runs, a, usual)
+        return select(self._runs, a, usual)
 
     def leave(
         self, state: mx.array | None, start: mx.array | None, result: mx.array
@@ -131,11 +136,11 @@ class TermsCourse(Course):
             new = _times(self._rest, start) + _times(self._leak, result)
             new = new.astype(dtype)
         if terms.zoneout:
-            new = mx.where(self._kept[..., self._t, :], start, new)
+            new = select(self._kept[..., self._t, :], start, new)
         if self._runs is None:
             return new, new
-        output = mx.where(self._runs, new, _zero(new))
-        return mx.where(self._runs, new, state), output
+        output = select(self._runs, new, _zero(new))
+        return select(self._runs, new, state), output
 
     def _restarted(self, state: mx.array) -> mx.array:
         reset, hidden0 = self._terms.reset, self._terms.hidden0
@@ -144,11 +149,14 @@ class TermsCourse(Course):
         border = self._t + 1 if self.reverse else self._t
         restarts = reset[..., border : border + 1]
         if self.reverse and self._lengths is not None:
-            restarts = restarts & (self._lengths > border)
+            restarts = mx.logical_and(restarts, self._lengths > border)
         if hidden0 is not None:
-            return mx.where(restarts, hidden0, state)
-        self._empty = restarts if self._empty is None else self._empty | restarts
-        return mx.where(restarts, _zero(state), state)
+            return select(restarts, hidden0, state)
+        if self._empty is None:
+            self._empty = restarts
+        else:
+            self._empty = mx.logical_or(self._empty, restarts)
+        return select(restarts, _zero(state), state)
 
     def _truncated(self, start: mx.array) -> mx.array:
         every = self._terms.truncate_every
@@ -158,8 +166,8 @@ class TermsCourse(Course):
             return mx.stop_gradient(start) if self._step % every == 0 else start
         # Each row counts from its own last place.
         step = self._lengths - 1 - self._t
-        border = (step > 0) & (step % every == 0)
-        return mx.where(border, mx.stop_gradient(start), start)
+        border = mx.logical_and(step > 0, step % every == 0)
+        return select(border, mx.stop_gradient(start), start)
 
 
 class Dropout:
@@ -195,7 +203,7 @@ class Dropout:
         dropped = self._dropped if axes == 2 else mx.squeeze(self._dropped, -2)
         wide = _wide(values.dtype)
         scaled = values.astype(wide) * mx.array(self._scale, wide)
-        return mx.where(dropped, _zero(values), scaled.astype(values.dtype))
+        return select(dropped, _zero(values), scaled.astype(values.dtype))
 
 
 def inputs(
@@ -212,7 +220,7 @@ def inputs(
     L, D = x.shape[-2:]
     if (lengths := _column(terms.lengths, L)) is not None:
         runs = mx.arange(L)[:, None] < lengths[..., None]
-        x = mx.where(runs, x, _zero(x))
+        x = select(runs, x, _zero(x))
     if terms.input_dropout:
         dropout = Dropout(Mask.INPUT_DROPOUT, terms.input_dropout, terms.key, lead, D)
         x = dropout(x.astype(dtype), axes=2)
@@ -234,5 +242,5 @@ def _zero(a: mx.array) -> mx.array:
 def _times(factor: mx.array, values: mx.array) -> mx.array:
     """Return a product that is zero where the factor is, whatever the values."""
     # The factor's own derivative is still the value where that is finite.
-    absent = (factor == 0) & mx.logical_not(mx.isfinite(values))
+    absent = mx.logical_and(factor == 0, mx.logical_not(mx.isfinite(values)))
     return factor * mx.where(absent, _zero(values), values)
