@@ -116,6 +116,12 @@ struct BackwardLayout {
         (needs_preactivations(args.layer) && !args.preactivations.data);
   }
 
+  // Whether dleak needs f(a) of a program that no step runs forward.
+  static bool runs_function_alone(const BackwardArgs& args) {
+    return args.dleak && args.layer.activation == Activation::traced &&
+        !recomputes(args);
+  }
+
   // Whether a state passes on something but through Whh, or not to every row.
   bool is_plain(const RecurrenceArgs& g) const {
     return !terms.blends() && !terms.carries() && !g.course.lengths.data &&
@@ -166,6 +172,10 @@ struct BackwardLayout {
     if (g.activation == Activation::traced) {
       derivative = ProgramMemory<C>(
           arena, *g.derivative, shares.partition, shares.member.index);
+    }
+    if (runs_function_alone(args)) {
+      forward.function = ProgramMemory<C>(
+          arena, *g.function, shares.partition, shares.member.index);
     }
     int64_t size = kOuterTerms * kPanel<C>;
     panel = arena.take<C>(threads * size) + shares.member.index * size;
@@ -252,6 +262,9 @@ struct BackwardRun {
     }
     if constexpr (f == Activation::traced) {
       spread_constants(*g.derivative, layout.derivative);
+      if (layout.runs_function_alone(args)) {
+        spread_constants(*g.function, layout.forward.function);
+      }
     }
   }
 
@@ -570,17 +583,15 @@ struct BackwardRun {
   void add_dleak(int64_t count, const C* a, const C* before, const C* lambda)
       const {
     const Terms<T>& terms = layout.terms;
-    auto add = [&](int64_t r, int64_t j, Vec<C> h) __attribute__((
-                   always_inline)) {
-      const C* q = terms.starts_row(r) ? terms.restart : before + r * ldh();
-      Vec<C> k = load_as<Vec<C>>(terms.kappa_row(r) + j);
-      Vec<C> d = load_as<Vec<C>>(lambda + r * ldh() + j) *
-          (h - load_as<Vec<C>>(q + j));
-      C* sum = layout.sums[1] + j;
-      bool kept = terms.draws_units();
-      store_as(
-          sum, load_as<Vec<C>>(sum) + (kept ? (k == C(0) ? Vec<C>{} : d) : d));
-    };
+    auto add =
+        [&](int64_t r, int64_t j, Vec<C> h) __attribute__((always_inline)) {
+          const C* q = terms.starts_row(r) ? terms.restart : before + r * ldh();
+          Vec<C> k = load_as<Vec<C>>(terms.kappa_row(r) + j);
+          Vec<C> d = load_as<Vec<C>>(lambda + r * ldh() + j) *
+              (h - load_as<Vec<C>>(q + j));
+          C* sum = layout.sums[1] + j;
+          store_as(sum, load_as<Vec<C>>(sum) + terms.unless_kept(k, d));
+        };
     if constexpr (f == Activation::traced) {
       run_program<C>(
           *g.function,

@@ -150,6 +150,12 @@ struct Terms {
                           : v;
   }
 
+  // v of units that zoneout does not keep; its k is -0, a leak's +0.
+  INLINE_MEMBER Vec<C> unless_kept(Vec<C> k, Vec<C> v) const {
+    bool draws = draws_units();
+    return draws ? ((k == C(0)) & (C(1) / k < C(0)) ? Vec<C>{} : v) : v;
+  }
+
   // What row r gives to the product of step i, from the state before it.
   void carry(int64_t i, int64_t r, const C* state, C* to) const {
     const C* from =
@@ -219,7 +225,7 @@ struct Terms {
     uint32_t bound = bound_of(g.draws.zoneout);
     C* to = kappa + r * ldh;
     for (int64_t j = columns.first; j < columns.last; ++j) {
-      to[j] = drawn[j] < bound ? C(0) : leak[j];
+      to[j] = drawn[j] < bound ? C(-0.0) : leak[j] + C(0);
     }
   }
 };
