@@ -938,7 +938,8 @@ struct BackwardRun {
       }
       move_chunk_sums(slice);
     }
-    if (later && first == 0 && (args.dhidden || args.drestart)) {
+    bool restarts = args.drestart && layout.terms.has_episodes();
+    if (later && first == 0 && (args.dhidden || restarts)) {
       write_dhidden(count, later);
       move_chunk_sums(slice);
     }
