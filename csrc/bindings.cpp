@@ -108,12 +108,11 @@ NB_MODULE(_native, m) {
           form.function = std::get<std::shared_ptr<Traced>>(activation);
         }
         Course course;
-        course.form = {
-            reverse,
-            flips,
-            truncate_every,
-            lengths.has_value(),
-            reset.has_value()};
+        course.form.reverse = reverse;
+        course.form.flips = flips;
+        course.form.truncate_every = truncate_every;
+        course.form.has_lengths = lengths.has_value();
+        course.form.has_reset = reset.has_value();
         course.lengths = lengths;
         course.reset = reset;
         Arrays outputs = recurrence(

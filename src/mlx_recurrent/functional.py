@@ -649,8 +649,10 @@ def _judge(
         )
         if not any(isinstance(term, mx.array) or term for term in terms):
             terms = None
-    if terms is not None:
-        choice = choice.composed("the native kernels do not run optional terms yet")
+    if terms is not None and bias is not None and bias.shape != Whh.shape[:1]:
+        choice = choice.composed(
+            f"a bias {bias.shape} that is not ({H},) stands beside optional terms"
+        )
     return _Call(choice, dtype, x, Wxh, Whh, bias, hidden, terms)
 
 
@@ -806,10 +808,15 @@ def _run(
     elif call.choice.readable:
         choice, operands, begun = _read(call, stream)
         activation = choice.activation
+    terms = call.terms
     if activation is None:
+        # With optional terms the first steps are others than those that were read.
+        begun = begun if terms is None else []
         return _run_composed(call, begun, return_state, stream)
     assert operands is not None  # for the type checker: there is an activation
-    return _native.recurrence(*operands, activation, return_state, stream)
+    return _native.recurrence(
+        *operands, activation, return_state, stream, *(terms or ())
+    )
 
 
 def _operands(call: _Call, stream: StreamOrDevice) -> _Operands:
