@@ -10,6 +10,7 @@
 namespace kernel_tests {
 
 using mlx_recurrent::kernels::Activation;
+using mlx_recurrent::kernels::Drawn;
 
 namespace {
 
@@ -28,7 +29,8 @@ const std::vector<Field>& fields() {
         "forward",
         "backward",
         "linear_scan",
-        "pointwise"}},
+        "pointwise",
+        "mask"}},
       {"type", &Case::type, {"float32", "float64", "float16", "bfloat16"}},
       {"N", &Case::N, {}},
       {"L", &Case::L, {}},
@@ -61,6 +63,9 @@ const std::vector<Field>& fields() {
       {"recurrent_dropout", &Case::recurrent_dropout, {}},
       {"input_dropout", &Case::input_dropout, {}},
       {"sets", &Case::sets, {}},
+      {"drawn",
+       &Case::drawn,
+       {"zoneout", "recurrent_dropout", "input_dropout"}},
       {"alpha", &Case::alpha, {}},
       {"beta", &Case::beta, {}},
       {"gamma", &Case::gamma, {}},
@@ -100,11 +105,26 @@ void Case::settle() {
   bool layer = which() == Entry::forward || which() == Entry::backward;
   bool scan = which() == Entry::linear_scan;
   bool pointwise = which() == Entry::pointwise;
+  bool mask = which() == Entry::mask;
   bool traced = layer && activation == static_cast<int64_t>(Activation::traced);
   if (!layer) {
     activation = projected = keep_every = keep_latest = 0;
-    leak = zoneout = recurrent_dropout = input_dropout = 0;
+    leak = 0;
     state = 1;
+  }
+  if (!mask) {
+    drawn = 0;
+  }
+  int64_t* probabilities[] = {&zoneout, &recurrent_dropout, &input_dropout};
+  for (int64_t i = 0; i < 3; ++i) {
+    if (!layer && !(mask && drawn == i)) {
+      *probabilities[i] = 0;
+    } else if (mask && *probabilities[i] == 0) {
+      *probabilities[i] = 250;
+    }
+  }
+  if (mask && drawn != static_cast<int64_t>(Drawn::zoneout)) {
+    L = 1; // a dropout is the same at every step
   }
   if (!layer && !scan) {
     hidden = restart = lengths = reset = reverse = truncate_every = 0;
@@ -115,7 +135,7 @@ void Case::settle() {
   if (!pointwise && !traced) {
     program = 0;
   }
-  if (pointwise) {
+  if (pointwise || mask) {
     D = 1;
     bias = layout = 0;
   }

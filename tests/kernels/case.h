@@ -13,9 +13,10 @@ enum class Entry : int {
   forward,
   backward,
   linear_scan,
-  pointwise
+  pointwise,
+  mask
 };
-constexpr int kEntries = 6;
+constexpr int kEntries = 7;
 
 // Of the backward pass, which outputs are wanted: a sum of these.
 enum Wanted : int64_t {
@@ -56,6 +57,7 @@ struct Case {
   int64_t lengths = 0, reset = 0, reverse = 0, truncate_every = 0;
   // Probabilities, in thousandths, and how many sets of rows draw the same.
   int64_t zoneout = 0, recurrent_dropout = 0, input_dropout = 0, sets = 1;
+  int64_t drawn = 0;                                      // mask: which of them
   int64_t alpha = 0, beta = 1, gamma = 1, transposed = 0; // linear_scan
   int64_t keep_every = 0, keep_latest = 0;
   int64_t state = 1;          // forward: is wanted; backward: has a cotangent

@@ -67,6 +67,9 @@ class Check {
       case Entry::pointwise:
         pointwise();
         break;
+      case Entry::mask:
+        mask();
+        break;
     }
     for (const auto& operand : operands_) {
       expect(operand->intact(), "an operand, or memory around it, was changed");
@@ -449,6 +452,31 @@ class Check {
       args.out = alone.data();
       run_kernel(kernels_.pointwise, args, kAlone, 1);
       same("out depends on how it is shared", out, alone);
+    }
+  }
+
+  void mask() {
+    Drawn what = static_cast<Drawn>(c_.drawn);
+    const Chances& chances = draws_.chances();
+    Output out(type_, c_.N * c_.L * c_.H);
+    run_kernel(
+        kernels_.mask,
+        MaskArgs{c_.N, c_.L, c_.H, what, draws_.draws(), out.data()},
+        partition_,
+        members());
+    expect(out.intact(), "memory around the mask was changed");
+    for (int64_t n = 0; n < c_.N; ++n) {
+      for (int64_t t = 0; t < c_.L; ++t) {
+        auto right = what == Drawn::zoneout
+            ? chances.updates(n, t, c_.H)
+            : chances.factors(what, n, c_.H, compute_type());
+        for (int64_t j = 0; j < c_.H; ++j) {
+          expect(
+              out[(n * c_.L + t) * c_.H + j] ==
+                  rounded(type_, right[static_cast<size_t>(j)]),
+              "the mask is not that of its key");
+        }
+      }
     }
   }
 

@@ -81,6 +81,15 @@ bool Chances::keeps(int64_t n, int64_t t, int64_t j) const {
   return zoneout > 0 && hit(Drawn::zoneout, zoneout, n, t, j);
 }
 
+std::vector<double> Chances::updates(int64_t n, int64_t t, int64_t count)
+    const {
+  std::vector<double> result;
+  for (int64_t j = 0; j < count; ++j) {
+    result.push_back(keeps(n, t, j) ? 0 : 1);
+  }
+  return result;
+}
+
 std::vector<double> Chances::factors(
     Drawn what,
     int64_t n,

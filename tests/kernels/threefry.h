@@ -11,12 +11,11 @@
 
 namespace kernel_tests {
 
+using mlx_recurrent::kernels::Drawn;
+
 typedef std::array<uint32_t, 4> Words;
 
 Words threefry(const Words& counter, const Words& key, int rounds);
-
-// What is drawn with one key.
-enum class Drawn : uint32_t { zoneout, recurrent_dropout, input_dropout };
 
 // The random choices of one call.
 struct Chances {
@@ -29,6 +28,8 @@ struct Chances {
   }
   // Whether unit j of row n keeps its state at place t in time.
   bool keeps(int64_t n, int64_t t, int64_t j) const;
+  // The same as what its update is multiplied with, of `count` units.
+  std::vector<double> updates(int64_t n, int64_t t, int64_t count) const;
   // What dropout multiplies each unit, or feature, of row n with, as a number
   // of the type that is computed with.
   std::vector<double> factors(
