@@ -363,7 +363,8 @@ class _Batch:
         for i, t in enumerate(self.places(n)):
             if self.starts_episode(n, i, t):
                 q, source = self.hidden0, None if self.hidden0 is None else "hidden0"
-            border = bool(terms.truncate_every and i and i % terms.truncate_every == 0)
+            every = terms.truncate_every
+            border = bool(every and i and i % every == 0 and source == "before")
             if border and terms.frozen is not None:
                 q = terms.frozen[n, t]
             k = terms.share * (1 if self.leak is None else self.leak)

@@ -40,40 +40,47 @@ static size_t linear_scan_scratch(
   return arena.used + 64;
 }
 
-// One row of factors, from a column on; null data: ones.
+// v times a factor, of row (n, t) from `column` on; absent factors are 1, and
+// where a factor is 0, so is the result.
 template <class T>
-struct FactorRow {
+INLINE Vec<Compute<T>> scaled(
+    const Sequence& factors,
+    Vec<Compute<T>> v,
+    int64_t n,
+    int64_t t,
+    int64_t column,
+    int64_t left) {
   typedef Compute<T> C;
-  const Element<T>* data;
-  int64_t stride;
-
-  static INLINE_MEMBER FactorRow
-  of(const Sequence& s, int64_t n, int64_t t, int64_t column) {
-    if (!s.data) {
-      return FactorRow{nullptr, 0};
-    }
-    return FactorRow{
-        row_of<T>(s, n, t) + column * s.feature_stride, s.feature_stride};
+  if (!factors.data) {
+    return v;
   }
+  Vec<C> factor = load_from<T>(factors, n, t, column, left);
+  return factor == C(0) ? Vec<C>{} : factor * v;
+}
 
-  INLINE_MEMBER Vec<C> load(int64_t j, int64_t left) const {
-    return load_strided<T>(data + j * stride, stride, left);
+// to + the same, in one rounding.
+template <class T>
+INLINE Vec<Compute<T>> add_scaled(
+    Vec<Compute<T>> to,
+    const Sequence& factors,
+    Vec<Compute<T>> v,
+    int64_t n,
+    int64_t t,
+    int64_t column,
+    int64_t left) {
+  typedef Compute<T> C;
+  if (!factors.data) {
+    return to + v;
   }
-
-  // factor * v; where the factor is 0, 0.
-  INLINE_MEMBER Vec<C> times(Vec<C> v, int64_t j, int64_t left) const {
-    if (!data) {
-      return v;
-    }
-    Vec<C> factor = load(j, left);
-    return factor == C(0) ? Vec<C>{} : factor * v;
-  }
-};
+  Vec<C> factor = load_from<T>(factors, n, t, column, left);
+  return factor == C(0) ? to : to + factor * v;
+}
 
 // The steps of one slice. Passage i is that between steps i - 1 and i of the
 // run; passage 0 leads into it. What goes through is written, with its factors,
-// by the step on the near side, so that one barrier a step is enough.
-template <class T>
+// by the step on the near side, so that one barrier a step is enough. `plain`:
+// all rows have the same steps, and only the product passes, everywhere.
+template <class T, bool plain>
 struct LinearScanSteps {
   typedef Compute<T> C;
   const LinearScanArgs& g;
@@ -105,7 +112,7 @@ struct LinearScanSteps {
   }
 
   // Packs the matrix, and what else is done once for all members.
-  void prepare(const Shares& shares) const {
+  INLINE_MEMBER void prepare(const Shares& shares) const {
     Range own = shares.once(panel_count<C>(g.H));
     pack<T>(
         layout.V,
@@ -130,7 +137,7 @@ struct LinearScanSteps {
   }
 
   // Zeros in the padding.
-  void clear_padding() const {
+  INLINE_MEMBER void clear_padding() const {
     Element<T>* out = static_cast<Element<T>*>(g.out);
     for (int64_t k = rows.first; k < rows.last; ++k) {
       for (int64_t t = running.length(k); t < g.L; ++t) {
@@ -147,116 +154,166 @@ struct LinearScanSteps {
   }
 
   // Whether anything can come through passage 0.
-  bool begins() const {
-    bool restarts = g.restart.data && g.course.reset.data && !g.course.reverse;
-    return !g.transposed && (g.hidden.data || restarts);
+  INLINE_MEMBER bool begins() const {
+    return (!g.transposed && g.hidden.data) ||
+        (restarts() && !g.course.reverse);
   }
 
-  // Whether anything comes through a passage that is not truncated.
+  // Whether an episode may start from something.
+  bool restarts() const {
+    return !g.transposed && g.restart.data && g.course.reset.data;
+  }
+
+  // Whether anything comes through a passage.
   INLINE_MEMBER bool comes_through(int64_t position, int64_t passage) const {
-    return running.starts(position, passage) ? !g.transposed && g.restart.data
-                                             : passage > 0 || g.hidden.data;
+    if (running.starts(position, passage)) {
+      return restarts();
+    }
+    return !running.truncates(passage) && (passage > 0 || g.hidden.data);
   }
 
-  // What goes through passage 0.
-  void begin() const {
+  INLINE_MEMBER int64_t entered(int64_t i) const {
+    return g.transposed ? i + 1 : i;
+  }
+  INLINE_MEMBER int64_t taken(int64_t i) const {
+    return g.transposed ? i : i + 1;
+  }
+
+  // A row, and where its step and the passages on both sides of it are.
+  struct Row {
+    int64_t n; // in the slice
+    int64_t number;
+    int64_t step, entered, taken;
+    Element<T>* out;
+    C* carried;       // of the passage that is taken
+    bool comes_in;    // something, through the passage that is entered
+    bool goes_on;     // the row has the step that follows
+    const C* instead; // what goes on, if that is not the result
+  };
+
+  INLINE_MEMBER Row
+  row_at(int64_t i, int64_t n, bool comes_in, bool goes_on) const {
+    int64_t position = rows.first + n;
+    int64_t number = running.row(position);
+    int64_t t = running.place(position, i);
+    Row row{
+        n,
+        number,
+        t,
+        running.place(position, entered(i)),
+        running.place(position, taken(i)),
+        static_cast<Element<T>*>(g.out) + (number * g.L + t) * g.H,
+        layout.carried[taken(i) & 1] + n * ldh,
+        comes_in,
+        goes_on,
+        nullptr};
+    if (!plain && comes_in) {
+      row.comes_in = comes_through(position, entered(i));
+    }
+    if (!plain && goes_on && !g.transposed && g.restart.data &&
+        running.starts(position, taken(i))) {
+      row.instead = layout.restart;
+    }
+    return row;
+  }
+
+  // Row n of a slice all of whose rows have the places of its first.
+  INLINE_MEMBER Row moved(Row first, int64_t n) const {
+    first.n = n;
+    first.number += n;
+    first.out += n * g.L * g.H;
+    first.carried += n * ldh;
+    return first;
+  }
+
+  // Sends u into the passage that a row takes.
+  INLINE_MEMBER void carry(
+      const Row& row,
+      int64_t column,
+      int64_t left,
+      Vec<C> u) const {
+    store_as(
+        row.carried + column,
+        scaled<T>(inner, u, row.number, row.taken, column, left));
+    if (!plain && g.alpha.data) {
+      store_as(
+          layout.passed + row.n * ldh + column,
+          scaled<T>(g.alpha, u, row.number, row.taken, column, left));
+    }
+  }
+
+  // Sends what was before the first steps into passage 0, as a step -1 would.
+  INLINE_MEMBER void begin() const {
     for (int64_t n = 0; n < count_at(0); ++n) {
-      int64_t position = rows.first + n;
-      int64_t row = running.row(position);
-      int64_t t = running.place(position, 0);
-      bool starts = running.starts(position, 0);
-      auto gamma = FactorRow<T>::of(g.gamma, row, t, 0);
-      auto alpha = FactorRow<T>::of(g.alpha, row, t, 0);
+      Row row = row_at(-1, n, false, true);
       for (int64_t j = columns.first; j < columns.last; j += Simd<C>::lanes) {
         int64_t left = columns.last - j;
         Vec<C> u = {};
-        if (starts && g.restart.data) {
-          u = load_as<Vec<C>>(layout.restart + j);
-        } else if (!starts && g.hidden.data) {
-          u = load_from<T>(g.hidden, row, 0, j, left);
+        if (row.instead) {
+          u = load_as<Vec<C>>(row.instead + j);
+        } else if (g.hidden.data) {
+          u = load_from<T>(g.hidden, row.number, 0, j, left);
         }
-        store_as(layout.carried[0] + n * ldh + j, gamma.times(u, j, left));
-        if (alpha.data) {
-          store_as(layout.passed + n * ldh + j, alpha.times(u, j, left));
-        }
+        carry(row, j, left, u);
       }
     }
   }
 
-  // Some columns of step i of row n of the slice. `product` is null where
-  // nothing comes in; `goes_on`: the row has the step that follows.
+  // Up to a whole vector of a row's result, from `column` on; `product` is null
+  // where nothing comes in.
   INLINE_MEMBER void finish(
-      int64_t i,
-      int64_t n,
+      const Row& row,
       int64_t column,
-      int64_t count,
-      const C* product,
-      bool goes_on) const {
-    int64_t position = rows.first + n;
-    int64_t row = running.row(position);
-    int64_t t = running.place(position, i);
-    int64_t entered = g.transposed ? i + 1 : i;
-    int64_t taken = g.transposed ? i : i + 1;
-    if (g.course.reset.data && product && !comes_through(position, entered)) {
-      product = nullptr;
-    }
-    const C* instead = nullptr;
-    if (goes_on && !g.transposed && g.restart.data &&
-        running.starts(position, taken)) {
-      instead = layout.restart + column;
-    }
-    auto source = FactorRow<T>::of(g.s, row, t, column);
-    FactorRow<T> behind{}, before{}, alpha{};
-    if (product) {
-      behind = FactorRow<T>::of(
-          outer, row, running.place(position, entered), column);
-    }
-    if (goes_on) {
-      int64_t place = running.place(position, taken);
-      before = FactorRow<T>::of(inner, row, place, column);
-      alpha = FactorRow<T>::of(g.alpha, row, place, column);
-    }
-    C* to = layout.carried[taken & 1] + n * ldh + column;
-    C* passed = layout.passed + n * ldh + column;
-    Element<T>* out =
-        static_cast<Element<T>*>(g.out) + (row * g.L + t) * g.H + column;
-    for (int64_t j = 0; j < count; j += Simd<C>::lanes) {
-      int64_t left = count - j;
-      Vec<C> y = source.load(j, left);
-      if (product) {
-        if (g.alpha.data) {
-          y += load_as<Vec<C>>(passed + j);
-        }
-        y += behind.times(load_as<Vec<C>>(product + j), j, left);
+      int64_t left,
+      const C* product) const {
+    Vec<C> y = load_from<T>(g.s, row.number, row.step, column, left);
+    if (product && (plain || row.comes_in)) {
+      if (!plain && g.alpha.data) {
+        y += load_as<Vec<C>>(layout.passed + row.n * ldh + column);
       }
-      store_some<T>(out + j, y, left);
-      if (goes_on) {
-        Vec<C> u = instead ? load_as<Vec<C>>(instead + j) : y;
-        store_as(to + j, before.times(u, j, left));
-        if (alpha.data) {
-          store_as(passed + j, alpha.times(u, j, left));
-        }
+      y = add_scaled<T>(
+          y,
+          outer,
+          load_as<Vec<C>>(product),
+          row.number,
+          row.entered,
+          column,
+          left);
+    }
+    store_some<T>(row.out + column, y, left);
+    if (row.goes_on) {
+      Vec<C> u = y;
+      if (!plain && row.instead) {
+        u = load_as<Vec<C>>(row.instead + column);
       }
+      carry(row, column, left, u);
     }
   }
 
   // Step i of every row that has it.
-  void step(int64_t i) const {
-    int64_t entered = g.transposed ? i + 1 : i;
-    int64_t taken = g.transposed ? i : i + 1;
+  INLINE_MEMBER void step(int64_t i) const {
     int64_t count = count_at(i);
     int64_t coming = 0; // rows that something may come in to
-    if (!running.truncates(entered) && (entered > 0 || begins())) {
-      coming = count_at(entered);
+    bool whole = restarts();
+    if ((whole || !running.truncates(entered(i))) &&
+        (entered(i) > 0 || begins())) {
+      coming = count_at(entered(i));
     }
     int64_t going = 0; // rows that go on
-    if (!running.truncates(taken) && taken > 0) {
-      going = count_at(taken);
+    if ((whole || !running.truncates(taken(i))) && taken(i) > 0) {
+      going = count_at(taken(i));
     }
+    Row first{};
+    if (plain) {
+      first = row_at(i, 0, true, going > 0);
+    }
+    auto row = [&](int64_t n) __attribute__((always_inline)) {
+      return plain ? moved(first, n) : row_at(i, n, n < coming, n < going);
+    };
     multiply<T>(
         coming,
         g.H,
-        layout.carried[entered & 1],
+        layout.carried[entered(i) & 1],
         ldh,
         layout.V,
         g.H,
@@ -267,29 +324,25 @@ struct LinearScanSteps {
         i % 2 == 1,
         [&](const Tile<C>& tile) __attribute__((always_inline)) {
           for (int m = 0; m < tile.rows; ++m) {
-            finish(
-                i,
-                tile.row + m,
-                tile.column,
-                tile.columns,
-                tile.values + m * tile.stride,
-                tile.row + m < going);
+            Row r = row(tile.row + m);
+            const C* product = tile.values + m * tile.stride;
+            for (int64_t j = 0; j < tile.columns; j += Simd<C>::lanes) {
+              int64_t left = tile.columns - j;
+              finish(r, tile.column + j, left, product + j);
+            }
           }
         });
     for (int64_t n = coming; n < count; ++n) {
-      finish(
-          i,
-          n,
-          columns.first,
-          columns.last - columns.first,
-          nullptr,
-          n < going);
+      Row r = row(n);
+      for (int64_t j = columns.first; j < columns.last; j += Simd<C>::lanes) {
+        finish(r, j, columns.last - j, nullptr);
+      }
     }
   }
 };
 
-template <class T>
-static void run_linear_scan(
+template <class T, bool plain>
+static void run_linear_scan_as(
     const LinearScanArgs& g,
     const Partition& p,
     const Member& member,
@@ -297,7 +350,7 @@ static void run_linear_scan(
   Shares shares{p, member, g.N};
   Arena arena = arena_at(scratch);
   LinearScanLayout<T> layout(arena, g, shares);
-  LinearScanSteps<T> steps(g, layout, shares);
+  LinearScanSteps<T, plain> steps(g, layout, shares);
   steps.prepare(shares);
   wait(member);
   for (int s = shares.first_slice(); s < p.slices; s += shares.slice_step()) {
@@ -313,6 +366,17 @@ static void run_linear_scan(
       shares.after_step();
     }
   }
+}
+
+template <class T>
+static void run_linear_scan(
+    const LinearScanArgs& g,
+    const Partition& p,
+    const Member& member,
+    char* scratch) {
+  bool plain = !g.alpha.data && !g.course.lengths.data && !g.course.reset.data;
+  return plain ? run_linear_scan_as<T, true>(g, p, member, scratch)
+               : run_linear_scan_as<T, false>(g, p, member, scratch);
 }
 
 } // namespace

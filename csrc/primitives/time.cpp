@@ -519,8 +519,7 @@ void OnlyPlaces::eval_cpu(const Arrays& inputs, Arrays& outputs) {
         copy.for_rows([&](int64_t n, const RowRun& run) {
           for (int64_t i = 0; i < run.length; ++i) {
             int64_t t = run.place(i);
-            if (places == Places::restarts &&
-                (!run.starts(i) || run.truncates(i))) {
+            if (places == Places::restarts && !run.starts(i)) {
               copy.put_zeros(n * copy.L + t);
             } else {
               copy.put_step(n * copy.L + t, n, t);

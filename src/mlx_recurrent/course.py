@@ -97,7 +97,7 @@ class TermsCourse(Course):
             return None
         if self._lengths is not None and self.reverse and self._begins_empty:
             self._empty = self._lengths == self._t + 1
-        return self._truncated(self._restarted(state))
+        return self._restarted(self._truncated(state))
 
     def pre_activation(
         self, start: mx.array, Whh: mx.array, z: mx.array, stream: StreamOrDevice
