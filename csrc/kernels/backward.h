@@ -234,6 +234,11 @@ struct BackwardRun {
     return steps.ldh;
   }
 
+  // Whether something is wanted of what passes to where episodes start.
+  bool restarts() const {
+    return args.drestart && layout.terms.has_episodes();
+  }
+
   void pack_weights() const {
     Range own = shares.once(panel_count<C>(g.H));
     pack<T>(
@@ -478,7 +483,7 @@ struct BackwardRun {
     const C* known = (layout.needs_preactivations(g) ? layout.a : states) + at;
     C* now = delta + at;
     if (!layout.is_plain(g)) {
-      if (later && !layout.running.truncates(i + 1)) {
+      if (later && (restarts() || !layout.running.truncates(i + 1))) {
         int64_t passed = steps.count_at(i + 1);
         pass_back(i + 1, passed, later);
         add_passed(i + 1, passed, now);
@@ -541,7 +546,7 @@ struct BackwardRun {
       const C* from = layout.held + r * ldh();
       if (layout.running.starts(steps.rows.first + r, i)) {
         add_columns(from, layout.sums[0]);
-      } else {
+      } else if (!layout.running.truncates(i)) {
         add_columns(from, to + r * ldh());
       }
     }
@@ -938,8 +943,15 @@ struct BackwardRun {
       }
       move_chunk_sums(slice);
     }
-    bool restarts = args.drestart && layout.terms.has_episodes();
-    if (later && first == 0 && (args.dhidden || restarts)) {
+    if (!later) {
+      return;
+    }
+    if (first > 0 && restarts()) {
+      // Nothing passes this border but to an episode that starts there.
+      pass_back(first * layout.steps, count, later);
+      add_passed(first * layout.steps, count, nullptr);
+      move_chunk_sums(slice);
+    } else if (first == 0 && (args.dhidden || restarts())) {
       write_dhidden(count, later);
       move_chunk_sums(slice);
     }

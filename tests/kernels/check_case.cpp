@@ -356,10 +356,9 @@ class Check {
     poison_padding(factors, c_.H);
     for (int64_t n = 0; n < c_.N; ++n) {
       for (int64_t i = 0; i < runs_.length(n); ++i) {
-        bool passes = !runs_.truncates(i) &&
-            (runs_.starts(n, i) ? c_.restart && !c_.transposed
-                 : i == 0       ? c_.hidden != 0
-                                : true);
+        bool passes = runs_.starts(n, i) ? c_.restart && !c_.transposed
+            : i == 0                     ? c_.hidden != 0
+                                         : !runs_.truncates(i);
         if (!passes) {
           poison(factors, n, runs_.place(n, i), c_.H);
         }

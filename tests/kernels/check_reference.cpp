@@ -111,15 +111,13 @@ struct Model {
         Type::float64};
   }
 
-  // The states; where blocks begin, what they start from is taken from `fixed`
-  // and `fixed_restart`, if there are such.
-  Values states(const Values& fixed = {}, const Values& fixed_restart = {})
-      const {
+  // The states; where blocks begin, those before are taken from `fixed`, if
+  // there is such.
+  Values states(const Values& fixed = {}) const {
+    Layer g = layer();
     Values all(static_cast<size_t>(N * L * H));
     for (int64_t i = 0; i < L; ++i) {
       bool cut = !fixed.empty() && runs.truncates(i);
-      Layer g = layer();
-      g.restart = cut && has_restart ? fixed_restart.data() : g.restart;
       Values next = values_of(next_states(g, cut ? fixed : all, kExact));
       for (int64_t n = 0; n < N; ++n) {
         for (int64_t j = 0; i < runs.length(n) && j < H; ++j) {
@@ -186,12 +184,11 @@ double difference(
 std::string check_model(Random& random) {
   Model m(random);
   const Values states = m.states();
-  const Values restart = m.restart;
   const Values dstates = drawn(states.size(), random);
   const Values dstate = drawn(m.hidden.size(), random);
-  // A derivative takes what a block starts from for a constant.
+  // A derivative takes the state before a block for a constant.
   auto loss = [&](const Values& of_states, const Values& of_last) {
-    Values now = m.states(states, restart);
+    Values now = m.states(states);
     return inner(of_states, now) + inner(of_last, m.last(now));
   };
   auto total = [&] { return loss(dstates, dstate); };
@@ -285,7 +282,7 @@ std::string check_model(Random& random) {
   }
 
   const Values dhidden = drawn(m.hidden.size(), random);
-  const Values drestart = drawn(restart.size(), random);
+  const Values drestart = drawn(m.restart.size(), random);
   const Values none(dstate.size());
   auto cotangent = [&] { return loss(dstates, none); };
   Values direction = drawn(m.x.size(), random);

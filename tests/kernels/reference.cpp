@@ -333,15 +333,12 @@ Gradients gradients(
             dq[at], gate(dropped.units[at], product[at], rounding));
       }
       dh = zeros(g.H);
-      if (g.runs.truncates(i)) {
-        continue;
-      }
-      if (!g.runs.starts(n, i)) {
+      if (g.runs.starts(n, i)) {
+        for (int64_t j = 0; g.restart && j < g.H; ++j) {
+          add(d.drestart, j, dq[static_cast<size_t>(j)]);
+        }
+      } else if (!g.runs.truncates(i)) {
         dh = dq;
-        continue;
-      }
-      for (int64_t j = 0; g.restart && j < g.H; ++j) {
-        add(d.drestart, j, dq[static_cast<size_t>(j)]);
       }
     }
     for (int64_t j = 0; j < g.H; ++j) {
@@ -433,11 +430,12 @@ Numbers linear_scan(const LinearScan& g, Rounding rounding) {
       Numbers terms = zeros(g.H);
       if (later < length) {
         bool starts = runs.starts(n, later);
-        Numbers u = runs.truncates(later) ? Numbers()
-            : g.transposed                ? starts ? Numbers() : y(later)
-            : starts                      ? row(g.restart, 0)
-            : later > 0                   ? y(later - 1)
-                                          : row(g.hidden, n);
+        bool cut = starts || runs.truncates(later);
+        Numbers u = g.transposed ? (cut ? Numbers() : y(later))
+            : starts             ? row(g.restart, 0)
+            : cut                ? Numbers()
+            : later > 0          ? y(later - 1)
+                                 : row(g.hidden, n);
         terms = passed(g, u, runs.index(n, later), rounding);
       }
       int64_t at = runs.index(n, i) * g.H;

@@ -42,8 +42,8 @@ struct Runs {
     }
     return reset[static_cast<size_t>(index(n, i))] != 0;
   }
-  // Whether a derivative takes what step i starts from for a constant, be it a
-  // state or that of an episode's start.
+  // Whether a derivative takes the state before step i for a constant. Where an
+  // episode starts it is of no earlier block, and not cut.
   bool truncates(int64_t i) const {
     return truncate_every > 0 && i > 0 && i % truncate_every == 0;
   }
