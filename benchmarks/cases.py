@@ -31,7 +31,8 @@ class Work(NamedTuple):
         kind (str): ``"forward"``; ``"training"``, the vector-Jacobian product with
             respect to the weights; ``"call"``, the forward pass never evaluated;
             ``"matmul"`` or ``"linear"`` of ``(L, D)`` and ``(H, D)``; ``"addition"``;
-            or one of ``TRANSFORMS``.
+            ``"stream"``, the next step, from the state that the last one left, or
+            ``"step"``, the same by ``layer.step``; or one of ``TRANSFORMS``.
         case (Case): The shapes.
         dtype (str, optional): The type of every array. Default: ``"float32"``.
         tiny (str, optional): ``"states"`` or ``"deltas"`` are below the least normal
@@ -39,6 +40,8 @@ class Work(NamedTuple):
         threads (int, optional): Threads of this package's kernels; 0 leaves them.
             Default: ``0``.
         nonlinearity (str, optional): One of ``CALLABLES``. Default: ``"tanh"``.
+        quantile (float, optional): Of the times of the calls of a turn: which one
+            counts. Default: ``0.5``.
     """
 
     kind: str
@@ -47,6 +50,7 @@ class Work(NamedTuple):
     tiny: str = ""
     threads: int = 0
     nonlinearity: str = "tanh"
+    quantile: float = 0.5
 
     def arrays(self) -> "dict[str, np.ndarray]":
         """Input, parameters and a cotangent of the output: equal in every process."""
@@ -111,6 +115,10 @@ TYPE_CASES = [ALONE, CASES[7]._replace(L=512), CASES[2], CASES[3]]
 
 SIDES = [64, 128, 256, 512, 1024, 2048]
 DECODE = Case("one step", 1, 1, 16, 64)
+STREAMING = [
+    Case("stream", 1, 64, 16, 64),
+    Case("stream, wider", 1, 64, 16, 256),
+]
 
 # A training step's time over these lengths shows whether it is linear in L.
 LENGTH_CASE = Case("length", 1, 1, 32, 64)
@@ -162,6 +170,7 @@ SECTIONS = {
     "threads": "one thread against all",
     "matmul": "the matrix product beside MLX's with OpenBLAS",
     "decode": "one evaluated step beside an evaluated addition",
+    "streaming": "one step after another in real time, with its 99th percentile",
     "memory": "extra memory of the forward pass and of training",
     "call": "from Python to the primitive",
     "length": "training over the length, beside mlx.nn.RNN",

@@ -137,6 +137,48 @@ def mlx(work: "Work", threads: int, package: str) -> Prepared:
 
         return Prepared(run, _members, begin)
 
+    if work.kind in STEPS:
+        _, N, L, _, H = work.case
+        row = x if N > 1 else x[0]
+        steps = [row[..., t, :] for t in range(L)]
+        hidden = mx.zeros((N, H)) if N > 1 else mx.zeros(H)
+        mx.eval(steps, hidden)
+        if package == "mlx_recurrent" and work.kind == "stream":
+            stream = layer.stream(hidden)
+            steps = [np.array(a) for a in steps]
+
+            def sequence() -> np.ndarray:
+                stream.reset(hidden)
+                return np.stack([stream(a) for a in steps], axis=-2)
+
+            def next_step() -> np.ndarray:
+                return stream(steps[0])
+
+        else:
+            state = hidden
+
+            def following(x: mx.array, hidden: mx.array) -> mx.array:
+                if work.kind == "step":
+                    state = layer.step(x, hidden)
+                else:
+                    state = layer(x[..., None, :], hidden)[..., 0, :]
+                mx.eval(state)
+                return state
+
+            def sequence() -> np.ndarray:
+                states = [hidden]
+                for a in steps:
+                    states.append(following(a, states[-1]))
+                return np.stack([np.array(a) for a in states[1:]], axis=-2)
+
+            def next_step() -> mx.array:
+                nonlocal state
+                state = following(steps[0], state)
+                return state
+
+        return Prepared(
+            next_step, lambda _: _states(sequence().reshape(N, L, H)), begin
+        )
     if work.kind == "training":
         return of_weights(training)
     if work.kind == "penalty":
@@ -172,7 +214,6 @@ def torch(work: "Work", threads: int) -> Prepared:
     """``torch.nn.RNN``."""
     import torch
 
-    torch.set_num_threads(threads)
     arrays = {name: torch.from_numpy(a) for name, a in work.arrays().items()}
     x, cotangent = arrays["x"], arrays["cotangent"]
     layer = torch.nn.RNN(work.case.D, work.case.H, batch_first=True)
@@ -181,6 +222,13 @@ def torch(work: "Work", threads: int) -> Prepared:
         for weight, name in zip(weights, WEIGHTS, strict=True):
             weight.copy_(arrays[name])
         layer.bias_hh_l0.zero_()
+
+    def begin() -> None:
+        # As a program in real time would: once, and without a second thread, which
+        # a step would have to wait for.
+        stream = work.kind == "stream"
+        torch.set_grad_enabled(not stream)
+        torch.set_num_threads(1 if stream else threads)
 
     def forward() -> Any:
         with torch.inference_mode():
@@ -218,8 +266,28 @@ def torch(work: "Work", threads: int) -> Prepared:
         "examples": examples,
     }
     if work.kind in of_weights:
-        return Prepared(of_weights[work.kind], _gradients)
-    return Prepared(forward, _states)
+        return Prepared(of_weights[work.kind], _gradients, begin)
+    if work.kind == "stream":
+        cell = torch.nn.RNNCell(work.case.D, work.case.H)
+        cell.load_state_dict(
+            {name.removesuffix("_l0"): a for name, a in layer.state_dict().items()}
+        )
+        steps = list(x.unbind(1))
+        state = first = torch.zeros(work.case.N, work.case.H)
+
+        def next_step() -> Any:
+            nonlocal state
+            state = cell(steps[0], state)
+            return state
+
+        def sequence() -> Any:
+            states = [first]
+            for step in steps:
+                states.append(cell(step, states[-1]))
+            return torch.stack(states[1:], 1)
+
+        return Prepared(next_step, lambda _: _states(sequence()), begin)
+    return Prepared(forward, _states, begin)
 
 
 def jax(work: "Work", threads: int) -> Prepared:
@@ -308,22 +376,53 @@ def onnxruntime(work: "Work", threads: int) -> Prepared:
         "R": arrays["Whh"][None],
         "B": np.concatenate([arrays["bias"], np.zeros(H, np.float32)])[None],
     }
+    # A step is given the state, and gives it back.
+    stream = work.kind == "stream"
+    given = ["X", "W", "R", "B", *(["", "H"] if stream else [])]
+    shapes = {
+        "X": (1 if stream else L, N, D),
+        "H": (1, N, H),
+        "Y": (L, 1, N, H),
+        "Y_h": (1, N, H),
+    }
+
+    def described(name: str) -> Any:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shapes[name])
+
+    result = ["", "Y_h"] if stream else ["Y"]
     graph = helper.make_graph(
-        [helper.make_node("RNN", ["X", "W", "R", "B"], ["Y"], hidden_size=H)],
+        [helper.make_node("RNN", given, result, hidden_size=H)],
         "layer",
-        [helper.make_tensor_value_info("X", TensorProto.FLOAT, (L, N, D))],
-        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, (L, 1, N, H))],
+        [described(name) for name in given if name in shapes],
+        [described(result[-1])],
         [numpy_helper.from_array(a, name) for name, a in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)])
     model.ir_version = 8
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = 1 if stream else threads
     options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     inputs = {"X": x}
+    if stream:
+        first = np.zeros((1, N, H), np.float32)
+        steps = [x[t : t + 1] for t in range(L)]
+        state = first
+
+        def next_step() -> Any:
+            nonlocal state
+            state = session.run(None, {"X": steps[0], "H": state})[0]
+            return state
+
+        def sequence() -> Any:
+            states = [first]
+            for step in steps:
+                states.append(session.run(None, {"X": step, "H": states[-1]})[0])
+            return np.stack([a[0] for a in states[1:]], axis=1)
+
+        return Prepared(next_step, lambda _: _states(sequence()))
     return Prepared(
         lambda: session.run(None, inputs)[0],
         lambda y: _states(y[:, 0].swapaxes(0, 1)),
@@ -390,6 +489,7 @@ class Peer(NamedTuple):
 
 DERIVATIVES = ("forward", "training", "penalty", "hessian", "examples")
 EVERYTHING = (*DERIVATIVES, "ensemble", "calls")
+STEPS = ("stream", "step")
 OURS, UPSTREAM = "mlx_recurrent", "mlx.nn"
 LIBRARIES = {
     OURS: Peer(
@@ -397,18 +497,22 @@ LIBRARIES = {
         lambda w, n: mlx(w, n, OURS),
         ("mlx_recurrent",),
         "mlx-recurrent",
-        EVERYTHING,
+        EVERYTHING + STEPS,
     ),
     UPSTREAM: Peer(
-        "mlx.nn.RNN", lambda w, n: mlx(w, n, UPSTREAM), ("mlx",), "mlx", EVERYTHING
+        "mlx.nn.RNN",
+        lambda w, n: mlx(w, n, UPSTREAM),
+        ("mlx",),
+        "mlx",
+        (*EVERYTHING, "stream"),
     ),
-    "torch": Peer("PyTorch", torch, ("torch",), "torch", DERIVATIVES),
+    "torch": Peer("PyTorch", torch, ("torch",), "torch", (*DERIVATIVES, "stream")),
     "onnxruntime": Peer(
         "ONNX Runtime",
         onnxruntime,
         ("onnxruntime", "onnx"),
         "onnxruntime",
-        ("forward",),
+        ("forward", "stream"),
     ),
     "jax": Peer("JAX scan", jax, ("jax",), "jax", EVERYTHING),
     "openvino": Peer("OpenVINO", openvino, ("openvino",), "openvino", ("forward",)),

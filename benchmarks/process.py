@@ -67,7 +67,7 @@ class Library:
                 return seconds, {name: saved[name] for name in saved.files}
 
     def seconds(self, key: str, turn: float = TURN) -> float:
-        """Return the median time of a call, over a turn."""
+        """Return the time of a call, the median or what it asked for, over a turn."""
         return self._ask(time=key, seconds=turn)["seconds"]
 
     def memory(self, key: str) -> int:

@@ -18,6 +18,9 @@ UNITS_SPEED_UP = 1.6
 # Of an evaluated step above an evaluated addition, and of a call, in seconds.
 DECODE_ABOVE_ADDITION = 10e-6
 CALL = 8e-6
+# Of a step of a stream with so many hidden units: its median, and the slowest of a
+# hundred.
+STREAM = {64: (3e-6, 10e-6), 256: (8e-6, None)}
 # Of a gradient penalty through mlx.nn.RNN against ours.
 PENALTY = 20.0
 
@@ -206,6 +209,46 @@ def decode_tables(result: Result) -> list[Table]:
         )
     else:
         table.rows.append([_time(step), _time(addition), "-", ""])
+    return [table]
+
+
+def streaming_tables(result: Result) -> list[Table]:
+    """A step after another."""
+    table = Table(
+        "Steps in real time",
+        "The next step of a layer with one row, microseconds from Python and back: the "
+        "median of the calls, and the 99th percentile, each the median of the rounds. "
+        "Ours are `layer.stream` and, in the graph and evaluated, `layer.step`; "
+        "PyTorch's is `RNNCell` without gradients, ONNX Runtime's a run of its `RNN` "
+        "operator for a step, both on one thread as ours; MLX's is an evaluated call "
+        "for a step.",
+        ["N, L, D, H", "library", "median", "99 %", "median / ours", ""],
+        names=2,
+    )
+    rows = result.find("streaming")
+    for case in _cases(rows):
+        found = {(r.library, r.kind, r.variant): r for r in rows if r.case == case}
+        ours = found[OURS, "stream", "median"]
+        for name, kind in dict.fromkeys((r.library, r.kind) for r in found.values()):
+            median, worst = (found[name, kind, which] for which in ("median", "p99"))
+            label = result.labels[name]
+            if name == OURS:
+                label += f", {kind}"
+            cells = [case.shape, label, _micro(median, 2), _micro(worst, 2)]
+            if median.median and ours.median:
+                cells.append(f"{median.median / ours.median:.1f}x")
+            else:
+                cells.append(_absent(median))
+            met = ""
+            if median is ours and case.H in STREAM and median.median and worst.median:
+                wanted, wanted_worst = STREAM[case.H]
+                limits = [f"under {wanted * 1e6:.0f}"]
+                fits = median.median < wanted
+                if wanted_worst:
+                    limits.append(f"99 % under {wanted_worst * 1e6:.0f}")
+                    fits = fits and worst.median < wanted_worst
+                met = _met(fits, ", ".join(limits))
+            table.rows.append([*cells, met])
     return [table]
 
 
@@ -412,6 +455,7 @@ TABLES: dict[str, Callable[[Result], list[Table]]] = {
     "threads": threads_tables,
     "matmul": matmul_tables,
     "decode": decode_tables,
+    "streaming": streaming_tables,
     "memory": memory_tables,
     "call": call_tables,
     "length": length_tables,

@@ -23,6 +23,7 @@ from mlx_recurrent.benchmarks.cases import (
     MEMBERS,
     PASSES,
     SIDES,
+    STREAMING,
     TRANSFORMS,
     TYPE_CASES,
     UPSTREAM_LENGTH,
@@ -30,7 +31,7 @@ from mlx_recurrent.benchmarks.cases import (
     Work,
 )
 from mlx_recurrent.benchmarks.options import Options
-from mlx_recurrent.benchmarks.peers import OURS, UPSTREAM
+from mlx_recurrent.benchmarks.peers import OURS, STEPS, UPSTREAM
 from mlx_recurrent.benchmarks.process import Library, LibraryError, take_turns
 from mlx_recurrent.benchmarks.result import Result, Row
 
@@ -202,6 +203,36 @@ def decode(run: Run) -> None:
     run.forget()
 
 
+# Which of the times of a turn's calls counts, by name.
+QUANTILES = {"median": 0.5, "p99": 0.99}
+
+
+def streaming(run: Run) -> None:
+    """Time a step, and the slowest in a hundred, beside every peer."""
+    for case in run.options.cases if run.options.chosen else STREAMING:
+        run.say(f"streaming: {case.name} ({case.shape})")
+        ready = []
+        for library in run.libraries.values():
+            if library.name not in run.result.labels:
+                continue
+            for kind in (kind for kind in STEPS if kind in library.passes):
+                for variant, quantile in QUANTILES.items():
+                    work = Work(kind, case, quantile=quantile)
+                    row = Row("streaming", case, kind, library.name, variant=variant)
+                    key = f"{kind} {variant}"
+                    try:
+                        _, got = library.prepare(key, work, save=True)
+                    except LibraryError as error:
+                        run.refuse(row, f"failed: {error}")
+                        continue
+                    if why := gate.peer_is_wrong(got, work):
+                        run.refuse(row, f"wrong: {why}")
+                    else:
+                        ready.append((library, key, row))
+        run.time(ready)
+        run.forget()
+
+
 def memory(run: Run) -> None:
     """Measure what a pass holds at its peak beside its output."""
     for case in run.options.cases:
@@ -353,6 +384,7 @@ RUN: dict[str, Callable[[Run], None]] = {
     "threads": threads,
     "matmul": matmul,
     "decode": decode,
+    "streaming": streaming,
     "memory": memory,
     "call": call,
     "length": length,

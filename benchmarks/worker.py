@@ -8,7 +8,7 @@ where it failed:
 * ``{"prepare": [...], "as": key, "save": path | null}`` prepares a piece of work, runs
   it once and saves the result;
 * ``{"time": key, "seconds": s}`` runs it for about s seconds and answers with the
-  median seconds of a call;
+  seconds of a call, at the quantile that the work asks for, usually the median;
 * ``{"memory": key}`` runs it and answers with the bytes that MLX held at the peak,
   beyond what it held before;
 * ``{"loaded": name}`` answers whether a library of this name is in the process;
@@ -18,7 +18,6 @@ where it failed:
 import gc
 import json
 import os
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -37,8 +36,8 @@ LONG = 0.5
 MOST_CALLS = 1000
 
 
-def median_seconds(run: Callable[[], Any], seconds: float) -> float:
-    """The median time of calls in a row, of at least one."""
+def call_seconds(run: Callable[[], Any], seconds: float, quantile: float) -> float:
+    """A quantile of the times of calls in a row, of at least one."""
     start = time.perf_counter()
     while True:
         run()
@@ -54,7 +53,7 @@ def median_seconds(run: Callable[[], Any], seconds: float) -> float:
         run()
         now = time.perf_counter()
         times.append(now - before)
-    return statistics.median(times)
+    return float(np.quantile(times, quantile))
 
 
 def peak_bytes(run: Callable[[], Any]) -> int:
@@ -83,6 +82,7 @@ class Worker:
         self.peer = LIBRARIES[library]
         self.threads = threads
         self.prepared: dict[str, Prepared] = {}
+        self.quantiles: dict[str, float] = {}
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         if "prepare" in request:
@@ -96,13 +96,15 @@ class Worker:
             if request["save"]:
                 np.savez(request["save"], **prepared.named(result))
             self.prepared[request["as"]] = prepared
+            self.quantiles[request["as"]] = work.quantile
             return {"seconds": seconds}
         if "time" in request:
             prepared = self.prepared[request["time"]]
             prepared.begin()
             if prepared.measures:
                 return {"seconds": prepared.run()}
-            return {"seconds": median_seconds(prepared.run, request["seconds"])}
+            quantile = self.quantiles[request["time"]]
+            return {"seconds": call_seconds(prepared.run, request["seconds"], quantile)}
         if "memory" in request:
             prepared = self.prepared[request["memory"]]
             prepared.begin()

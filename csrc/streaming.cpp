@@ -122,10 +122,7 @@ void Stream::set_state(const void* hidden) {
 }
 
 void Stream::copy_state(void* to) const {
-  load(
-      static_cast<char*>(to),
-      states_[0].get(),
-      args_.layer.N * args_.layer.H);
+  load(static_cast<char*>(to), states_[0].get(), args_.layer.N * args_.layer.H);
 }
 
 // Of the user's elements.

@@ -22,8 +22,9 @@ class Stream {
       const kernels::RecurrenceArgs& layer,
       std::shared_ptr<const void> owner);
 
-  // Runs L steps of x (N, L, D) into `out` (N, L, H), which may be the memory of
-  // x where D == H. The bits do not depend on how steps are shared out to calls.
+  // Runs L steps of x (N, L, D) into `out` (N, L, H), which may be the memory
+  // of x where D == H. The bits do not depend on how steps are shared out to
+  // calls.
   void run(const void* x, int64_t L, void* out);
 
   // The state (N, H). Null: zero, and no product with Whh in the next step.

@@ -6,8 +6,9 @@
 #include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
-#include <algorithm>
+#include <stdexcept>
 #include <string>
+#include <utility>
 #include <variant>
 
 #include "activation.h"
@@ -84,14 +85,15 @@ class NumPyStream {
       const mx::array& Wxh,
       const std::optional<mx::array>& bias,
       const mx::array& Whh,
+      const std::optional<mx::array>& leak,
       const std::variant<std::string, std::shared_ptr<Traced>>& activation,
       std::vector<int64_t> lead,
       nb::object dtype)
       : lead_(std::move(lead)),
         stream_(
             kernel_type(Whh.dtype()),
-            layer(Wxh, bias, Whh, activation, lead_),
-            owner(activation)),
+            layer(Wxh, bias, Whh, leak, activation, lead_),
+            owner(leak, activation)),
         dtype_(std::move(dtype)),
         format_(nb::cast<std::string>(dtype_.attr("char"))[0]) {
     nb::module_ numpy = nb::module_::import_("numpy");
@@ -100,8 +102,9 @@ class NumPyStream {
     step_shape_ = shape_of(nullptr);
   }
 
-  // x a step (lead..., D) or a chunk (lead..., L, D), `out` None or room for the
-  // result. NotImplemented where they have to be converted first, or are wrong.
+  // x a step (lead..., D) or a chunk (lead..., L, D), `out` None or room for
+  // the result. NotImplemented where they have to be converted first, or are
+  // wrong.
   nb::object run(nb::handle x, nb::handle out) {
     Memory from(x, array_type_, false);
     int64_t L = 1;
@@ -149,6 +152,12 @@ class NumPyStream {
       return;
     }
     Memory from(hidden, array_type_, false);
+    int64_t L;
+    bool chunk;
+    if (!from.has(format_) || !fits(from, stream_.layer().H, L, chunk) ||
+        chunk) {
+      throw std::invalid_argument("[mlx_recurrent] not a state of this stream");
+    }
     auto held = hold();
     stream_.set_state(from.first());
   }
@@ -158,6 +167,7 @@ class NumPyStream {
       const mx::array& Wxh,
       const std::optional<mx::array>& bias,
       const mx::array& Whh,
+      const std::optional<mx::array>& leak,
       const std::variant<std::string, std::shared_ptr<Traced>>& activation,
       const std::vector<int64_t>& lead) {
     kernels::RecurrenceArgs layer{};
@@ -172,6 +182,9 @@ class NumPyStream {
       layer.bias = Operands::vector(*bias, 0);
     }
     layer.Whh = Operands::matrix(Whh, 0);
+    if (leak) {
+      layer.leak = Operands::vector(*leak, 0);
+    }
     if (const auto* name = std::get_if<std::string>(&activation)) {
       layer.activation = activation_named(*name);
     } else {
@@ -182,10 +195,14 @@ class NumPyStream {
     return layer;
   }
 
+  // Of what the layer points to when it runs, which the weights are not.
   static std::shared_ptr<const void> owner(
+      const std::optional<mx::array>& leak,
       const std::variant<std::string, std::shared_ptr<Traced>>& activation) {
     const auto* traced = std::get_if<std::shared_ptr<Traced>>(&activation);
-    return traced ? *traced : nullptr;
+    return std::make_shared<
+        std::pair<std::optional<mx::array>, std::shared_ptr<Traced>>>(
+        leak, traced ? *traced : nullptr);
   }
 
   static nb::object not_implemented() {
@@ -211,7 +228,7 @@ class NumPyStream {
     return memory.size(memory.axes() - 1) == features;
   }
 
-  // Whether a step's result would fall on a later step's input.
+  // Whether a result would fall on the input of a later step.
   bool mixes(const Memory& from, const Memory& to) const {
     bool same = from.first() == to.first() && from.end() == to.end();
     return !same && from.first() < to.end() && to.first() < from.end();
@@ -256,16 +273,18 @@ void bind_streaming(nb::module_& m) {
               const mx::array&,
               const std::optional<mx::array>&,
               const mx::array&,
+              const std::optional<mx::array>&,
               const std::variant<std::string, std::shared_ptr<Traced>>&,
               std::vector<int64_t>,
               nb::object>(),
           "Wxh"_a,
           "bias"_a.none(),
           "Whh"_a,
+          "leak"_a.none(),
           "activation"_a,
           "lead"_a,
           "dtype"_a)
-      .def("run", &NumPyStream::run, "x"_a, "out"_a.none())
+      .def("run", &NumPyStream::run, "x"_a.none(), "out"_a.none())
       .def("state", &NumPyStream::state)
       .def("reset", &NumPyStream::reset, "hidden"_a.none());
 }

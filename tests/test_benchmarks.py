@@ -15,6 +15,7 @@ from mlx_recurrent.benchmarks.cases import (
     CASES,
     DECODE,
     SECTIONS,
+    STREAMING,
     TRANSFORMS,
     Case,
     Work,
@@ -106,7 +107,7 @@ def exact(work):
 
 @pytest.mark.parametrize(
     "kind",
-    ["forward", "training", "matmul", "linear", *TRANSFORMS],
+    ["forward", "training", "matmul", "linear", "stream", *TRANSFORMS],
 )
 def test_gate_passes_what_is_right(kind):
     work = Work(kind, SMALL)
@@ -269,6 +270,14 @@ def synthetic():
     add(Row("length", case, "memory", OURS, unit="bytes").of([1e8]))
     add(Row("decode", DECODE, "forward", OURS).of([30e-6]))
     add(Row("decode", DECODE, "addition", OURS).of([15e-6]))
+    for library, kind, seconds in (
+        (OURS, "stream", 1e-6),
+        (OURS, "step", 20e-6),
+        ("torch", "stream", 8e-6),
+    ):
+        for variant, times in (("median", 1), ("p99", 11)):
+            row = Row("streaming", STREAMING[0], kind, library, variant)
+            add(row.of([times * seconds]))
     add(Row("call", CASES[0], "call", OURS).of([9e-6]))
     for library, seconds in ((OURS, 1e-3), (UPSTREAM, 30e-3)):
         for kind in ("penalty", "hessian"):
@@ -293,6 +302,12 @@ def test_tables_of_a_result():
     assert [row[5] for row in table.rows] == ["2.00"] * 4
     (table,) = report.decode_tables(result)
     assert table.rows == [["30.0", "15.0", "15.0", "no, wanted at most 10"]]
+    (table,) = report.streaming_tables(result)
+    assert [row[2:] for row in table.rows] == [
+        ["1.00", "11.00", "1.0x", "no, wanted under 3, 99 % under 10"],
+        ["20.00", "220.00", "20.0x", ""],
+        ["8.00", "88.00", "8.0x", ""],
+    ]
     (table,) = report.memory_tables(result)
     assert {row[1]: row[-1] for row in table.rows} == {
         "1, 128, 64, 64": "yes",

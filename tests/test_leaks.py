@@ -14,6 +14,7 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
+import numpy as np
 import pytest
 
 import mlx_recurrent
@@ -193,6 +194,31 @@ def numbers():
     return work
 
 
+def streams():
+    """25 steps of each path at a time, chunks and errors, and new streams."""
+    x = np.ones((5, D), np.float32)
+    layers = [RNN(D, H), RNN(D, H, nonlinearity=nn.silu)]
+    composed = RNN(D, H, nonlinearity=unreadable(mx.sin)).stream()
+    running = [layer.stream() for layer in layers]
+
+    def work():
+        for stream in running:
+            for _ in range(5):
+                for step in x:
+                    stream(step)
+            stream.reset(stream.state)
+            stream(x, out=stream(x))
+            try:
+                stream(x[:, 1:])
+            except ValueError:
+                pass
+        composed(x[0])
+        for layer in layers:
+            layer.stream(mx.zeros((N, H)))
+
+    return work
+
+
 # And how often: a second or some for each.
 WORK = {
     "training": (lambda: training(False), 10_000),
@@ -208,6 +234,7 @@ WORK = {
     "compiled_anew": (compiled_anew, 4_000),
     "callables": (callables, 1_500),
     "numbers": (numbers, 1_500),
+    "streams": (streams, 4_000),
 }
 
 

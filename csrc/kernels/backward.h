@@ -116,12 +116,6 @@ struct BackwardLayout {
         (needs_preactivations(args.layer) && !args.preactivations.data);
   }
 
-  // Whether dleak needs f(a) of a program that no step runs forward.
-  static bool runs_function_alone(const BackwardArgs& args) {
-    return args.dleak && args.layer.activation == Activation::traced &&
-        !recomputes(args);
-  }
-
   // Whether a state passes on something but through Whh, or not to every row.
   bool is_plain(const RecurrenceArgs& g) const {
     return !terms.blends() && !terms.carries() && !g.course.lengths.data &&
@@ -172,10 +166,6 @@ struct BackwardLayout {
     if (g.activation == Activation::traced) {
       derivative = ProgramMemory<C>(
           arena, *g.derivative, shares.partition, shares.member.index);
-    }
-    if (runs_function_alone(args)) {
-      forward.function = ProgramMemory<C>(
-          arena, *g.function, shares.partition, shares.member.index);
     }
     int64_t size = kOuterTerms * kPanel<C>;
     panel = arena.take<C>(threads * size) + shares.member.index * size;
@@ -267,7 +257,7 @@ struct BackwardRun {
     }
     if constexpr (f == Activation::traced) {
       spread_constants(*g.derivative, layout.derivative);
-      if (layout.runs_function_alone(args)) {
+      if (args.dleak) {
         spread_constants(*g.function, layout.forward.function);
       }
     }

@@ -38,9 +38,9 @@ INLINE int64_t forward_chunk_steps(int64_t L, int64_t rows, int64_t row_bytes) {
   return minimum(steps, L);
 }
 
-// The part of the scratch memory that running steps forward needs; none where
-// there are no steps. First what `prepare` fills, in places that no number of
-// steps moves.
+// The part of the scratch memory that running steps forward needs; where there
+// are no steps only that for a traced activation. First what `prepare` fills,
+// in places that no number of steps moves.
 template <class T>
 struct ForwardMemory {
   typedef Compute<T> C;
@@ -65,7 +65,7 @@ struct ForwardMemory {
         arena, steps > 0 ? g.H : 0, g.H, stays_stored<T>(chains));
     Wxh = take_panels<T>(arena, projects ? g.D : 0, g.H, false);
     bias = arena.take<C>(steps > 0 ? leading_dimension<C>(g.H) : 0);
-    if (steps > 0 && g.activation == Activation::traced) {
+    if (g.activation == Activation::traced) {
       function = ProgramMemory<C>(arena, *g.function, p, member);
     }
     int64_t staged = projects ? steps * rows * ldd : 0;

@@ -48,6 +48,7 @@ class Stream:
         Wxh: mx.array,
         bias: mx.array | None,
         Whh: mx.array,
+        leak: mx.array | None,
         activation: str | Traced,
         lead: Sequence[int],
         dtype: np.dtype,

@@ -639,7 +639,7 @@ def _judge(
             None if reset is None else judge_reset(reset, name, lead, shape[-2:-1]),
             judge_flag("reverse", reverse),
             None if reset is None or hidden0 is None else _cast(hidden0, dtype, stream),
-            _settle_leak(leak, 0.0 if training else zoneout, H, dtype, stream),
+            settle_leak(leak, 0.0 if training else zoneout, H, dtype, stream),
             zoneout if training else 0.0,
             recurrent_dropout if training else 0.0,
             input_dropout if training else 0.0,
@@ -679,14 +679,25 @@ def _judge_own(
     return own
 
 
-def _settle_leak(
+def settle_leak(
     leak: float | mx.array | None,
     zoneout: float,
     H: int,
     dtype: mx.Dtype,
     stream: StreamOrDevice,
 ) -> mx.array | None:
-    """Return what is new in a state, of each unit, where zoneout is an expectation."""
+    """Return what is new in a state, of each unit, where zoneout is an expectation.
+
+    Args:
+        leak (float or array, optional): The leak, an array ``(H,)``. ``None`` is one.
+        zoneout (float): How probably a unit keeps its state.
+        H (int): How many units there are.
+        dtype (Dtype): Of the result.
+        stream (Stream or Device, optional): The stream. ``None`` is the default one.
+
+    Returns:
+        array: ``(H,)``, or ``None`` where all is new.
+    """
     if isinstance(leak, mx.array):
         leak = _cast(leak, dtype, stream)
         return mx.multiply(leak, 1 - zoneout, stream=stream) if zoneout else leak

@@ -304,7 +304,14 @@ class RNN(recurrent.RNN):
             ValueError: If its shape or dtype does not fit.
         """
         return Stream(
-            self.Wxh, self.Whh, self.bias, hidden, nonlinearity=self.nonlinearity
+            self.Wxh,
+            self.Whh,
+            self.bias,
+            hidden,
+            nonlinearity=self.nonlinearity,
+            leak=self.leak,
+            zoneout=self.zoneout,
+            hidden0=self.hidden0,
         )
 
     def _arguments(self) -> dict[str, Any]:

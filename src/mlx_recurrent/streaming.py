@@ -9,9 +9,10 @@ import mlx.core as mx
 import numpy as np
 from mlx.nn.layers.base import Module
 
-from mlx_recurrent import _native, dispatch, functional
+from mlx_recurrent import _native, composed, dispatch, functional
 from mlx_recurrent.dispatch import Nonlinearity
 from mlx_recurrent.plan import Plan
+from mlx_recurrent.terms import ZERO, Terms
 from mlx_recurrent.tracing import trace
 
 Array: TypeAlias = np.ndarray | mx.array
@@ -48,6 +49,10 @@ class Stream:
             of ``hidden0``. Default: ``None``.
         nonlinearity (callable, optional): A function of an array ``(..., H)``.
             ``None`` is tanh. Default: ``None``.
+        leak (float or array, optional): In (0, 1], or an array ``(H,)``. ``None`` is 1.
+            Default: ``None``.
+        zoneout (float, optional): The probability that a unit keeps its state, of which
+            a stream takes the expectation. Default: ``0``.
         hidden0 (array, optional): The state ``(H,)`` to begin with where no ``hidden``
             is given. ``None`` is zero. Default: ``None``.
 
@@ -64,25 +69,39 @@ class Stream:
         hidden: Array | None = None,
         *,
         nonlinearity: Nonlinearity | None = None,
+        leak: float | mx.array | None = None,
+        zoneout: float = ZERO,
         hidden0: mx.array | None = None,
     ) -> None:
         if isinstance(nonlinearity, Module):
             nonlinearity = copy.deepcopy(nonlinearity)
             nonlinearity.eval()
-        dtype = mx.result_type(*(a for a in (Wxh, Whh, bias, hidden0) if a is not None))
+        learned = (Wxh, Whh, bias, leak, hidden0)
+        dtype = mx.result_type(*(a for a in learned if isinstance(a, mx.array)))
         self._lead = () if hidden is None else _numpy("hidden", hidden).shape[:-1]
         # Two steps like those that will come. What is found of them judges the weights.
         x = mx.zeros((*self._lead, 2, Wxh.shape[-1]), dtype)
         self._plan = functional.plan(
-            x, Wxh, Whh, bias, nonlinearity=nonlinearity, stream=mx.cpu
+            x,
+            Wxh,
+            Whh,
+            bias,
+            nonlinearity=nonlinearity,
+            leak=leak,
+            zoneout=zoneout,
+            hidden0=hidden0,
+            training=False,
+            stream=mx.cpu,
         )
         # Copies in any case: MLX's arrays can be written into.
         Wxh, Whh = mx.array(Wxh, dtype), mx.array(Whh, dtype)
         if bias is not None:
             bias = mx.broadcast_to(mx.array(bias, dtype), Wxh.shape[:1])
-        mx.eval(Wxh, Whh, bias)
-        self._dtype = _NUMPY[dtype]
         self._D, self._H = Wxh.shape[1], Whh.shape[1]
+        new = functional.settle_leak(leak, zoneout, self._H, dtype, mx.cpu)
+        new = None if new is None else mx.array(new)
+        mx.eval(Wxh, Whh, bias, new)
+        self._dtype = _NUMPY[dtype]
         self._hidden0 = None if hidden0 is None else mx.array(hidden0)
 
         choice = dispatch.choose(nonlinearity, mx.cpu)
@@ -91,16 +110,18 @@ class Stream:
                 choice.nonlinearity, x, Wxh, bias, Whh, None, mx.cpu
             )
             choice = choice.after_reading(function, obstacle)
+        elif self._plan.path == "composed":
+            choice = choice.composed(self._plan.reason)
         self._core: _native.Stream | _Composed
         self._native: _native.Stream | None = None
         if choice.activation is None:
             f = choice.nonlinearity
-            self._core = _Composed(Wxh, Whh, bias, f, self._lead, dtype)
+            self._core = _Composed(Wxh, Whh, bias, f, new, self._lead, dtype)
             reason = f"{self._plan.reason} (MLX evaluates every step by itself)"
             self._plan = Plan("composed", reason)
         else:
             self._core = self._native = _native.Stream(
-                Wxh, bias, Whh, choice.activation, self._lead, self._dtype
+                Wxh, bias, Whh, new, choice.activation, self._lead, self._dtype
             )
             self._plan = replace(self._plan, threads=1, partition="none")
         self.reset(hidden)
@@ -178,7 +199,7 @@ class Stream:
             raise ValueError(
                 f"{name} must have shape {shape}, but has shape {values.shape}"
             )
-        self._core.reset(np.array(np.broadcast_to(values, shape)))
+        self._core.reset(np.array(np.broadcast_to(values, shape), order="C"))
 
     def _converted(self, name: str, value: Any) -> np.ndarray:
         """A contiguous copy in the layer's dtype."""
@@ -208,6 +229,7 @@ class _Composed:
         Whh: mx.array,
         bias: mx.array | None,
         nonlinearity: Nonlinearity,
+        leak: mx.array | None,
         lead: tuple[int, ...],
         dtype: mx.Dtype,
     ) -> None:
@@ -215,6 +237,11 @@ class _Composed:
         self._nonlinearity = nonlinearity
         self._shape = (*lead, Whh.shape[1])
         self._dtype = dtype
+        self._terms: Terms | None = None
+        if leak is not None:
+            self._terms = Terms(
+                None, None, False, None, leak, 0.0, 0.0, 0.0, None, 0, 0
+            )
         self._hidden: mx.array | None = None
         self._lock = threading.Lock()
 
@@ -250,23 +277,18 @@ class _Composed:
             self._hidden = start
 
     def _step(self, x: mx.array, hidden: mx.array | None) -> mx.array:
-        a = dispatch.product(x, self._Wxh, self._bias, None)
-        if hidden is not None:
-            a = dispatch.product(hidden, self._Whh, a, None)
-        result = self._nonlinearity(a)
-        if not isinstance(result, mx.array):
-            raise TypeError(
-                f"nonlinearity returned {type(result).__name__}, but must return an "
-                "mx.array"
-            )
-        if result.shape != self._shape or result.dtype == mx.complex64:
+        z = mx.expand_dims(dispatch.product(x, self._Wxh, self._bias, None), -2)
+        _, state = composed.recurrence(
+            z, self._Whh, hidden, self._nonlinearity, [], True, self._terms, None
+        )
+        if state.shape != self._shape:
             raise ValueError(
-                f"nonlinearity returned {result.dtype} of shape {result.shape}, but "
-                f"must return real numbers of shape {self._shape}"
+                f"nonlinearity returned shape {state.shape}, but must return "
+                f"{self._shape}"
             )
-        hidden = result.astype(self._dtype)
-        mx.eval(hidden)
-        return hidden
+        state = state.astype(self._dtype)
+        mx.eval(state)
+        return state
 
 
 def _numpy(name: str, value: Any) -> np.ndarray:
