@@ -21,6 +21,7 @@
 #include "primitives/pointwise.h"
 #include "primitives/reading.h"
 #include "primitives/recurrence.h"
+#include "primitives/time.h"
 #include "primitives/traced.h"
 #include "streaming_bindings.h"
 
@@ -153,6 +154,17 @@ NB_MODULE(_native, m) {
       },
       "x"_a,
       "hidden"_a,
+      "stream"_a.none());
+
+  m.def(
+      "without_padding",
+      [](const mx::array& x,
+         const mx::array& lengths,
+         mx::StreamOrDevice stream) {
+        return without_padding(x, lengths, mx::to_stream(stream));
+      },
+      "x"_a,
+      "lengths"_a,
       "stream"_a.none());
 
   m.def(

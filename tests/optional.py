@@ -22,6 +22,7 @@ NO_TERMS = {
     "training": True,
     "truncate_every": None,
     "checkpoint_every": None,
+    "stream": None,
 }
 
 
@@ -83,8 +84,9 @@ class Problem:
             "training": [True, False],
             "truncate_every": [None, 1, 2, 3, 100],
             "checkpoint_every": [None, 1, 3],
+            "stream": [None, mx.cpu],
         }.items():
-            if (value := pick(name, values)) != values[0]:
+            if (value := pick(name, values)) is not values[0]:
                 self.keywords[name] = value
         self.seed = int(rng.integers(2**32))
         mx.random.seed(self.seed)

@@ -311,6 +311,19 @@ def test_discrete_results(rng, f, hidden):
     equal(state, outputs[:, -1])
 
 
+@pytest.mark.parametrize("f", DISCRETE.values(), ids=DISCRETE)
+def test_discrete_results_with_terms(rng, f):
+    x = draw(rng, (3, 6, 5), mx.float32)
+    layer = RNN(5, H, nonlinearity=f)
+    outputs, state = layer(x, lengths=[6, 2, 0], return_state=True)
+    expected = layer(x)
+    equal(outputs[0], expected[0])
+    equal(outputs[1, :2], expected[1, :2])
+    equal(state[2], mx.zeros((H,), expected.dtype))
+    layer.leak, layer.recurrent_dropout = 0.5, 0.5
+    assert layer(x, lengths=[6, 2, 0]).dtype == mx.float32
+
+
 def test_dtype_of_the_result_may_change(rng):
     """float16 at first, float32 later: the outputs promote as upstream's stack."""
 
@@ -389,6 +402,17 @@ def test_scan(rng):
     close(got, theirs(z, Whh, h), wide(truth))
 
 
+def with_terms(layer):
+    """The layer with every term that selects, on each half of the rows another way."""
+
+    def function(x):
+        lengths = mx.array([x.shape[-2], x.shape[-2] // 2])
+        reset = mx.zeros((2, x.shape[-2]), mx.bool_)
+        return layer(x, lengths=lengths, reset=reset, reverse=True, truncate_every=10)
+
+    return function
+
+
 def cost(layer, L, order):
     """Elements of all arrays in the graph of a derivative by x over L steps.
 
@@ -412,9 +436,9 @@ def _slope(function):
     return lambda x: mx.grad(function)(x).sum()
 
 
-def growth(layer, order):
-    """What a step costs in 1024 steps, of what it costs in 64."""
-    return cost(layer, 1024, order) / cost(layer, 64, order) / 16
+def growth(layer, order, few=64):
+    """What a step costs in sixteen times as many steps, of what it costs in few."""
+    return cost(layer, 16 * few, order) / cost(layer, few, order) / 16
 
 
 @pytest.mark.parametrize("order", [0, 1, 2])
@@ -422,6 +446,13 @@ def test_cost_is_linear(order):
     layer = RNN(5, H, nonlinearity=lambda a: mx.sin(a))
     with mlx_recurrent.exporting():
         assert growth(layer, order) <= LINEAR
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_cost_with_terms_is_linear(order):
+    layer = RNN(5, H, nonlinearity=lambda a: mx.sin(a), leak=0.5, zoneout=0.1)
+    with mlx_recurrent.exporting():
+        assert growth(with_terms(layer), order, few=16) <= LINEAR
 
 
 def test_cost_can_tell_the_difference():

@@ -42,6 +42,13 @@ REFERENCE = 1e-11 if np.finfo(np.longdouble).eps < 1e-18 else 1e-8
 # MLX operations, relative to the largest entry.
 DIFFERENCE = 1e-9
 
+# Two ways of the package to one result, a few steps and features on, in last places of
+# the largest value.
+WAYS = 16.0
+
+# What a preset makes of Whh (H, H), rounded to the dtype, in H last places.
+PRESET = 1.0
+
 # The demo: its scores are means of many float32 numbers, its n-gram models float64.
 DEMO = 1e-5
 DEMO_COUNTED = 1e-12
@@ -129,6 +136,13 @@ def equal(ours, theirs, label="result"):
     """The same shape, dtype and bits, where every NaN counts as one value."""
     same_places(ours, theirs, label)
     assert mx.array_equal(ours, theirs, equal_nan=True), f"{label}: values differ"
+
+
+def agree(a, b, label="result"):
+    """Two ways to one result agree."""
+    same_places(a, b, label)
+    error, bound = _error(wide(a), wide(b)), WAYS * EPS[b.dtype] * largest(wide(b))
+    assert error <= bound, f"{label}: {error:.3g} > {bound:.3g}"
 
 
 def reference_close(a, b, label="reference"):

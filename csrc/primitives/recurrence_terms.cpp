@@ -119,7 +119,8 @@ mx::array RecurrenceTerms::mask(
   const mx::array& key = inputs_[form_.key()];
   int first =
       static_cast<int>(inputs_[form_.Whh].ndim()) - 2 + form_.repeated_axes;
-  int64_t rows = size_between(like, first, static_cast<int>(like.ndim()) - 2);
+  int last = static_cast<int>(like.ndim()) - 2;
+  auto rows = std::max<int64_t>(size_between(like, first, last), 1);
   return mlx_recurrent::mask(
       key, like, what, probability, static_cast<int>(rows), s_);
 }

@@ -218,6 +218,17 @@ mx::array only_places(
       std::make_shared<OnlyPlaces>(stream, course.form, places), {y}, course);
 }
 
+mx::array without_padding(
+    const mx::array& x,
+    const mx::array& lengths,
+    const mx::Stream& stream) {
+  Course course;
+  course.form.has_lengths = true;
+  course.lengths = lengths;
+  mx::array y = widen(x, 2, lengths, 0, stream);
+  return only_places(y, Places::valid, course, stream);
+}
+
 void StepBefore::eval_cpu(const Arrays& inputs, Arrays& outputs) {
   Copy copy(form_, inputs, inputs[0], outputs[0]);
   copy.steps = copy.operands->sequence(inputs[0]);

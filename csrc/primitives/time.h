@@ -60,6 +60,13 @@ mx::array only_places(
     const Course& course,
     const mx::Stream& stream);
 
+// x (..., L, D) with zeros past each row's length, int32 (...), to whose axes
+// the leading ones of x broadcast.
+mx::array without_padding(
+    const mx::array& x,
+    const mx::array& lengths,
+    const mx::Stream& stream);
+
 // A primitive along time. The arrays of the course come last of its inputs.
 class AlongTime : public CpuPrimitive {
  public:

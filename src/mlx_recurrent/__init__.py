@@ -9,7 +9,9 @@ from mlx_recurrent._compatibility import require_mlx
 # Before anything below loads the native module.
 require_mlx()
 
+from mlx_recurrent import init
 from mlx_recurrent.accelerate import accelerate
+from mlx_recurrent.bidirectional import Bidirectional
 from mlx_recurrent.dispatch import exporting
 from mlx_recurrent.functional import (
     get_num_threads,
@@ -20,19 +22,23 @@ from mlx_recurrent.functional import (
 )
 from mlx_recurrent.layers import RNN, Linear
 from mlx_recurrent.plan import Plan
+from mlx_recurrent.stack import Stack
 from mlx_recurrent.streaming import Stream
 
 __version__ = version("mlx-recurrent")
 
 __all__ = [
     "RNN",
+    "Bidirectional",
     "Linear",
     "Plan",
+    "Stack",
     "Stream",
     "__version__",
     "accelerate",
     "exporting",
     "get_num_threads",
+    "init",
     "matmul",
     "rnn",
     "scan",

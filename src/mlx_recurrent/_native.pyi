@@ -130,6 +130,16 @@ def widen(
 ) -> mx.array:
     """Return ``x (..., L, D)`` broadcast to the leading axes of ``hidden (..., H)``."""
 
+def without_padding(
+    x: mx.array,
+    lengths: mx.array,
+    stream: mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType | None,
+) -> mx.array:
+    """Return ``x (..., L, D)`` with zeros past each row's length, ``int32`` ``(...)``.
+
+    The leading axes of ``x`` broadcast to those of the lengths.
+    """
+
 def partition(N: int, L: int, D: int, H: int, dtype: mx.Dtype) -> _Partition:
     """Return how the kernels divide a call of these shapes."""
 

@@ -8,6 +8,7 @@ import mlx.core as mx
 
 from mlx_recurrent.dispatch import StreamOrDevice, product
 from mlx_recurrent.masks import Mask, hits
+from mlx_recurrent.padding import without_padding
 from mlx_recurrent.selection import select
 from mlx_recurrent.terms import Terms
 
@@ -55,7 +56,9 @@ class TermsCourse(Course):
 
     What is absent is not selected, never multiplied by zero: before the product and the
     nonlinearity, so that nothing of it reaches them, and after, so that nothing of them
-    reaches the state, nor comes back as a gradient.
+    reaches the state, nor comes back as a gradient. Where a row ends, and where an
+    episode starts, not even NaN of one side passes to the other: there it is
+    :func:`select`, which takes longer than :func:`mlx.core.where`.
 
     Args:
         terms (Terms): The terms.
@@ -110,9 +113,9 @@ class TermsCourse(Course):
             absent = over if absent is None else mx.logical_or(absent, over)
         if absent is None:
             return product(start, Whh, z, stream)
-        start = select(absent, _zero(start), start)
+        start = mx.where(absent, _zero(start), start)
         a = product(start, Whh, z, stream)
-        return a if self._empty is None else select(self._empty, z, a)
+        return a if self._empty is None else mx.where(self._empty, z, a)
 
     def given(self, a: mx.array) -> mx.array:
         if self._runs is None:
@@ -120,7 +123,7 @@ class TermsCourse(Course):
         # Where a row does not run: numbers for which hardly any nonlinearity or slope
         # is singular, as a norm, a root or a logarithm is for zeros.
         usual = mx.linspace(0.25, 0.75, a.shape[-1]).astype(a.dtype)
-        return select(self._runs, a, usual)
+        return mx.where(self._runs, a, usual)
 
     def leave(
         self, state: mx.array | None, start: mx.array | None, result: mx.array
@@ -136,7 +139,7 @@ class TermsCourse(Course):
             new = _times(self._rest, start) + _times(self._leak, result)
             new = new.astype(dtype)
         if terms.zoneout:
-            new = select(self._kept[..., self._t, :], start, new)
+            new = mx.where(self._kept[..., self._t, :], start, new)
         if self._runs is None:
             return new, new
         output = select(self._runs, new, _zero(new))
@@ -217,11 +220,10 @@ def inputs(
         lead (tuple(int)): The leading axes of the call.
         dtype (Dtype): Of the projection.
     """
-    L, D = x.shape[-2:]
-    if (lengths := _column(terms.lengths, L)) is not None:
-        runs = mx.arange(L)[:, None] < lengths[..., None]
-        x = select(runs, x, _zero(x))
+    if terms.lengths is not None:
+        x = without_padding(x, terms.lengths)
     if terms.input_dropout:
+        D = x.shape[-1]
         dropout = Dropout(Mask.INPUT_DROPOUT, terms.input_dropout, terms.key, lead, D)
         x = dropout(x.astype(dtype), axes=2)
     return x
@@ -241,6 +243,8 @@ def _zero(a: mx.array) -> mx.array:
 
 def _times(factor: mx.array, values: mx.array) -> mx.array:
     """Return a product that is zero where the factor is, whatever the values."""
-    # The factor's own derivative is still the value where that is finite.
-    absent = mx.logical_and(factor == 0, mx.logical_not(mx.isfinite(values)))
+    # The factor's own derivative is still the value where that is finite. Values may be
+    # booleans, as of spiking units, which have no difference.
+    values = values.astype(mx.result_type(factor, values))
+    absent = mx.logical_and(factor == 0, values - values != 0)
     return factor * mx.where(absent, _zero(values), values)

@@ -193,11 +193,20 @@ def has_own_product(stream: StreamOrDevice, *operands: Any) -> bool:
         operands (array, optional): What is multiplied and added. MLX's product takes
             complex numbers, this package's does not.
     """
-    if not _SLOW_MLX_PRODUCT or _exporting.get() or not _on_cpu(stream):
+    if not _SLOW_MLX_PRODUCT or not has_kernels(stream):
         return False
     return not any(
         isinstance(a, mx.array) and a.dtype == mx.complex64 for a in operands
     )
+
+
+def has_kernels(stream: StreamOrDevice) -> bool:
+    """Return whether this package's primitives may be used on a stream.
+
+    Args:
+        stream (Stream or Device, optional): The stream. ``None`` is the default one.
+    """
+    return not _exporting.get() and _on_cpu(stream)
 
 
 def _on_cpu(stream: StreamOrDevice) -> bool:

@@ -618,7 +618,7 @@ def _judge(
     )
     own: dict[str, mx.array] = {}
     if optional:
-        own = _judge_own(Whh, H, leak, hidden0, hidden is None or reset is not None)
+        own = _judge_own(H, leak, hidden0, hidden is None or reset is not None)
         operands += own.values()
         if hidden is None and hidden0 is not None:
             hidden = mx.broadcast_to(hidden0, (*shape[:-2], H), stream=stream)
@@ -649,6 +649,11 @@ def _judge(
         )
         if not any(isinstance(term, mx.array) or term for term in terms):
             terms = None
+        if (terms is not None or own) and Whh.shape != (H, H):
+            raise ValueError(
+                f"Whh must have shape (H, H) = ({H}, {H}) where an option is given, "
+                f"but has shape {Whh.shape}"
+            )
     if terms is not None and bias is not None and bias.shape != Whh.shape[:1]:
         choice = choice.composed(
             f"a bias {bias.shape} that is not ({H},) stands beside optional terms"
@@ -657,18 +662,9 @@ def _judge(
 
 
 def _judge_own(
-    Whh: mx.array,
-    H: int,
-    leak: Any,
-    hidden0: Any,
-    uses_hidden0: bool,
+    H: int, leak: Any, hidden0: Any, uses_hidden0: bool
 ) -> dict[str, mx.array]:
     """Return the arrays of the optional terms that have a say in the dtype."""
-    if Whh.shape != (H, H):
-        raise ValueError(
-            f"Whh must have shape (H, H) = ({H}, {H}) where an option is given, but "
-            f"has shape {Whh.shape}"
-        )
     own: dict[str, mx.array] = {}
     if leak is not None and isinstance(judge_leak(leak, H), mx.array):
         own["leak"] = leak

@@ -130,9 +130,8 @@ class RNN(recurrent.RNN):
 
     def _extra_repr(self) -> str:
         described: str = super()._extra_repr()  # type: ignore[no-untyped-call]
-        leak = self.leak
-        if leak is not None:
-            described += f", leak={leak if isinstance(leak, float) else 'learned'}"
+        if (leak := self.leak) is not None:
+            described += f", leak={'learned' if 'leak' in self else leak}"
         for name in ("zoneout", "input_dropout", "recurrent_dropout"):
             if value := getattr(self, name):
                 described += f", {name}={value}"

@@ -1,0 +1,200 @@
+import math
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import mlx.core as mx
+from mlx.nn.layers.base import Module
+
+from mlx_recurrent.duplicate import duplicate
+from mlx_recurrent.functional import ReturnState
+from mlx_recurrent.judging import type_name
+from mlx_recurrent.layers import RNN
+from mlx_recurrent.sizes import sizes_of
+from mlx_recurrent.terms import Values
+
+Merge: TypeAlias = str | Callable[[mx.array, mx.array], Any] | None
+
+_MERGES: dict[str, Callable[[mx.array, mx.array], mx.array]] = {
+    "concat": lambda forward, backward: mx.concatenate([forward, backward], axis=-1),
+    "sum": operator.add,
+    "mul": operator.mul,
+    "mean": lambda forward, backward: (forward + backward) / 2,
+}
+
+
+class Bidirectional(Module):
+    """Two layers over the same sequence, one of them backward in time.
+
+    Each runs on its own; their outputs at each step are merged. The parameters are
+    ``forward.Wxh``, ``backward.Wxh`` and so on.
+
+    Args:
+        forward (Module): The layer that runs forward: :class:`RNN`, or what is called
+            like it.
+        backward (Module, optional): The layer that runs backward. ``None`` is a new
+            :class:`RNN` like ``forward``: the same sizes, options and nonlinearity (its
+            parameters copied), with weights of its own. Default: ``None``.
+        merge (str or callable, optional): What is made of the two outputs:
+            ``"concat"`` (along the features), ``"sum"``, ``"mul"``, ``"mean"`` or what
+            a callable returns for the two. ``None`` leaves the pair.
+            Default: ``"concat"``.
+
+    Raises:
+        TypeError: If a layer cannot be called, or ``backward`` is ``None`` and
+            ``forward`` is no :class:`RNN`.
+        ValueError: If ``merge`` is none of these, or the layers' sizes do not fit.
+    """
+
+    def __init__(
+        self, forward: Any, backward: Any = None, merge: Merge = "concat"
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        if backward is None:
+            backward = _like(forward)
+        for name, layer in (("forward", forward), ("backward", backward)):
+            if not callable(layer):
+                raise TypeError(f"{name} must be a layer, but is {type_name(layer)}")
+        known = isinstance(merge, str) and merge in _MERGES
+        if not (known or merge is None or callable(merge)):
+            raise ValueError(
+                'merge must be "concat", "sum", "mul", "mean", None or a callable, but '
+                f"is {merge!r}"
+            )
+        self.forward = forward
+        self.backward = backward
+        self.merge = merge
+        self._judge_sizes()
+
+    def __call__(
+        self,
+        x: mx.array,
+        hidden: Sequence[Any] | None = None,
+        *,
+        lengths: Values | None = None,
+        reset: Values | None = None,
+        return_state: ReturnState = False,
+        checkpoint_every: int | None = None,
+        truncate_every: int | None = None,
+    ) -> Any:
+        """Run both layers over a sequence.
+
+        Args:
+            x (array): The sequence, ``NLD`` or ``LD``.
+            hidden (tuple(array, array), optional): The state before each layer's first
+                step, which is the last one of the sequence for ``backward``. An entry
+                may be ``None``. Default: ``None``.
+            lengths (array, optional): How many steps each row has, as for :class:`RNN`.
+                Default: ``None``.
+            reset (array, optional): Where an episode starts, as for :class:`RNN`.
+                Default: ``None``.
+            return_state (bool or str, optional): ``True`` returns the outputs and the
+                pair of states, ``"only"`` the pair of states alone; outputs are then
+                never stored. Default: ``False``.
+            checkpoint_every (int, optional): As for :class:`RNN`. Default: ``None``.
+            truncate_every (int, optional): As for :class:`RNN`. Default: ``None``.
+
+        Returns:
+            array or tuple: The merged outputs (a pair where ``merge`` is ``None``); the
+            pair of states; or both.
+
+        Raises:
+            TypeError: If an argument is of the wrong type.
+            ValueError: If a shape, a dtype or a value does not fit.
+        """
+        given = {
+            "lengths": lengths,
+            "reset": reset,
+            "checkpoint_every": checkpoint_every,
+            "truncate_every": truncate_every,
+        }
+        keywords = {name: value for name, value in given.items() if value is not None}
+        if return_state is not False:
+            keywords["return_state"] = return_state
+        forward, backward = self._run(x, _pair(hidden), keywords)
+        if return_state is False:
+            return self._merged(forward, backward)
+        if return_state is True:
+            outputs, states = zip(forward, backward, strict=True)
+            return self._merged(*outputs), states
+        return forward, backward
+
+    def _run(
+        self, x: mx.array, hidden: Sequence[Any], keywords: dict[str, Any]
+    ) -> tuple[Any, Any]:
+        """Return what the two layers return, each from its own state."""
+        return (
+            self.forward(x, hidden[0], **keywords),
+            self.backward(x, hidden[1], reverse=True, **keywords),
+        )
+
+    def _merged(self, forward: Any, backward: Any) -> Any:
+        if self.merge is None:
+            return forward, backward
+        if callable(self.merge):
+            return self.merge(forward, backward)
+        if forward.shape[:-1] != backward.shape[:-1]:
+            raise ValueError(
+                "hidden must have two entries that give outputs with equal leading "
+                f"axes, but they are {forward.shape} and {backward.shape}"
+            )
+        return _MERGES[self.merge](forward, backward)
+
+    def _judge_sizes(self) -> None:
+        (D, H), (also_D, also_H) = sizes_of(self.forward), sizes_of(self.backward)
+        if None not in (D, also_D) and D != also_D:
+            raise ValueError(
+                f"backward must take {D} input features as forward does, but takes "
+                f"{also_D}"
+            )
+        if self.merge == "concat" or not isinstance(self.merge, str):
+            return
+        if None not in (H, also_H) and H != also_H:
+            raise ValueError(
+                f"backward must have {H} hidden features as forward has for merge "
+                f'"{self.merge}", but has {also_H}'
+            )
+
+    @property
+    def _sizes(self) -> tuple[int | None, int | None]:
+        (D, H), (_, also_H) = sizes_of(self.forward), sizes_of(self.backward)
+        if not isinstance(self.merge, str) or H is None or also_H is None:
+            return D, None
+        return D, H + also_H if self.merge == "concat" else H
+
+    def _extra_repr(self) -> str:
+        return f"merge={self.merge}"
+
+
+def _like(layer: Any) -> RNN:
+    """Return a layer with the options of another one and new weights."""
+    if not isinstance(layer, RNN):
+        raise TypeError(
+            "forward must be an mlx_recurrent.RNN where backward is None, but is "
+            f"{type_name(layer)}"
+        )
+    new = duplicate(layer)
+    bound = 1 / math.sqrt(layer.hidden_size)
+    for name in ("Wxh", "Whh", "bias"):
+        if name in layer:
+            old = layer[name]
+            new[name] = mx.random.uniform(-bound, bound, old.shape).astype(old.dtype)
+    if "hidden0" in layer:
+        new["hidden0"] = mx.zeros_like(layer["hidden0"])
+    return new
+
+
+def _pair(hidden: Any) -> Sequence[Any]:
+    if hidden is None:
+        return None, None
+    if not isinstance(hidden, (tuple, list)):
+        raise TypeError(
+            "hidden must be a pair of states, one for each direction, but is "
+            f"{type_name(hidden)}"
+        )
+    if len(hidden) != 2:
+        raise ValueError(
+            "hidden must have two entries, one for each direction, but has "
+            f"{len(hidden)}"
+        )
+    return hidden

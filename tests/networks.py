@@ -1,0 +1,159 @@
+"""Networks of several layers made of single ones, each row alone.
+
+Of the reference they are the truth, of ``mlx.nn.RNN`` what upstream would give.
+"""
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
+
+import reference
+from conftest import array, upstream
+from tolerances import close, wide
+
+RUN = {
+    np: lambda x, hidden, weights: reference.rnn(x, hidden=hidden, **weights),
+    mx: lambda x, hidden, weights: upstream("tanh", x, hidden=hidden, **weights),
+}
+MERGES = {
+    "concat": lambda xp, f, b: xp.concatenate([f, b], axis=-1),
+    "sum": lambda xp, f, b: f + b,
+    "mul": lambda xp, f, b: f * b,
+    "mean": lambda xp, f, b: (f + b) * 0.5,
+    None: lambda xp, f, b: (f, b),
+}
+
+
+def layer(xp, weights, x, hidden=None, lengths=None, reverse=False):
+    """Outputs and states of one layer for x (N, L, D)."""
+    L, H = x.shape[1], weights["Whh"].shape[0]
+    outputs, states = [], []
+    for n, row in enumerate(x):
+        length = L if lengths is None else int(lengths[n])
+        state = xp.zeros(H, weights["Whh"].dtype) if hidden is None else hidden[n]
+        y = xp.zeros((0, H), state.dtype)
+        if length:
+            steps = row[:length]
+            y = RUN[xp](
+                steps[::-1] if reverse else steps,
+                None if hidden is None else hidden[n],
+                weights,
+            )
+            state = y[-1]
+        y = y[::-1] if reverse else y
+        outputs.append(xp.concatenate([y, xp.zeros((L - length, H), y.dtype)]))
+        states.append(state)
+    return xp.stack(outputs), xp.stack(states)
+
+
+def network(
+    xp,
+    weights,
+    x,
+    hidden=None,
+    *,
+    lengths=None,
+    reverse=False,
+    merge="concat",
+    residual=False,
+):
+    """Outputs (of every layer of a stack) and states, for a tree of weights."""
+    if "forward" in weights:
+        before, after = (None, None) if hidden is None else hidden
+        f, f_state = layer(xp, weights["forward"], x, before, lengths)
+        b, b_state = layer(xp, weights["backward"], x, after, lengths, True)
+        return MERGES[merge](xp, f, b), (f_state, b_state)
+    if "layers" not in weights:
+        return layer(xp, weights, x, hidden, lengths, reverse)
+    outputs, states = [], []
+    for i, inner in enumerate(weights["layers"]):
+        y, state = network(
+            xp,
+            inner,
+            x,
+            None if hidden is None else hidden[i],
+            lengths=lengths,
+            reverse=reverse,
+            merge=merge,
+        )
+        if residual and not isinstance(y, tuple) and x.shape[-1] == y.shape[-1]:
+            if i == 0 and lengths is not None:
+                ended = np.arange(x.shape[1]) >= np.array(lengths)[:, None]
+                x = xp.where(xp.array(ended)[..., None], xp.zeros_like(x), x)
+            y = y + x
+        outputs.append(y)
+        states.append(state)
+        x = y
+    return outputs, states
+
+
+def leaves(tree):
+    """The arrays of a tree by name, without what is None."""
+    return {name: a for name, a in tree_flatten(tree) if a is not None}
+
+
+def check(rng, model, x, hidden=None, merge="concat", residual=False, **keywords):
+    """Outputs, states and all gradients of a model agree with the reference.
+
+    The model returns lists where it is a stack: every layer's outputs and states.
+    """
+    inputs = {"model": model.parameters(), "x": x}
+    if hidden is not None:
+        inputs["hidden"] = hidden
+    inputs = leaves(inputs)
+
+    def ours(tree):
+        model.update(tree["model"])
+        every = {"return_all": True} if "layers" in model else {}
+        return model(
+            tree["x"], tree.get("hidden"), return_state=True, **every, **keywords
+        )
+
+    def other(xp):
+        return lambda tree: network(
+            xp,
+            tree["model"],
+            tree["x"],
+            tree.get("hidden"),
+            merge=merge,
+            residual=residual,
+            **keywords,
+        )
+
+    def of(run):
+        """The run as a function of arrays, and a list of them."""
+
+        def function(*values):
+            tree = tree_unflatten(list(zip(inputs, values, strict=True)))
+            return [a for _, a in tree_flatten(run(tree))]
+
+        return function
+
+    given, true = list(inputs.values()), [wide(a) for a in inputs.values()]
+    truths = of(other(np))(*true)
+    cotangents = [array(rng.standard_normal(a.shape), x.dtype) for a in truths]
+    mine, my_gradients = mx.vjp(of(ours), given, cotangents)
+    theirs, their_gradients = mx.vjp(of(other(mx)), given, cotangents)
+    mx.eval(mine, my_gradients, theirs, their_gradients)
+    assert len(mine) == len(truths)
+    for i, (a, b, truth) in enumerate(zip(mine, theirs, truths, strict=True)):
+        close(a, b, truth, f"result {i}")
+
+    def all_in_one(*values):
+        return np.concatenate([a.ravel() for a in of(other(np))(*values)])
+
+    gradients = reference.gradient(
+        all_in_one, true, np.concatenate([wide(c).ravel() for c in cotangents])
+    )
+    for name, a, b, truth in zip(
+        inputs, my_gradients, their_gradients, gradients, strict=True
+    ):
+        close(a, b, truth, f"gradient of {name}")
+    model.update(tree_unflatten(list(zip(inputs, given, strict=True)))["model"])
+
+
+def in_dtype(model, dtype):
+    """The model with its weights in a dtype."""
+    model.update(tree_map(lambda a: a.astype(dtype), model.parameters()))
+    mx.eval(model.parameters())
+    return model

@@ -1,0 +1,300 @@
+"""Bidirectional: two layers, one of them backward in time."""
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from conftest import DTYPES, array, draw, name_of
+from mlx_recurrent import RNN, Bidirectional, Stack, accelerate, exporting
+from networks import MERGES, check, in_dtype
+from tolerances import agree, equal
+
+
+def pair(rng, shape, dtype=mx.float32):
+    return draw(rng, shape, dtype, 0.5), draw(rng, shape, dtype, 0.5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("merge", MERGES)
+def test_merges_states_and_gradients(rng, merge, dtype):
+    model = in_dtype(Bidirectional(RNN(3, 4), merge=merge), dtype)
+    check(rng, model, draw(rng, (2, 5, 3), dtype), pair(rng, (2, 4), dtype), merge)
+
+
+def test_without_a_state(rng):
+    check(rng, Bidirectional(RNN(3, 4)), draw(rng, (2, 5, 3), mx.float32))
+
+
+def test_two_sizes_are_concatenated(rng):
+    check(rng, Bidirectional(RNN(3, 4), RNN(3, 5)), draw(rng, (2, 6, 3), mx.float32))
+
+
+@pytest.mark.parametrize("merge", MERGES)
+def test_lengths(rng, merge):
+    x = np.array(draw(rng, (4, 6, 3), mx.float32))
+    lengths = [6, 0, 1, 4]
+    for row, length in zip(x, lengths, strict=True):
+        row[length:] = np.nan
+    model = Bidirectional(RNN(3, 4), merge=merge)
+    check(rng, model, mx.array(x), pair(rng, (4, 4)), merge, lengths=lengths)
+    check(rng, model, mx.array(x), merge=merge, lengths=lengths)
+
+
+def test_a_callable_merges(rng):
+    gate = nn.Linear(8, 4)
+
+    class Gate(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate = gate
+
+        def __call__(self, forward, backward):
+            g = mx.sigmoid(self.gate(mx.concatenate([forward, backward], -1)))
+            return g * forward + (1 - g) * backward
+
+    x = draw(rng, (2, 5, 3), mx.float32)
+    model = Bidirectional(RNN(3, 4), merge=Gate())
+    forward, backward = model.forward(x), model.backward(x, reverse=True)
+    equal(model(x), Gate()(forward, backward))
+    assert "merge.gate.weight" in dict(tree_flatten(model.parameters()))
+
+
+@pytest.mark.parametrize("merge", MERGES)
+def test_every_return(rng, merge):
+    model = Bidirectional(RNN(3, 4), merge=merge)
+    for x in (draw(rng, (2, 5, 3), mx.float32), draw(rng, (5, 3), mx.float32)):
+        outputs, states = model(x, return_state=True)
+        only = model(x, return_state="only")
+        assert type(states) is tuple and type(only) is tuple
+        for a, b in zip(states, only, strict=True):
+            assert a.shape == b.shape == (*x.shape[:-2], 4)
+            equal(a, b)
+        got = model(x)
+        if merge is None:
+            assert type(got) is tuple and type(outputs) is tuple
+            equal(states[0], outputs[0][..., -1, :])
+            equal(states[1], outputs[1][..., 0, :])
+        else:
+            got, outputs = (got,), (outputs,)
+        for a, b in zip(got, outputs, strict=True):
+            equal(a, b)
+
+
+def test_going_on_from_states(rng):
+    """Forward from the first part's state, backward from the last part's."""
+    x = draw(rng, (2, 9, 3), mx.float64)
+    model = in_dtype(Bidirectional(RNN(3, 4), merge=None), mx.float64)
+    forward, backward = model(x)
+    (_, late), (_, after) = model(x[:, 5:], return_state=True)
+    (early, _), (before, _) = model(x[:, :5], (None, after), return_state=True)
+    agree(early, forward[:, :5])
+    del late
+    (late, _), _ = model(x[:, 5:], (before, None), return_state=True)
+    agree(late, forward[:, 5:])
+    _, first = model(x[:, :5], [None, after])
+    agree(first, backward[:, :5])
+
+
+class TestANewLayerLikeForward:
+    def test_draws_the_weights_of_a_new_layer(self):
+        mx.random.seed(7)
+        both = [RNN(3, 4), RNN(3, 4)]
+        mx.random.seed(7)
+        model = Bidirectional(RNN(3, 4))
+        for layer, other in zip(both, (model.forward, model.backward), strict=True):
+            for name in ("Wxh", "Whh", "bias"):
+                equal(layer[name], other[name], name)
+
+    def test_options_and_mode(self):
+        forward = RNN(3, 4, bias=False, nonlinearity=nn.relu, zoneout=0.25, leak=0.5)
+        forward.eval()
+        backward = Bidirectional(forward).backward
+        assert backward.bias is None and backward.nonlinearity is nn.relu
+        assert backward.zoneout == 0.25 and backward.leak == 0.5
+        assert not backward.training
+        assert repr(backward) == repr(forward)
+
+    def test_parameters_are_its_own(self):
+        forward = RNN(
+            3, 4, nonlinearity=nn.PReLU(), learn_hidden=True, leak=mx.full((4,), 0.5)
+        )
+        forward.hidden0 = mx.ones(4)
+        forward.freeze(keys="leak")
+        model = Bidirectional(forward)
+        names = {n.partition(".")[2] for n, _ in tree_flatten(model.parameters())}
+        assert names == {
+            "Wxh", "Whh", "bias", "hidden0", "leak", "nonlinearity.weight"
+        }  # fmt: skip
+        backward = model.backward
+        assert not backward.hidden0.any() and forward.hidden0.all()
+        equal(backward.leak, forward.leak)
+        assert "leak" not in backward.trainable_parameters()
+        assert backward.nonlinearity is not forward.nonlinearity
+        backward.unfreeze()
+        backward.nonlinearity.weight[0] = 3.0
+        backward.leak[0] = 1.0
+        assert forward.nonlinearity.weight[0] != 3.0 and forward.leak[0] == 0.5
+        assert "leak" not in forward.trainable_parameters()
+
+    def test_compiled_functions_inside_its_nonlinearity(self):
+        forward = RNN(3, 4, nonlinearity=nn.Sequential(nn.Linear(4, 4), nn.relu))
+        backward = Bidirectional(forward).backward
+        mine, new = forward.nonlinearity.layers, backward.nonlinearity.layers
+        assert new[0] is not mine[0] and new[1] is nn.relu
+        equal(new[0].weight, mine[0].weight)
+
+    def test_dtype(self):
+        forward = RNN(3, 4)
+        forward.set_dtype(mx.bfloat16)
+        assert Bidirectional(forward).backward.Whh.dtype == mx.bfloat16
+
+    def test_subclasses(self):
+        class Mine(RNN):
+            def __init__(self):
+                super().__init__(3, 4)
+                self.own = mx.ones(2)
+
+        backward = Bidirectional(Mine()).backward
+        assert type(backward) is Mine and "own" in backward
+
+
+def test_parameters_and_weights_that_load(tmp_path, rng):
+    model, other = Bidirectional(RNN(3, 4)), Bidirectional(RNN(3, 4))
+    names = [n for n, _ in tree_flatten(model.parameters())]
+    assert sorted(names) == [
+        f"{d}.{n}" for d in ("backward", "forward") for n in ("Whh", "Wxh", "bias")
+    ]
+    model.save_weights(str(tmp_path / "weights.safetensors"))
+    other.load_weights(str(tmp_path / "weights.safetensors"))
+    x = draw(rng, (2, 5, 3), mx.float32)
+    equal(model(x), other(x))
+
+
+def test_each_direction_draws_its_own_masks(rng):
+    model = Bidirectional(RNN(3, 64, zoneout=0.5), merge=None)
+    model.backward.update(model.forward.parameters())
+    x = mx.broadcast_to(draw(rng, (1, 1, 3), mx.float32), (1, 20, 3))
+    forward, backward = model(x)
+    assert not mx.array_equal(forward, backward[:, ::-1])
+    model.eval()
+    forward, backward = model(x)
+    equal(forward, backward[:, ::-1])
+
+
+def test_resets_in_both_directions(rng):
+    """The pieces run alone."""
+    x = draw(rng, (2, 7, 3), mx.float64)
+    reset = mx.array([[0, 0, 0, 1, 0, 0, 0], [0, 0, 0, 1, 0, 0, 0]], mx.bool_)
+    model = in_dtype(Bidirectional(RNN(3, 4)), mx.float64)
+    pieces = mx.concatenate([model(x[:, :3]), model(x[:, 3:])], 1)
+    agree(model(x, reset=reset), pieces)
+
+
+@pytest.mark.parametrize("keywords", [{"checkpoint_every": 2}, {"truncate_every": 3}])
+def test_keywords_reach_both_layers(rng, keywords):
+    x, c = draw(rng, (2, 7, 3), mx.float64), draw(rng, (2, 7, 8), mx.float64)
+    model = in_dtype(Bidirectional(RNN(3, 4)), mx.float64)
+
+    def together(x):
+        return model(x, **keywords)
+
+    def apart(x):
+        forward = model.forward(x, **keywords)
+        return mx.concatenate([forward, model.backward(x, reverse=True, **keywords)], 2)
+
+    for a, b in zip(mx.vjp(together, [x], [c]), mx.vjp(apart, [x], [c]), strict=True):
+        equal(a[0], b[0])
+
+
+def test_transforms(rng):
+    model = Bidirectional(RNN(3, 4))
+    x, h = draw(rng, (4, 5, 3), mx.float32), pair(rng, (4, 4))
+    expected = model(x, h)
+    lengths = mx.array([5, 0, 2, 3])
+    padded = model(x, h, lengths=lengths)
+    equal(mx.compile(model)(x, h), expected)
+    run = mx.compile(lambda x, h, n: model(x, h, lengths=n))
+    equal(run(x, h, lengths), padded)
+    agree(mx.vmap(model)(x, h), expected)
+    with exporting():
+        agree(model(x, h), expected)
+
+
+def test_shapeless(rng):
+    """Another number of steps and rows."""
+    model = Bidirectional(RNN(3, 4))
+    mx.eval(model.parameters())  # a shapeless function cannot draw them
+    x, (f, b) = draw(rng, (4, 5, 3), mx.float32), pair(rng, (4, 4))
+
+    def run(x, f, b, lengths):
+        return model(x, (f, b), lengths=lengths)
+
+    shapeless = mx.compile(run, shapeless=True)
+    for n, steps, lengths in ((4, 5, [5, 0, 2, 3]), (3, 4, [4, 0, 2])):
+        part = x[:n, :steps], f[:n], b[:n]
+        agree(shapeless(*part, mx.array(lengths)), run(*part, lengths))
+
+
+def test_accelerate(rng):
+    model = accelerate(Bidirectional(nn.RNN(3, 4), nn.RNN(3, 4)))
+    assert type(model.forward) is RNN and type(model.backward) is RNN
+    assert model(draw(rng, (2, 5, 3), mx.float32)).shape == (2, 5, 8)
+
+
+def test_directions_may_be_stacks(rng):
+    model = Bidirectional(Stack.build(3, 4, 2), Stack.build(3, 4, 2))
+    x = draw(rng, (2, 5, 3), mx.float32)
+    outputs, (forward, backward) = model(x, return_state=True)
+    equal(outputs[..., :4], model.forward(x))
+    agree(outputs[..., 4:], model.backward(x[:, ::-1])[:, ::-1])
+    equal(outputs[:, -1, :4], forward[1])
+    equal(outputs[:, 0, 4:], backward[1])
+
+
+def test_repr():
+    assert repr(Bidirectional(RNN(3, 4), merge="sum")).startswith(
+        "Bidirectional(merge=sum\n  (forward): RNN(input_dims=3, hidden_size=4"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ((RNN(3, 4), None, "add"), ValueError, "merge must be .* 'add'"),
+        ((RNN(3, 4), None, 3), ValueError, "merge must be .* 3"),
+        (
+            (nn.RNN(3, 4),),
+            TypeError,
+            "forward must be an .* is mlx.nn",
+        ),
+        ((3, RNN(3, 4)), TypeError, "forward must be a layer, but is int"),
+        ((RNN(3, 4), 3), TypeError, "backward must be a layer, but is int"),
+        ((RNN(3, 4), RNN(5, 4)), ValueError, "backward must take 3 .* takes 5"),
+        ((RNN(3, 4), RNN(3, 5), "sum"), ValueError, 'have 4 .* "sum", but has 5'),
+    ],
+)
+def test_construction_errors(arguments, error, words):
+    with pytest.raises(error, match=words):
+        Bidirectional(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "error", "words"),
+    [
+        (mx.zeros((2, 2, 4)), TypeError, "hidden must be a pair .* is mlx.core.array"),
+        ((None,), ValueError, "hidden must have two entries, .* has 1"),
+        ((None, mx.zeros((6, 2, 4))), ValueError, "hidden .* equal leading axes"),
+        ((mx.zeros((2, 5)), None), ValueError, "hidden must have shape"),
+    ],
+    ids=["array", "one", "batches", "features"],
+)
+def test_hidden_errors(hidden, error, words):
+    with pytest.raises(error, match=words):
+        Bidirectional(RNN(3, 4))(mx.zeros((2, 5, 3)), hidden)
+
+
+def test_no_reverse():
+    with pytest.raises(TypeError, match="reverse"):
+        Bidirectional(RNN(3, 4))(array(np.zeros((2, 3)), mx.float32), reverse=True)

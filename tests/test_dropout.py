@@ -1,0 +1,227 @@
+"""Dropouts and zoneout: which elements a mask hits, and from what it is drawn."""
+
+import math
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import mlx_recurrent
+import reference
+from conftest import DTYPES, array, draw
+from mlx_recurrent import RNN
+from optional import draw_key, grads, problem
+from tolerances import close, equal, wide
+
+RANDOM = ["zoneout", "input_dropout", "recurrent_dropout"]
+each = pytest.mark.parametrize("name", RANDOM)
+# Units on both sides of what one counter makes words for.
+UNITS = [1, 15, 16, 17, 63, 64, 65, 130]
+
+
+def seen(path, name, p, N, L, units, dtype=mx.float32):
+    """Run what shows a mask by zeros in its outputs; return those, and the key."""
+    eye, zeros = mx.eye(units, dtype=dtype), mx.zeros((units, units), dtype)
+    ones = mx.ones((N, L, units), dtype)
+    operands = {
+        # The state before is zero at every step: an episode starts.
+        "zoneout": dict(x=ones, Wxh=eye, Whh=zeros, reset=np.ones((N, L), bool)),
+        "input_dropout": dict(x=ones, Wxh=eye, Whh=zeros),
+        # The state before is one at every step.
+        "recurrent_dropout": dict(
+            x=0 * ones,
+            Wxh=zeros,
+            Whh=eye,
+            hidden0=mx.ones((units,), dtype),
+            reset=np.ones((N, L), bool),
+        ),
+    }[name]
+    key = draw_key()
+    outputs = path("relu", **operands, **{name: p})
+    return wide(outputs), key
+
+
+@pytest.mark.parametrize("units", UNITS)
+@each
+def test_the_masks_are_the_generators(path, name, units):
+    outputs, key = seen(path, name, 0.3, 3, 4, units)
+    mask = getattr(reference, name.upper())
+    steps = 4 if name == "zoneout" else 1
+    expected = reference.hits(key, mask, 0.3, 3, steps, units)
+    np.testing.assert_array_equal(
+        outputs == 0, np.broadcast_to(expected, outputs.shape)
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", RANDOM[1:])
+def test_what_is_left_is_scaled(path, name, dtype):
+    outputs, _ = seen(path, name, 0.3, 3, 4, 17, dtype)
+    expected = wide(mx.array(1 / 0.7, mx.float64).astype(dtype))
+    np.testing.assert_array_equal(np.unique(outputs), [0, expected])
+
+
+@pytest.mark.parametrize("name", RANDOM[1:])
+def test_one_mask_for_a_sequence(path, name):
+    outputs, _ = seen(path, name, 0.5, 4, 9, 40)
+    assert (outputs == outputs[:, :1]).all()
+    assert not (outputs == outputs[:1]).all()
+
+
+def test_zoneout_draws_at_every_step(path):
+    outputs, _ = seen(path, "zoneout", 0.5, 4, 9, 40)
+    assert not (outputs == outputs[:, :1]).all()
+
+
+@pytest.mark.parametrize("probability", [0.01, 0.5, 0.97])
+@each
+def test_as_probable_as_said(path, name, probability):
+    outputs, _ = seen(path, name, probability, 64, 2, 200)
+    places = outputs if name == "zoneout" else outputs[:, 0]
+    spread = math.sqrt(probability * (1 - probability) / places.size)
+    assert abs((places == 0).mean() - probability) < 5 * spread
+
+
+@pytest.mark.parametrize("probability", [1e-12, 1 - 1e-12])
+@each
+def test_probabilities_next_to_0_and_1(path, name, probability):
+    """No word of 32 bits is hit, and every one."""
+    outputs, _ = seen(path, name, probability, 3, 4, 17)
+    assert (outputs == 0).all() == (probability > 0.5)
+
+
+@each
+def test_the_same_masks_from_the_same_seed(rng, path, name):
+    p = problem(rng, **{name: 0.4})
+    first, again = p(path), p(path)
+    for a, b in zip(first, again, strict=True):
+        equal(a, b)
+    p.seed += 1
+    assert not mx.array_equal(first[0], p(path)[0])
+
+
+@each
+def test_every_call_draws_new_masks(rng, name):
+    layer, x = RNN(3, 20, **{name: 0.4}), draw(rng, (2, 6, 3), mx.float32)
+    assert not mx.array_equal(layer(x), layer(x))
+
+
+@each
+def test_the_backward_pass_has_the_masks_of_the_forward(rng, path, name):
+    """By the reference with the masks of the call's key."""
+    p = problem(rng, H=20, **{name: 0.4})
+    d = draw(rng, (3, 6, 20), p.dtype), draw(rng, (3, 20), p.dtype)
+    got = grads(lambda *v: p(path, *v), p.arrays.values(), d)
+    expected = grads(p.plain, p.arrays.values(), d)
+    for a, b, c in zip(got, expected, p.gradients(*d), strict=True):
+        close(a, b, c)
+
+
+def test_nothing_is_drawn_without_need(rng):
+    x = draw(rng, (2, 6, 3), mx.float32)
+    random = RNN(3, 5, zoneout=0.2, input_dropout=0.2, recurrent_dropout=0.2)
+    before = np.array(mx.random.state[0])
+    random.plan(x)
+    random.eval()
+    random(x)
+    random.step(x[:, 0])
+    mlx_recurrent.rnn(x, random.Wxh, random.Whh, zoneout=0.0)
+    np.testing.assert_array_equal(np.array(mx.random.state[0]), before)
+
+
+def test_a_call_moves_the_random_state_by_one_draw(rng):
+    x = draw(rng, (2, 6, 3), mx.float32)
+    layer = RNN(3, 5, zoneout=0.2, input_dropout=0.2, recurrent_dropout=0.2)
+    mx.random.seed(3)
+    layer(x)
+    after = np.array(mx.random.state[0])
+    mx.random.seed(3)
+    mx.random.uniform()
+    np.testing.assert_array_equal(np.array(mx.random.state[0]), after)
+
+
+@pytest.mark.parametrize("name", RANDOM[1:])
+def test_dropouts_are_nothing_in_evaluation(rng, path, name):
+    p = problem(rng, **{name: 0.4}, training=False)
+    for a, b in zip(p(path), p(path, **{name: 0.0}), strict=True):
+        equal(a, b)
+
+
+def test_modes_of_the_layer(rng):
+    layer, x = RNN(3, 20, recurrent_dropout=0.4), draw(rng, (2, 6, 3), mx.float32)
+    plain = mlx_recurrent.rnn(x, *layer.parameters().values())
+    assert not mx.array_equal(layer(x), plain)
+    layer.eval()
+    equal(layer(x), plain)
+    layer.train()
+    assert not mx.array_equal(layer(x), plain)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_dropped_is_absent(path, value):
+    """0 * NaN is no number."""
+    ones = mx.ones((8, 1, 40))
+    mx.random.seed(1)
+    key = draw_key()
+    dropped = reference.hits(key, reference.INPUT_DROPOUT, 0.5, 8, 1, 40)[:, 0]
+    x = mx.where(mx.array(dropped)[:, None], value, ones)
+
+    def f(x, W):
+        mx.random.seed(1)
+        return path("tanh", x, W, mx.zeros((40, 40)), input_dropout=0.5)
+
+    W = mx.eye(40)
+    y, (dx, dW) = mx.vjp(f, [x, W], [mx.ones((8, 1, 40))])
+    assert all(mx.isfinite(a).all() for a in (*y, dx, dW))
+    np.testing.assert_array_equal(wide(dx)[:, 0][dropped], 0)
+
+
+@each
+def test_compiled(rng, name):
+    """The same masks as without, and new ones at each call."""
+    layer, x = RNN(3, 20, **{name: 0.4}), draw(rng, (2, 6, 3), mx.float32)
+    state = [mx.random.state, layer.state]
+    compiled = mx.compile(layer, inputs=state, outputs=state)
+    results = []
+    for f in (layer, compiled):
+        mx.random.seed(5)
+        results.append([f(x), f(x)])
+    for a, b in zip(*results, strict=True):
+        close(b, a, wide(a))
+    assert not mx.array_equal(*results[1])
+
+
+@each
+def test_a_shapeless_function_cannot_draw(rng, name):
+    layer, x = RNN(3, 20, **{name: 0.4}), draw(rng, (2, 6, 3), mx.float32)
+    with pytest.raises(ValueError, match="output shapes"):
+        mx.eval(mx.compile(layer, shapeless=True)(x))
+    mx.random.seed(0)  # the state was traced
+
+
+def test_vmap_has_one_mask(path):
+    """Rows count within the call, so all calls of a vmap have the same."""
+    x = mx.ones((3, 4, 20))
+
+    def f(x):
+        mx.random.seed(2)
+        return path("identity", x, mx.eye(20), mx.eye(20) * 0.5, input_dropout=0.5)
+
+    got = mx.vmap(f)(x)
+    equal(got, mx.stack([f(row) for row in x]))
+    assert mx.array_equal(got[0], got[1])
+
+
+@pytest.mark.parametrize("name", ["zoneout", "recurrent_dropout"])
+def test_scan_and_rnn_agree(rng, name):
+    p = problem(rng, H=20)
+    Whh, hidden = p.arrays["Whh"], p.arrays["hidden"]
+    z = array(rng.standard_normal((3, 6, 20)), mx.float32)
+    results = []
+    for call in (
+        lambda: mlx_recurrent.scan(z, Whh, hidden, **{name: 0.4}),
+        lambda: mlx_recurrent.rnn(z, mx.eye(20), Whh, None, hidden, **{name: 0.4}),
+    ):
+        mx.random.seed(4)
+        results.append(call())
+    close(*results, wide(results[1]))

@@ -1,0 +1,319 @@
+"""Rows of several lengths: nothing of the padding reaches anything."""
+
+import itertools
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+
+import mlx_recurrent
+import reference
+from conftest import DTYPES, draw
+from mlx_recurrent import RNN
+from optional import grads, problem
+from tolerances import close, equal, wide
+
+LENGTHS = [4, 0, 6, 1]
+both_ways = pytest.mark.parametrize("reverse", [False, True])
+
+
+def alone(p, path, n, **keywords):
+    """The results for a row alone, cut to its length."""
+    length = int(p.get("lengths")[n])
+    row = {"x": p.arrays["x"][n, :length]}
+    if "hidden" in p.arrays:
+        row["hidden"] = p.arrays["hidden"][n]
+    return path(
+        p.activation, **{**p.arrays, **row}, reverse=p.get("reverse", False), **keywords
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("hidden", [True, False])
+@both_ways
+def test_a_padded_batch_is_each_row_alone(rng, path, reverse, hidden, dtype):
+    p = problem(rng, (4,), lengths=LENGTHS, reverse=reverse, hidden=hidden, dtype=dtype)
+    p.arrays["x"] = p.in_padding(p.arrays["x"])
+    outputs, last = p(path)
+    truth, true_last = p.truth()
+    for n, length in enumerate(LENGTHS):
+        row, state = alone(p, path, n, return_state=True)
+        close(outputs[n, :length], row, truth[n, :length])
+        close(last[n], state, true_last[n])
+        equal(outputs[n, length:], mx.zeros((6 - length, 5), dtype))
+
+
+@both_ways
+def test_gradients_of_a_row_alone(rng, path, reverse):
+    p = problem(rng, (1,), lengths=[4], reverse=reverse)
+    d = draw(rng, (1, 6, 5), p.dtype), draw(rng, (1, 5), p.dtype)
+    got = grads(lambda *v: p(path, *v), p.arrays.values(), d)
+    truth = p.gradients(*d)
+    q = problem(rng, (1,), L=4, reverse=reverse)
+    q.arrays = {**p.arrays, "x": p.arrays["x"][:, :4]}
+    short = grads(lambda *v: q(path, *v), q.arrays.values(), (d[0][:, :4], d[1]))
+    for name, a, b, c in zip(p.names, got, short, truth, strict=True):
+        if name == "x":
+            equal(a[:, 4:], mx.zeros((1, 2, 3)))
+            a, c = a[:, :4], c[:, :4]
+        close(a, b, c, name)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
+@both_ways
+def test_the_padding_changes_no_bit(rng, path, reverse, value):
+    p = problem(rng, (4,), lengths=LENGTHS, reverse=reverse)
+    d = draw(rng, (4, 6, 5), p.dtype), draw(rng, (4, 5), p.dtype)
+    results = []
+    for inside in (0, value):
+        p.arrays["x"] = p.in_padding(p.arrays["x"], inside)
+        cotangents = p.in_padding(d[0], inside), d[1]
+        tangents = [mx.ones_like(a) for a in p.arrays.values()]
+        tangents[0] = p.in_padding(tangents[0], inside)
+        f = lambda *v: p(path, *v)  # noqa: E731
+        results.append(
+            f()
+            + grads(f, p.arrays.values(), cotangents)
+            + mx.jvp(f, list(p.arrays.values()), tangents)[1]
+        )
+    for a, b in zip(*results, strict=True):
+        equal(a, b)
+
+
+@pytest.mark.parametrize("given", ["hidden", "hidden0", "none"])
+@both_ways
+def test_the_state_of_a_row_without_steps(rng, path, reverse, given):
+    p = problem(
+        rng,
+        (2,),
+        lengths=[0, 3],
+        reverse=reverse,
+        hidden=given == "hidden",
+        hidden0=given == "hidden0",
+    )
+    _, last = p(path)
+    expected = {
+        "hidden": lambda: p.arrays["hidden"][0],
+        "hidden0": lambda: p.arrays["hidden0"],
+        "none": lambda: mx.zeros((5,)),
+    }[given]()
+    equal(last[0], expected)
+    # Its gradient is the state's cotangent.
+    d = mx.zeros((2, 6, 5)), draw(rng, (2, 5), p.dtype)
+    by_name = dict(
+        zip(
+            p.names,
+            grads(lambda *v: p(path, *v), p.arrays.values(), d),
+            strict=True,
+        )
+    )
+    if given == "hidden":
+        equal(by_name["hidden"][0], d[1][0])
+
+
+FORMS = {
+    "list": list,
+    "tuple": tuple,
+    "int64": np.array,
+    "uint8": lambda v: np.array(v, np.uint8),
+    "mlx": mx.array,
+    "mlx uint64": lambda v: mx.array(v, mx.uint64),
+    "mlx int8": lambda v: mx.array(v, mx.int8),
+    "not computed": lambda v: mx.array(v) + 0,
+    "strided": lambda v: mx.array(np.repeat(v, 2))[::2],
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_forms_of_lengths(rng, path, form):
+    p = problem(rng, (4,), lengths=LENGTHS)
+    for a, b in zip(p(path), p(path, lengths=form(LENGTHS)), strict=True):
+        equal(a, b)
+
+
+def test_leading_axes(rng, path):
+    p = problem(rng, (2, 2), lengths=[[4, 0], [6, 1]])
+    q = problem(rng, (4,), lengths=LENGTHS)
+    shapes = {"x": (4, 6, 3), "hidden": (4, 5)}
+    q.arrays = {n: a.reshape(shapes.get(n, a.shape)) for n, a in p.arrays.items()}
+    for a, b in zip(p(path), q(path), strict=True):
+        equal(a.reshape(b.shape), b)
+
+
+@pytest.mark.parametrize("length", [3, np.int32(3), mx.array(3)])
+def test_one_sequence(rng, path, length):
+    p = problem(rng, (), lengths=length)
+    outputs, last = p(path)
+    equal(outputs[3:], mx.zeros((3, 5)))
+    equal(last, outputs[2])
+
+
+def test_leading_axes_of_hidden(rng, path):
+    """The batch is that of hidden, which x broadcasts to."""
+    p = problem(rng, (3,), lengths=[2, 6, 0])
+    x = p.arrays["x"][0]
+    p.arrays["x"] = mx.broadcast_to(x, (3, 6, 3))
+    expected = p(path)
+    p.arrays["x"] = x
+    for a, b, c in zip(p(path), expected, p.truth(), strict=True):
+        close(a, b, c)
+
+
+@pytest.mark.parametrize("lead, L", [((0,), 4), ((2,), 0), ((0, 2), 0)])
+def test_nothing_to_run(rng, path, lead, L):
+    p = problem(rng, lead, L, lengths=np.zeros(lead, int))
+    outputs, last = p(path)
+    equal(outputs, mx.zeros((*lead, L, 5)))
+    equal(last, p.arrays["hidden"])
+
+
+# Each runs f(x) and lets it see its values.
+READABLE = {
+    "call": lambda f, x: f(x),
+    "grad": lambda f, x: mx.grad(lambda x: f(x).sum())(x),
+    "value_and_grad": lambda f, x: mx.value_and_grad(lambda x: f(x).sum())(x),
+    "jvp": lambda f, x: mx.jvp(f, [x], [x]),
+    "checkpoint": lambda f, x: mx.checkpoint(f)(x),
+    "grad of checkpoint": lambda f, x: mx.grad(
+        lambda x: mx.checkpoint(lambda x: f(x).sum())(x)
+    )(x),
+    "compile": lambda f, x: mx.compile(f)(x),
+}
+
+
+@pytest.mark.parametrize("form", [list, np.array, mx.array, lambda v: mx.array(v) + 0])
+@pytest.mark.parametrize("run", READABLE.values(), ids=READABLE)
+@pytest.mark.parametrize("bad", [7, -1])
+def test_values_out_of_range(rng, path, run, form, bad):
+    p = problem(rng, (2,))
+    f = lambda x: p(path, x, *list(p.arrays.values())[1:], lengths=form([3, bad]))[0]  # noqa: E731
+    with pytest.raises(
+        ValueError, match=rf"lengths .*0 to L = 6.*lengths\[1\] is {bad}"
+    ):
+        run(f, p.arrays["x"])
+
+
+def test_values_that_depend_on_a_transforms_argument(rng, path):
+    p = problem(rng, (2,))
+
+    def f(x, lengths):
+        return p(path, x, *list(p.arrays.values())[1:], lengths=lengths + 1)[0].sum()
+
+    with pytest.raises(ValueError, match="lengths"):
+        mx.grad(f)(p.arrays["x"], mx.array([6, 2]))
+    with pytest.raises(ValueError, match="lengths"):
+        mx.checkpoint(f)(p.arrays["x"], mx.array([6, 2]))
+
+
+@both_ways
+def test_values_that_cannot_be_read_are_clamped(rng, path, reverse):
+    p = problem(rng, (3,), reverse=reverse, hidden=False, lengths=[0, 6, 2])
+    expected = p(path)
+
+    def f(x, lengths):
+        return p(path, x, *list(p.arrays.values())[1:], lengths=lengths)
+
+    compiled = mx.compile(f)(p.arrays["x"], mx.array([-3, 9, 2]))
+    for a, b, c in zip(compiled, expected, p.truth(), strict=True):
+        close(a, b, c)
+    mapped = mx.vmap(f)(p.arrays["x"], mx.array([-3, 9, 2]))
+    for a, b, c in zip(mapped, expected, p.truth(), strict=True):
+        close(a, b, c)
+
+
+def test_the_callable_runs_once_a_step_for_all_rows(rng):
+    calls = itertools.count()
+    seen = []
+
+    def f(a):
+        seen.append(a.shape)
+        return mx.squeeze(mx.expand_dims(0 * a + next(calls), 0), 0)
+
+    p = problem(rng, (3,), hidden=False)
+    for reverse in (False, True):
+        calls, seen = itertools.count(), []
+        outputs = mlx_recurrent.rnn(
+            *list(p.arrays.values())[:3],
+            nonlinearity=f,
+            lengths=[6, 1, 0],
+            reverse=reverse,
+        )
+        assert seen == [(3, 5)] * 6
+        places = mx.arange(6)[::-1] if reverse else mx.arange(6)
+        equal(outputs[0, :, 0], places.astype(mx.float32))
+
+
+def _norm(scale):
+    return lambda a: a * scale / mx.linalg.norm(a, axis=-1, keepdims=True)
+
+
+SINGULAR = {
+    "norm": _norm,
+    "root": lambda scale: lambda a: mx.sqrt(mx.abs(a)) * scale,
+    "standard": lambda scale: lambda a: a * scale / mx.std(a, axis=-1, keepdims=True),
+    "softmax": lambda scale: lambda a: mx.softmax(scale * a, axis=-1),
+}
+
+
+@pytest.mark.parametrize("make", SINGULAR.values(), ids=SINGULAR)
+@both_ways
+def test_callables_that_are_singular_at_zero(rng, reverse, make):
+    """What a callable captures gets the gradient of the rows that run."""
+    p = problem(rng, (3,), hidden=False)
+    x, *weights = p.arrays.values()
+    scale = draw(rng, (5,), mx.float32) + 2
+
+    def loss(rows, lengths):
+        def f(x, scale, *weights):
+            return mlx_recurrent.rnn(
+                x, *weights, nonlinearity=make(scale), reverse=reverse, lengths=lengths
+            )[:, :4].sum()
+
+        return mx.grad(f, (0, 1, 2, 3, 4))(rows, scale, *weights)
+
+    padded = mx.concatenate([x[:, :4], mx.full((3, 2, 3), mx.nan)], 1)
+    got = loss(padded, [4, 4, 4])
+    expected = loss(padded[:, :4], None)
+    for a, b in zip(got, expected, strict=True):
+        a = a[:, :4] if a.ndim == 3 else a
+        close(a, b, wide(b))
+
+
+def test_modules_with_parameters(rng):
+    layer = RNN(3, 5, nonlinearity=nn.LayerNorm(5))
+    p = problem(rng, (3,))
+    x = p.arrays["x"]
+
+    def loss(layer, x):
+        return layer(x, lengths=[6, 0, 2]).square().sum()
+
+    got = nn.value_and_grad(layer, loss)
+    p.keywords["lengths"] = [6, 0, 2]
+    (value, tree), (again, same) = got(layer, x), got(layer, p.in_padding(x))
+    equal(value, again)
+    equal(tree["nonlinearity"]["weight"], same["nonlinearity"]["weight"])
+    equal(tree["Wxh"], same["Wxh"])
+
+
+def test_scan(rng):
+    z, Whh = draw(rng, (3, 6, 5), mx.float32), draw(rng, (5, 5), mx.float32, 0.4)
+    got = mlx_recurrent.scan(z, Whh, lengths=[3, 6, 0], reverse=True)
+    terms = reference.Terms(np.array([3, 6, 0]), reverse=True)
+    primals = [wide(z), np.eye(5), wide(Whh), None, None, None, None]
+    truth, _ = reference.terms_rnn(primals, "tanh", terms)
+    expected = mlx_recurrent.rnn(z, mx.eye(5), Whh, lengths=[3, 6, 0], reverse=True)
+    close(got, expected, truth)
+
+
+def test_exporting(rng, tmp_path):
+    """The graph holds the lengths that it was made with, or takes them."""
+    layer, x = RNN(3, 5, leak=0.5), draw(rng, (3, 6, 3), mx.float32)
+    file = str(tmp_path / "layer.mlxfn")
+    lengths = mx.array([3, 6, 0])
+    f = lambda x, lengths: layer(x, lengths=lengths, reverse=True)  # noqa: E731
+    with mlx_recurrent.exporting():
+        mx.export_function(file, f, x, mx.array([1, 2, 3]))
+        expected = f(x, lengths)
+    (got,) = mx.import_function(file)(x, lengths)
+    equal(got, expected)

@@ -1,0 +1,37 @@
+"""The Python of the README and of the API pages runs as it stands."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "api").glob("*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\(([^)#:]+)\)")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_python_blocks(page, tmp_path, monkeypatch):
+    """One after another, in one namespace."""
+    monkeypatch.chdir(tmp_path)  # some write files
+    text = page.read_text("utf-8")
+    blocks = list(BLOCK.finditer(text))
+    assert len(blocks) == text.count("```python")
+    names = {"__name__": page.stem}
+    for block in blocks:
+        # Errors show the line of the page.
+        above = "\n" * text.count("\n", 0, block.start(1))
+        exec(compile(above + block[1], str(page), "exec"), names)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_between_files(page):
+    for link in LINK.findall(page.read_text("utf-8")):
+        assert (page.parent / link).exists(), link
+
+
+def test_every_page_is_reached():
+    text = (ROOT / "README.md").read_text("utf-8")
+    text += (ROOT / "docs" / "api" / "layer.md").read_text("utf-8")
+    assert not [page.name for page in PAGES if f"{page.name})" not in text][1:]

@@ -1,0 +1,171 @@
+"""Episodes: nothing passes from one to the next, in either direction."""
+
+import itertools
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from conftest import DTYPES, draw
+from optional import grads, problem
+from tolerances import close, equal, wide
+
+both_ways = pytest.mark.parametrize("reverse", [False, True])
+both_starts = pytest.mark.parametrize("hidden0", [False, True])
+STARTS = np.array([[0, 0, 1, 0, 0, 1], [0, 0, 0, 0, 0, 0], [1, 1, 0, 0, 1, 0]], bool)
+
+
+def pieces(p, path, n):
+    """The outputs of a row's episodes, run one by one, and the state after the last."""
+    borders = [0, *(np.flatnonzero(STARTS[n, 1:]) + 1), p.L]
+    runs = list(itertools.pairwise(borders))
+    reverse = p.get("reverse", False)
+    outputs = [None] * len(runs)
+    state = p.arrays["hidden"][n] if "hidden" in p.arrays else p.arrays.get("hidden0")
+    order = list(enumerate(runs))
+    for i, (k, (first, end)) in enumerate(reversed(order) if reverse else order):
+        if i > 0 or (not reverse and STARTS[n, 0]):
+            state = p.arrays.get("hidden0")
+        row = {"x": p.arrays["x"][n, first:end], "hidden": state}
+        arrays = {k: v for k, v in p.arrays.items() if k != "hidden0"} | row
+        outputs[k], state = path(
+            p.activation, **arrays, reverse=reverse, return_state=True
+        )
+    return mx.concatenate(outputs), state
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("hidden", [True, False])
+@both_starts
+@both_ways
+def test_episodes_are_sequences_of_their_own(
+    rng, path, reverse, hidden0, hidden, dtype
+):
+    p = problem(
+        rng,
+        reset=STARTS,
+        reverse=reverse,
+        hidden0=hidden0,
+        hidden=hidden,
+        dtype=dtype,
+    )
+    outputs, last = p(path)
+    truth, true_last = p.truth()
+    for n in range(3):
+        row, state = pieces(p, path, n)
+        close(outputs[n], row, truth[n])
+        close(last[n], state, true_last[n])
+
+
+@both_starts
+@both_ways
+def test_gradients_of_episodes(rng, path, reverse, hidden0):
+    p = problem(rng, reset=STARTS, reverse=reverse, hidden0=hidden0)
+    d = draw(rng, (3, 6, 5), p.dtype), draw(rng, (3, 5), p.dtype)
+
+    def by_pieces(*values):
+        arrays, p.arrays = p.arrays, dict(zip(p.names, values, strict=True))
+        rows = [pieces(p, path, n) for n in range(3)]
+        p.arrays = arrays
+        return [mx.stack(same) for same in zip(*rows, strict=True)]
+
+    got = grads(lambda *v: p(path, *v), p.arrays.values(), d)
+    expected = grads(by_pieces, p.arrays.values(), d)
+    for name, a, b, c in zip(p.names, got, expected, p.gradients(*d), strict=True):
+        close(a, b, c, name)
+
+
+@both_starts
+@both_ways
+def test_nan_stays_in_its_episode(rng, path, reverse, hidden0):
+    """Forwards and backwards in time."""
+    p = problem(rng, (1,), reset=[[0, 0, 1, 0, 1, 0]], reverse=reverse, hidden0=hidden0)
+    x = p.arrays["x"]
+    for first, end in ((0, 2), (2, 4), (4, 6)):
+        p.arrays["x"] = mx.where(
+            mx.logical_and(mx.arange(6) >= first, mx.arange(6) < end)[:, None],
+            mx.nan,
+            x,
+        )
+        values = list(p.arrays.values())
+        (y, _), (dx, *_) = mx.vjp(
+            lambda *v: p(path, *v), values, [mx.ones((1, 6, 5)), mx.zeros((1, 5))]
+        )
+        for a in (y, dx):
+            inside = np.isnan(wide(a)).any(-1)[0]
+            assert not np.delete(inside, range(first, end)).any()
+
+
+def test_hidden_is_not_used_where_step_0_starts_an_episode(rng, path):
+    p = problem(rng, (2,), reset=[[1, 0, 0, 0, 0, 0], [0] * 6])
+    expected = p(path)
+    hidden = p.arrays["hidden"]
+    nan = mx.array([[np.nan], [0.0]])
+    p.arrays["hidden"] = hidden + nan
+    for a, b in zip(p(path), expected, strict=True):
+        equal(a, b)
+    got = grads(
+        lambda h: p(path, *[h if n == "hidden" else a for n, a in p.arrays.items()]),
+        [p.arrays["hidden"]],
+        [mx.ones_like(a) for a in expected],
+    )[0]
+    equal(got[0], mx.zeros((5,)))
+    assert (got[1] != 0).any()
+
+
+def test_without_hidden_the_product_is_absent(rng, path):
+    """A Whh of NaN shows where it is read: at steps that start no episode."""
+    p = problem(rng, (1,), reset=[[0, 1, 1, 0, 1, 1]], hidden=False)
+    p.arrays["Whh"] = mx.full((5, 5), mx.nan)
+    for reverse, read in ((False, [3]), (True, [2])):
+        outputs, _ = p(path, reverse=reverse)
+        assert list(np.flatnonzero(np.isnan(wide(outputs)).any(-1)[0])) == read
+
+
+def test_the_first_place_means_nothing_backwards(rng, path):
+    p = problem(rng, (2,), reverse=True, reset=np.zeros((2, 6), bool))
+    expected = p(path)
+    reset = np.zeros((2, 6), bool)
+    reset[:, 0] = True
+    for a, b in zip(p(path, reset=reset), expected, strict=True):
+        equal(a, b)
+
+
+@both_ways
+def test_the_padding_starts_no_episode(rng, path, reverse):
+    p = problem(rng, reset=STARTS, lengths=[4, 6, 0], reverse=reverse)
+    expected = p(path)
+    for a, b in zip(p(path, reset=STARTS | p.padding), expected, strict=True):
+        equal(a, b)
+    for a, b in zip(p(path, reset=STARTS & ~p.padding), expected, strict=True):
+        equal(a, b)
+
+
+FORMS = {
+    "bool list": lambda v: v.tolist(),
+    "integer list": lambda v: v.astype(int).tolist(),
+    "uint8": lambda v: v.astype(np.uint8),
+    "mlx": mx.array,
+    "mlx int32": lambda v: mx.array(v.astype(np.int32)),
+    "not computed": lambda v: mx.array(~v) == 0,
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_forms_of_reset(rng, path, form):
+    p = problem(rng, reset=STARTS)
+    for a, b in zip(p(path), p(path, reset=form(STARTS)), strict=True):
+        equal(a, b)
+
+
+def test_as_an_argument_of_transforms(rng, path):
+    p = problem(rng, reset=STARTS)
+
+    def f(x, hidden, reset):
+        values = [{"x": x, "hidden": hidden}.get(n, a) for n, a in p.arrays.items()]
+        return p(path, *values, reset=reset)
+
+    x, hidden = p.arrays["x"], p.arrays["hidden"]
+    mapped = mx.vmap(f)(x, hidden, mx.array(STARTS.astype(np.int32)))
+    for a, b, c in zip(mapped, p(path), p.truth(), strict=True):
+        close(a, b, c)
