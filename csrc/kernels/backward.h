@@ -228,6 +228,11 @@ struct BackwardRun {
     return steps.ldh;
   }
 
+  // Whether something is wanted of what passes to where episodes start.
+  bool restarts() const {
+    return args.drestart && layout.terms.episodes;
+  }
+
   void pack_weights() const {
     Range own = shares.once(panel_count<C>(g.H));
     pack<T>(
@@ -478,7 +483,7 @@ struct BackwardRun {
       later = nullptr;
     }
     if (!layout.is_plain()) {
-      if (later) {
+      if (later && (restarts() || !layout.running.truncates(i + 1))) {
         collect(i + 1, steps.count_at(i + 1), later, now);
       }
       terms.begin_step(i, count);
@@ -526,11 +531,10 @@ struct BackwardRun {
         Sums<C>{nullptr, 0, layout.back, ldh()},
         [](const Tile<C>&) {});
     bool whole = !layout.running.truncates(i);
-    for (int64_t r = 0; r < count; ++r, to += ldh()) {
+    for (int64_t r = 0; r < count; ++r) {
       bool starts = layout.running.starts(steps.rows.first + r, i);
-      C* sum = starts ? layout.sums[0] : to;
-      for (int64_t j = steps.columns.first;
-           (starts || whole) && j < steps.columns.last;
+      C* sum = starts ? layout.sums[0] : whole ? to + r * ldh() : nullptr;
+      for (int64_t j = steps.columns.first; sum && j < steps.columns.last;
            j += lanes) {
         store_as(sum + j, load_as<Vec<C>>(sum + j) + passed(r, j));
       }
@@ -902,7 +906,14 @@ struct BackwardRun {
       }
       move_chunk_sums(slice);
     }
-    if (later && first == 0 && (args.dhidden || args.drestart)) {
+    if (!later) {
+      return;
+    }
+    if (first > 0 && restarts()) {
+      // Nothing passes this border but to an episode that starts there.
+      collect(first * layout.steps, count, later, nullptr);
+      move_chunk_sums(slice);
+    } else if (first == 0 && (args.dhidden || restarts())) {
       write_dhidden(count, later);
       move_chunk_sums(slice);
     }

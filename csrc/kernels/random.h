@@ -62,6 +62,8 @@ INLINE void mix(Words (&x)[4], const uint32_t (&keys)[5]) {
 struct Generator {
   uint32_t keys[5];
 
+  Generator() = default;
+
   explicit Generator(const Draws& draws) : keys{} {
     keys[0] = draws.key[0];
     keys[1] = draws.key[draws.key_stride];
@@ -72,7 +74,7 @@ struct Generator {
   // room for whole multiples.
   INLINE_MEMBER void draw(
       Drawn what,
-      int64_t row,
+      uint32_t row,
       int64_t t,
       int64_t first,
       int64_t last,
@@ -89,7 +91,7 @@ struct Generator {
         Words x[4] = {
             lane + block + keys[0],
             Words{} + (static_cast<uint32_t>(t) + keys[1]),
-            Words{} + (static_cast<uint32_t>(row) + keys[2]),
+            Words{} + (row + keys[2]),
             Words{} + (static_cast<uint32_t>(what) + keys[3])};
         mix<0>(x, keys);
         for (int j = 0; j < 4; ++j) {

@@ -17,14 +17,16 @@ struct Terms {
   const Running& running;
   Range columns; // of H, this member's
   int64_t ldh, ldd;
-  Range rows{0, 0}; // positions; set by begin
-  C* restart;       // (ldh), zeros where there is none
-  C* leak;          // (ldh)
-  C* factors;       // (rows, ldh), of recurrent dropout
-  C* input_factors; // (rows, ldd)
-  C* saved;         // (rows, ldh): what was there before an absent product
-  uint32_t* words;  // (rows, ldw), of the step at hand, where zoneout draws
-  bool* started;    // (rows): whether an episode starts with the step at hand
+  Range rows{0, 0};     // positions; set by begin
+  C* restart;           // (ldh), zeros where there is none
+  C* leak;              // (ldh)
+  C* factors;           // (rows, ldh), of recurrent dropout
+  C* input_factors;     // (rows, ldd)
+  C* saved;             // (rows, ldh): what was there before an absent product
+  uint32_t* words;      // (rows, ldw), of the step at hand, where zoneout draws
+  uint32_t* drawn_rows; // (rows): as what they draw
+  Generator generator;
+  bool* started; // (rows): whether an episode starts with the step at hand
   int64_t ldw;
   uint32_t bound; // words below it keep a unit
   // Which of the terms there are.
@@ -61,6 +63,7 @@ struct Terms {
         draws_units       ? most * ldw
             : g.draws.key ? ldw
                           : 0));
+    drawn_rows = reinterpret_cast<uint32_t*>(take(g.draws.key ? most : 0));
     started = reinterpret_cast<bool*>(take(episodes ? most : 0));
   }
 
@@ -89,8 +92,10 @@ struct Terms {
     if (!g.draws.key) {
       return;
     }
+    generator = Generator(g.draws);
     for (int64_t p = rows.first; p < rows.last; ++p) {
       int64_t r = p - rows.first;
+      drawn_rows[r] = static_cast<uint32_t>(running.row(p) % g.draws.rows);
       if (drops_states) {
         draw_factors(
             Drawn::recurrent_dropout,
@@ -219,8 +224,8 @@ struct Terms {
       Range units,
       uint32_t* to) const {
     int64_t first = units.first / kDrawnUnits * kDrawnUnits;
-    int64_t row = running.row(position) % g.draws.rows;
-    Generator(g.draws).draw(what, row, t, first, units.last, to + first);
+    uint32_t row = drawn_rows[position - rows.first];
+    generator.draw(what, row, t, first, units.last, to + first);
   }
 
   void draw_factors(
