@@ -3,7 +3,7 @@
 Letters: ``N`` rows of the batch, ``L`` steps, ``D`` input and ``H`` hidden features.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:  # the command's options need the names alone
     import numpy as np
@@ -29,7 +29,8 @@ class Work(NamedTuple):
 
     Args:
         kind (str): ``"forward"``; ``"training"``, the vector-Jacobian product with
-            respect to the weights; ``"call"``, the forward pass never evaluated;
+            respect to the weights; ``"kept"``, the same with the outputs held to its
+            end; ``"call"``, the forward pass never evaluated;
             ``"matmul"`` or ``"linear"`` of ``(L, D)`` and ``(H, D)``; ``"addition"``;
             ``"stream"``, the next step, from the state that the last one left, or
             ``"step"``, the same by ``layer.step``; or one of ``TRANSFORMS``.
@@ -42,6 +43,9 @@ class Work(NamedTuple):
         nonlinearity (str, optional): One of ``CALLABLES``. Default: ``"tanh"``.
         quantile (float, optional): Of the times of the calls of a turn: which one
             counts. Default: ``0.5``.
+        option (str, optional): What sets it apart from one plain layer: ``"lengths"``,
+            rows that end early; one of ``NETWORKS``, ``REGULARISERS`` or
+            ``LONG_WAYS``. Default: ``""``.
     """
 
     kind: str
@@ -51,27 +55,71 @@ class Work(NamedTuple):
     threads: int = 0
     nonlinearity: str = "tanh"
     quantile: float = 0.5
+    option: str = ""
 
     def arrays(self) -> "dict[str, np.ndarray]":
-        """Input, parameters and a cotangent of the output: equal in every process."""
+        """Input, parameters and a cotangent of the result: equal in every process.
+
+        The parameters of a network's further layers are named ``Wxh1`` and so on.
+        """
         import numpy as np
 
         _, N, L, D, H = self.case
         rng = np.random.default_rng(0)
         bound = H**-0.5
-        draw = {
-            "x": rng.standard_normal((N, L, D)),
-            "Wxh": rng.uniform(-bound, bound, (H, D)),
-            "Whh": rng.uniform(-bound, bound, (H, H)),
-            "bias": rng.uniform(-bound, bound, H),
-            "cotangent": rng.standard_normal((N, L, H)),
-        }
+        draw = {"x": rng.standard_normal((N, L, D))}
+        for i in range(self.layers):
+            features = D if i == 0 or self.option == "bidirectional" else H
+            draw[f"Wxh{i or ''}"] = rng.uniform(-bound, bound, (H, features))
+            draw[f"Whh{i or ''}"] = rng.uniform(-bound, bound, (H, H))
+            draw[f"bias{i or ''}"] = rng.uniform(-bound, bound, H)
+        if self.state_only:
+            result = (N, H)
+        else:
+            result = (N, L, 2 * H if self.option == "bidirectional" else H)
+        draw["cotangent"] = rng.standard_normal(result)
         if self.tiny == "states":
             draw["x"] *= 1e-39
             draw["bias"] *= 0
         if self.tiny == "deltas":
             draw["cotangent"] *= 1e-39
         return {name: a.astype(np.float32) for name, a in draw.items()}
+
+    @property
+    def layers(self) -> int:
+        """How many layers there are."""
+        return NETWORKS.get(self.option, 1)
+
+    def weights(self) -> "list[list[np.ndarray]]":
+        """Wxh, Whh and bias of each layer."""
+        arrays = self.arrays()
+        return [
+            [arrays[f"{name}{i or ''}"] for name in ("Wxh", "Whh", "bias")]
+            for i in range(self.layers)
+        ]
+
+    def layer_arguments(self) -> dict[str, float]:
+        """What the layer is made with, beside its sizes."""
+        return REGULARISERS.get(self.option, {})
+
+    def call_arguments(self) -> dict[str, Any]:
+        """What the layer is called with, beside its input."""
+        if self.option == "lengths":
+            return {"lengths": self.lengths()}
+        return LONG_WAYS.get(self.option, {})
+
+    @property
+    def state_only(self) -> bool:
+        """Whether the result is the state after the last step alone."""
+        return self.call_arguments().get("return_state") == "only"
+
+    def lengths(self) -> "np.ndarray":
+        """Steps of each row, from 1 on: a quarter of L on average, the longest L."""
+        import numpy as np
+
+        _, N, L, _, _ = self.case
+        order = np.random.default_rng(3).permutation(N) + 1
+        return np.ceil(L * (order / N) ** 3).astype(np.int32)
 
     def directions(self) -> "dict[str, np.ndarray]":
         """What the Hessian of the weights is multiplied by."""
@@ -164,6 +212,55 @@ CALLABLE_CASES = [
     Case("broad", 32, 128, 256, 256),
 ]
 
+# Rows of different lengths in one batch.
+LENGTHS_CASES = [
+    Case("sentences", 64, 256, 128, 128),
+    Case("recordings", 64, 256, 64, 256),
+]
+
+# The row of ours that runs every step.
+PADDED = "padded"
+
+# Several layers in one, with how many there are.
+NETWORKS = {"bidirectional": 2, "depth": 3}
+NETWORK_CASES = [
+    Case("network, alone", 1, 256, 128, 128),
+    Case("network", 32, 128, 128, 256),
+]
+
+# What a layer in training mode is made with, by name.
+REGULARISERS = {
+    "leak": {"leak": 0.5},
+    "zoneout": {"zoneout": 0.1},
+    "input dropout": {"input_dropout": 0.2},
+    "recurrent dropout": {"recurrent_dropout": 0.2},
+}
+# The row without any.
+PLAIN = "none"
+REGULARISER_CASES = [CASES[3], CASES[5], CASES[1]]
+# Of MLX's random state before the first call, from which masks are drawn.
+SEED = 0
+
+# Training on a sequence that is long, by what of it is used and how it is called.
+EVERY = 1000
+LONG_WAYS = {
+    "outputs": {},
+    f"outputs, checkpoint_every={EVERY}": {"checkpoint_every": EVERY},
+    "state": {"return_state": "only"},
+    f"state, checkpoint_every={EVERY}": {
+        "return_state": "only",
+        "checkpoint_every": EVERY,
+    },
+    f"state, truncate_every={EVERY}": {
+        "return_state": "only",
+        "truncate_every": EVERY,
+    },
+}
+LONG_CASE = Case("long", 1, 1_000_000, 32, 64)
+LONG_LENGTHS = [100_000, 1_000_000]
+# What is compared with the reference, which runs a step at a time: a few blocks.
+LONG_JUDGED = 3_500
+
 SECTIONS = {
     "forward": "the forward pass beside every peer",
     "training": "the vector-Jacobian product with respect to the weights",
@@ -177,6 +274,11 @@ SECTIONS = {
     "types": "half types and denormal numbers relative to float32",
     "transforms": "derivatives of derivatives, gradients of each row, ensembles",
     "callables": "other nonlinearities relative to tanh",
+    "lengths": "rows that end early, beside the whole batch and every peer",
+    "bidirectional": "both directions, beside every peer",
+    "depth": "three layers, beside every peer",
+    "regularisers": "leak, zoneout and dropouts relative to none",
+    "long": "training over a million steps: time and memory",
 }
 PASSES = ("forward", "training")
 

@@ -43,7 +43,9 @@ def _states(h: Any) -> "dict[str, np.ndarray]":
 def _gradients(gradients: Sequence[Any]) -> "dict[str, np.ndarray]":
     import numpy as np
 
-    return dict(zip(WEIGHTS, map(np.asarray, gradients), strict=True))
+    layers = range(len(gradients) // len(WEIGHTS))
+    names = [f"{name}{i or ''}" for i in layers for name in WEIGHTS]
+    return dict(zip(names, map(np.asarray, gradients), strict=True))
 
 
 def _members(h: Any) -> "dict[str, np.ndarray]":
@@ -52,11 +54,40 @@ def _members(h: Any) -> "dict[str, np.ndarray]":
     return {"h": np.stack([np.asarray(member) for member in h])}
 
 
+def _mlx_network(work: "Work", library: Any, **made: Any) -> tuple[list[Any], Any]:
+    """The layers, and what calls them all, of ``mlx_recurrent`` or ``mlx.nn``."""
+    import mlx.core as mx
+
+    D, H = work.case.D, work.case.H
+    if work.option == "bidirectional":
+        forward, backward = layers = [library.RNN(D, H, **made) for _ in range(2)]
+        if hasattr(library, "Bidirectional"):
+            return layers, library.Bidirectional(forward, backward)
+        return layers, lambda x: mx.concatenate(
+            [forward(x), backward(x[:, ::-1])[:, ::-1]], axis=-1
+        )
+    sizes = [D, *[H] * (work.layers - 1)]
+    layers = [library.RNN(size, H, **made) for size in sizes]
+    if work.option != "depth":
+        return layers, layers[0]
+    if hasattr(library, "Stack"):
+        return layers, library.Stack(layers)
+
+    def one_after_another(x: mx.array) -> mx.array:
+        for layer in layers:
+            x = layer(x)
+        return x
+
+    return layers, one_after_another
+
+
 def mlx(work: "Work", threads: int, package: str) -> Prepared:
     """``package.RNN``, or one of MLX's operations and this package's own."""
     import mlx.core as mx
     import mlx.nn as nn
     import numpy as np
+
+    from cases import SEED
 
     if package == "mlx_recurrent":
         import mlx_recurrent as library
@@ -74,6 +105,7 @@ def mlx(work: "Work", threads: int, package: str) -> Prepared:
         return Prepared(_native.measure_exchange, lambda _: {}, measures=True)
 
     def begin() -> None:
+        mx.random.seed(SEED)
         if package == "mlx_recurrent":
             library.set_num_threads(work.threads or threads)
 
@@ -87,8 +119,16 @@ def mlx(work: "Work", threads: int, package: str) -> Prepared:
         from callables import TRACED
 
         nonlinearity = TRACED[work.nonlinearity].make()
-    layer = library.RNN(work.case.D, work.case.H, nonlinearity=nonlinearity)
-    layer.Wxh, layer.Whh, layer.bias = weights
+    layers, network = _mlx_network(
+        work, library, nonlinearity=nonlinearity, **work.layer_arguments()
+    )
+    layer, called = layers[0], work.call_arguments()
+
+    def set_weights(weights: Sequence[mx.array]) -> None:
+        for i, layer in enumerate(layers):
+            layer.Wxh, layer.Whh, layer.bias = weights[3 * i : 3 * i + 3]
+
+    set_weights(weights)
 
     def wide(*results: mx.array) -> list[np.ndarray]:
         if work.dtype == "bfloat16":  # which NumPy does not have
@@ -104,8 +144,8 @@ def mlx(work: "Work", threads: int, package: str) -> Prepared:
         return Prepared(run, lambda h: {"h": wide(h)[0]}, begin)
 
     def states(x: mx.array, *weights: mx.array) -> mx.array:
-        layer.Wxh, layer.Whh, layer.bias = weights
-        return layer(x)
+        set_weights(weights)
+        return network(x, **called)
 
     def loss(x: mx.array, cotangent: mx.array, *weights: mx.array) -> mx.array:
         return (states(x, *weights) * cotangent).sum()
@@ -115,8 +155,16 @@ def mlx(work: "Work", threads: int, package: str) -> Prepared:
     def penalty(*weights: mx.array) -> mx.array:
         return mx.grad(loss)(x, cotangent, *weights).square().sum()
 
+    def outputs_and_gradients() -> tuple[list[mx.array], list[mx.array]]:
+        return mx.vjp(lambda *w: [states(x, *w)], weights, [cotangent])
+
     def training() -> list[mx.array]:
-        return mx.vjp(lambda *w: [states(x, *w)], weights, [cotangent])[1]
+        return outputs_and_gradients()[1]
+
+    def kept() -> list[mx.array]:
+        outputs, gradients = outputs_and_gradients()
+        mx.eval(outputs, gradients)
+        return gradients
 
     def hessian() -> list[mx.array]:
         return mx.jvp(lambda *w: gradient(x, cotangent, *w), weights, directions)[1]
@@ -181,6 +229,8 @@ def mlx(work: "Work", threads: int, package: str) -> Prepared:
         )
     if work.kind == "training":
         return of_weights(training)
+    if work.kind == "kept":
+        return of_weights(kept)
     if work.kind == "penalty":
         return of_weights(lambda: mx.grad(penalty, (0, 1, 2))(*weights))
     if work.kind == "hessian":
@@ -207,7 +257,7 @@ def mlx(work: "Work", threads: int, package: str) -> Prepared:
         return evaluated(linear, x[0])
     if work.kind == "addition":
         return evaluated(mx.add, layer.bias, layer.bias)
-    return evaluated(layer, x)
+    return evaluated(lambda x: network(x, **called), x)
 
 
 def torch(work: "Work", threads: int) -> Prepared:
@@ -215,13 +265,35 @@ def torch(work: "Work", threads: int) -> Prepared:
     import torch
 
     arrays = {name: torch.from_numpy(a) for name, a in work.arrays().items()}
-    x, cotangent = arrays["x"], arrays["cotangent"]
-    layer = torch.nn.RNN(work.case.D, work.case.H, batch_first=True)
-    weights = [layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0]
+    x, cotangent = arrays.pop("x"), arrays.pop("cotangent")
+    bidirectional = work.option == "bidirectional"
+    layer = torch.nn.RNN(
+        work.case.D,
+        work.case.H,
+        num_layers=1 if bidirectional else work.layers,
+        bidirectional=bidirectional,
+        batch_first=True,
+    )
+    weights = []
     with torch.no_grad():
-        for weight, name in zip(weights, WEIGHTS, strict=True):
-            weight.copy_(arrays[name])
-        layer.bias_hh_l0.zero_()
+        for *of_layer, hidden_bias in layer.all_weights:
+            weights += of_layer
+            hidden_bias.zero_()
+        for weight, values in zip(weights, arrays.values(), strict=True):
+            weight.copy_(values)
+    outputs = _states
+    if work.option == "lengths":
+        # Once: a program packs a batch when it is made.
+        def packed(rows: Any) -> Any:
+            return torch.nn.utils.rnn.pack_padded_sequence(
+                rows, torch.from_numpy(work.lengths()), True, enforce_sorted=False
+            )
+
+        x, cotangent = packed(x), packed(cotangent).data
+
+        def outputs(h: Any) -> "dict[str, np.ndarray]":
+            rows = torch.nn.utils.rnn.pad_packed_sequence(h, batch_first=True)[0]
+            return _states(rows)
 
     def begin() -> None:
         # As a program in real time would: once, and without a second thread, which
@@ -235,13 +307,16 @@ def torch(work: "Work", threads: int) -> Prepared:
             return layer(x)[0]
 
     def training() -> Any:
-        return torch.autograd.grad(layer(x)[0], weights, grad_outputs=cotangent)
+        h = layer(x)[0]
+        h = h.data if work.option == "lengths" else h
+        return torch.autograd.grad(h, weights, grad_outputs=cotangent)
 
     def gradient(x: Any, cotangent: Any, of: Any) -> Any:
         loss = (layer(x)[0] * cotangent).sum()
         return torch.autograd.grad(loss, of, create_graph=True)
 
     def penalty() -> Any:
+        moving = x.detach().requires_grad_()
         (slope,) = gradient(moving, cotangent, [moving])
         return torch.autograd.grad(slope.square().sum(), weights)
 
@@ -257,7 +332,6 @@ def torch(work: "Work", threads: int) -> Prepared:
         ]
         return [torch.stack(same) for same in zip(*rows, strict=True)]
 
-    moving = x.clone().requires_grad_()
     directions = [torch.from_numpy(a) for a in work.directions().values()]
     of_weights = {
         "training": training,
@@ -287,7 +361,7 @@ def torch(work: "Work", threads: int) -> Prepared:
             return torch.stack(states[1:], 1)
 
         return Prepared(next_step, lambda _: _states(sequence()), begin)
-    return Prepared(forward, _states, begin)
+    return Prepared(forward, outputs, begin)
 
 
 def jax(work: "Work", threads: int) -> Prepared:
@@ -297,17 +371,35 @@ def jax(work: "Work", threads: int) -> Prepared:
     import jax.numpy as jnp
 
     arrays = {name: jnp.asarray(a) for name, a in work.arrays().items()}
-    x, cotangent = arrays["x"], arrays["cotangent"]
-    weights = [arrays[name] for name in WEIGHTS]
+    x, cotangent = arrays.pop("x"), arrays.pop("cotangent")
+    weights = list(arrays.values())
 
-    def states(x: Any, Wxh: Any, Whh: Any, bias: Any) -> Any:
+    def one(x: Any, Wxh: Any, Whh: Any, bias: Any, reverse: bool = False) -> Any:
         def step(h: Any, z: Any) -> tuple[Any, Any]:
             h = jnp.tanh(z + h @ Whh.T)
             return h, h
 
+        def masked_step(h: Any, z_and_runs: tuple[Any, Any]) -> tuple[Any, Any]:
+            z, runs = z_and_runs
+            new = jnp.tanh(z + h @ Whh.T)
+            return jnp.where(runs, new, h), jnp.where(runs, new, 0)
+
         z = x.swapaxes(0, 1) @ Wxh.T + bias
-        _, h = jax.lax.scan(step, jnp.zeros((x.shape[0], Whh.shape[0])), z)
+        first = jnp.zeros((x.shape[0], Whh.shape[0]))
+        if work.option == "lengths":
+            runs = jnp.arange(len(z))[:, None, None] < work.lengths()[:, None]
+            _, h = jax.lax.scan(masked_step, first, (z, runs))
+        else:
+            _, h = jax.lax.scan(step, first, z, reverse=reverse)
         return h.swapaxes(0, 1)
+
+    def states(x: Any, *weights: Any) -> Any:
+        if work.option == "bidirectional":
+            backward = one(x, *weights[3:], reverse=True)
+            return jnp.concatenate([one(x, *weights[:3]), backward], -1)
+        for i in range(0, len(weights), 3):
+            x = one(x, *weights[i : i + 3])
+        return x
 
     def gradients(x: Any, cotangent: Any, *weights: Any) -> Any:
         _, pull_back = jax.vjp(lambda *w: states(x, *w), *weights)
@@ -354,9 +446,9 @@ def jax(work: "Work", threads: int) -> Prepared:
         return Prepared(run(ensemble, x, *stacked), _states)
     if work.kind == "calls":
         apart = [[a[i] for a in stacked] for i in range(len(stacked[0]))]
-        one = jax.jit(states)
+        call = jax.jit(states)
         return Prepared(
-            lambda: jax.block_until_ready([one(x, *member) for member in apart]),
+            lambda: jax.block_until_ready([call(x, *member) for member in apart]),
             _members,
         )
     return Prepared(run(states, x, *weights), _states)
@@ -368,33 +460,46 @@ def onnxruntime(work: "Work", threads: int) -> Prepared:
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
-    arrays = work.arrays()
     _, N, L, D, H = work.case
-    x = np.ascontiguousarray(arrays["x"].swapaxes(0, 1))
-    constants = {
-        "W": arrays["Wxh"][None],
-        "R": arrays["Whh"][None],
-        "B": np.concatenate([arrays["bias"], np.zeros(H, np.float32)])[None],
-    }
+    x = np.ascontiguousarray(work.arrays()["x"].swapaxes(0, 1))
     # A step is given the state, and gives it back.
-    stream = work.kind == "stream"
-    given = ["X", "W", "R", "B", *(["", "H"] if stream else [])]
-    shapes = {
-        "X": (1 if stream else L, N, D),
-        "H": (1, N, H),
-        "Y": (L, 1, N, H),
-        "Y_h": (1, N, H),
-    }
-
-    def described(name: str) -> Any:
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shapes[name])
-
-    result = ["", "Y_h"] if stream else ["Y"]
+    stream, rows_end = work.kind == "stream", work.option == "lengths"
+    constants, nodes = {}, []
+    both = work.option == "bidirectional"
+    weights = work.weights()
+    # A node has one direction of one layer, or both.
+    for i, of_node in enumerate([weights] if both else [[one] for one in weights]):
+        Wxh, Whh, bias = map(np.stack, zip(*of_node, strict=True))
+        constants[f"W{i}"], constants[f"R{i}"] = Wxh, Whh
+        constants[f"B{i}"] = np.concatenate([bias, np.zeros_like(bias)], axis=1)
+        if i:
+            nodes.append(helper.make_node("Squeeze", [f"Y{i - 1}", "axis"], [f"X{i}"]))
+            constants["axis"] = np.array([1])
+        given = [f"{name}{i}" for name in "XWRB"]
+        given.append("lengths" if rows_end else "")
+        given.append("H" if stream else "")
+        result = "Y_h" if stream else f"Y{i}"
+        nodes.append(
+            helper.make_node(
+                "RNN",
+                given,
+                ["", result] if stream else [result],
+                hidden_size=H,
+                direction="bidirectional" if both else "forward",
+            )
+        )
+    if rows_end:
+        constants["lengths"] = work.lengths()
+    states = helper.make_tensor_value_info("H", TensorProto.FLOAT, (1, N, H))
+    steps_of_x = helper.make_tensor_value_info(
+        "X0", TensorProto.FLOAT, (1 if stream else L, N, D)
+    )
+    shape = (1, N, H) if stream else (L, 2 if both else 1, N, H)
     graph = helper.make_graph(
-        [helper.make_node("RNN", given, result, hidden_size=H)],
+        nodes,
         "layer",
-        [described(name) for name in given if name in shapes],
-        [described(result[-1])],
+        [steps_of_x, states] if stream else [steps_of_x],
+        [helper.make_tensor_value_info(result, TensorProto.FLOAT, shape)],
         [numpy_helper.from_array(a, name) for name, a in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)])
@@ -405,7 +510,7 @@ def onnxruntime(work: "Work", threads: int) -> Prepared:
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    inputs = {"X": x}
+    inputs = {"X0": x}
     if stream:
         first = np.zeros((1, N, H), np.float32)
         steps = [x[t : t + 1] for t in range(L)]
@@ -413,19 +518,19 @@ def onnxruntime(work: "Work", threads: int) -> Prepared:
 
         def next_step() -> Any:
             nonlocal state
-            state = session.run(None, {"X": steps[0], "H": state})[0]
+            state = session.run(None, {"X0": steps[0], "H": state})[0]
             return state
 
         def sequence() -> Any:
             states = [first]
             for step in steps:
-                states.append(session.run(None, {"X": step, "H": states[-1]})[0])
+                states.append(session.run(None, {"X0": step, "H": states[-1]})[0])
             return np.stack([a[0] for a in states[1:]], axis=1)
 
         return Prepared(next_step, lambda _: _states(sequence()))
     return Prepared(
         lambda: session.run(None, inputs)[0],
-        lambda y: _states(y[:, 0].swapaxes(0, 1)),
+        lambda y: _states(y.transpose(2, 0, 1, 3).reshape(N, L, -1)),
     )
 
 
@@ -435,21 +540,25 @@ def openvino(work: "Work", threads: int) -> Prepared:
     import openvino
     from openvino import opset13 as ops
 
-    arrays = work.arrays()
     _, N, L, D, H = work.case
-    x = ops.parameter([N, L, D], np.float32)
-    sequence = ops.rnn_sequence(
-        x,
-        ops.constant(np.zeros((N, 1, H), np.float32)),
-        ops.constant(np.full(N, L, np.int32)),
-        ops.constant(arrays["Wxh"][None]),
-        ops.constant(arrays["Whh"][None]),
-        ops.constant(arrays["bias"][None]),
-        H,
-        "forward",
-        activations=["tanh"],
-    )
-    model = openvino.Model([sequence.output(0)], [x], "layer")
+    both = work.option == "bidirectional"
+    weights = work.weights()
+    lengths = work.lengths() if work.option == "lengths" else np.full(N, L, np.int32)
+    x = states = ops.parameter([N, L, D], np.float32)
+    for of_node in [weights] if both else [[one] for one in weights]:
+        if states is not x:
+            states = ops.squeeze(states, ops.constant(1))
+        sequence = ops.rnn_sequence(
+            states,
+            ops.constant(np.zeros((N, len(of_node), H), np.float32)),
+            ops.constant(lengths),
+            *(ops.constant(np.stack(same)) for same in zip(*of_node, strict=True)),
+            H,
+            "bidirectional" if both else "forward",
+            activations=["tanh"],
+        )
+        states = sequence.output(0)
+    model = openvino.Model([states], [x], "layer")
     request = openvino.compile_model(
         model,
         "CPU",
@@ -460,13 +569,13 @@ def openvino(work: "Work", threads: int) -> Prepared:
             "NUM_STREAMS": 1,
         },
     ).create_infer_request()
-    request.set_input_tensor(0, openvino.Tensor(arrays["x"]))
+    request.set_input_tensor(0, openvino.Tensor(work.arrays()["x"]))
 
     def run() -> Any:
         request.infer()
         return request.get_output_tensor(0).data
 
-    return Prepared(run, lambda y: _states(y[:, 0].copy()))
+    return Prepared(run, lambda y: _states(y.swapaxes(1, 2).reshape(N, L, -1)))
 
 
 class Peer(NamedTuple):
@@ -478,6 +587,8 @@ class Peer(NamedTuple):
         needs (tuple of str): The modules without which it cannot run.
         distribution (str): What carries its version.
         passes (tuple of str): What it can do, of the kinds of work.
+        options (tuple of str): The options of work that it has, for a forward pass and
+            training where it can do them.
     """
 
     label: str
@@ -485,11 +596,14 @@ class Peer(NamedTuple):
     needs: tuple[str, ...]
     distribution: str
     passes: tuple[str, ...]
+    options: tuple[str, ...]
 
 
 DERIVATIVES = ("forward", "training", "penalty", "hessian", "examples")
 EVERYTHING = (*DERIVATIVES, "ensemble", "calls")
 STEPS = ("stream", "step")
+NETWORKS = ("bidirectional", "depth")
+REGULARISERS = ("leak", "zoneout", "input dropout", "recurrent dropout")
 OURS, UPSTREAM = "mlx_recurrent", "mlx.nn"
 LIBRARIES = {
     OURS: Peer(
@@ -497,7 +611,8 @@ LIBRARIES = {
         lambda w, n: mlx(w, n, OURS),
         ("mlx_recurrent",),
         "mlx-recurrent",
-        EVERYTHING + STEPS,
+        (*EVERYTHING, *STEPS, "kept"),
+        ("lengths", *NETWORKS, *REGULARISERS),
     ),
     UPSTREAM: Peer(
         "mlx.nn.RNN",
@@ -505,16 +620,32 @@ LIBRARIES = {
         ("mlx",),
         "mlx",
         (*EVERYTHING, "stream"),
+        NETWORKS,
     ),
-    "torch": Peer("PyTorch", torch, ("torch",), "torch", (*DERIVATIVES, "stream")),
+    "torch": Peer(
+        "PyTorch",
+        torch,
+        ("torch",),
+        "torch",
+        (*DERIVATIVES, "stream"),
+        ("lengths", *NETWORKS),
+    ),
     "onnxruntime": Peer(
         "ONNX Runtime",
         onnxruntime,
         ("onnxruntime", "onnx"),
         "onnxruntime",
         ("forward", "stream"),
+        ("lengths", *NETWORKS),
     ),
-    "jax": Peer("JAX scan", jax, ("jax",), "jax", EVERYTHING),
-    "openvino": Peer("OpenVINO", openvino, ("openvino",), "openvino", ("forward",)),
+    "jax": Peer("JAX scan", jax, ("jax",), "jax", EVERYTHING, ("lengths", *NETWORKS)),
+    "openvino": Peer(
+        "OpenVINO",
+        openvino,
+        ("openvino",),
+        "openvino",
+        ("forward",),
+        ("lengths", *NETWORKS),
+    ),
 }
 PEERS = [name for name in LIBRARIES if name != OURS]

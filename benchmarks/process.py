@@ -37,6 +37,7 @@ class Library:
         if preload:
             self.label += " + OpenBLAS" if "openblas" in preload else f" + {preload}"
         self.passes = LIBRARIES[name].passes
+        self.options = LIBRARIES[name].options
         self.threads = threads
         self.preload = preload
         self._process: subprocess.Popen[str] | None = None

@@ -3,11 +3,20 @@
 import csv
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mlx_recurrent.benchmarks.cases import CALLABLES, TRANSFORMS, Case
+from mlx_recurrent.benchmarks.cases import (
+    CALLABLES,
+    EVERY,
+    LONG_WAYS,
+    NETWORKS,
+    PADDED,
+    PLAIN,
+    TRANSFORMS,
+    Case,
+)
 from mlx_recurrent.benchmarks.peers import OURS, UPSTREAM
 from mlx_recurrent.benchmarks.result import Result, Row
 
@@ -23,6 +32,16 @@ CALL = 8e-6
 STREAM = {64: (3e-6, 10e-6), 256: (8e-6, None)}
 # Of a gradient penalty through mlx.nn.RNN against ours.
 PENALTY = 20.0
+# Of rows whose mean length is a quarter of L, against all of their steps.
+LENGTHS_SHARE = 0.4
+# Of training mode with a regulariser, against none.
+REGULARISER = 1.15
+# Of training on a long sequence, in bytes beyond the input, by what it is: where the
+# outputs are used, beyond them and their gradient too.
+LONG_MEMORY = {
+    f"outputs, checkpoint_every={EVERY}": 50e6,
+    f"state, checkpoint_every={EVERY}": 100e6,
+}
 
 LOST = "lost"
 
@@ -53,8 +72,7 @@ def geometric_mean(ratios: list[float]) -> float:
 def passes_tables(result: Result, section: str) -> list[Table]:
     """Time, ratio to each peer and per cent of the limit, for each case."""
     rows = result.find(section)
-    libraries = [name for name in result.labels if any(r.library == name for r in rows)]
-    peers = [name for name in libraries if name != OURS]
+    peers = _peers(result, rows)
     table = Table(
         {"forward": "Forward pass", "training": "Training"}[section],
         "Milliseconds, float32: medians of the rounds; in parentheses the quartiles of "
@@ -82,27 +100,18 @@ def passes_tables(result: Result, section: str) -> list[Table]:
         by_name = {r.library: r for r in rows if r.case == case}
         mine = by_name[OURS]
         cells = [case.name, case.shape, _with_quartiles(mine)]
-        times = []
         for name in peers:
-            row = by_name.get(name)
-            if row is None or row.median is None or mine.median is None:
-                cells.append(_absent(row))
-                continue
-            times.append(row.median)
-            ratios[name].append(row.median / mine.median)
-            cells.append(f"{milliseconds(row.median)} ({ratios[name][-1]:.2f}x)")
+            cell, ratio = _beside(by_name.get(name), mine)
+            cells.append(cell)
+            ratios[name] += [] if ratio is None else [ratio]
         cells.append(milliseconds(mine.limit) if mine.limit else "-")
         if mine.median and mine.limit:
             cells.append(f"{100 * mine.limit / mine.median:.0f} %")
         else:
             cells.append("-")
-        if times and mine.median:
-            best = min(times) / mine.median
-            ratios["best"].append(best)
-            cells.append(f"{best:.2f}" + (f" {LOST}" if best < 1 else ""))
-        else:
-            cells.append("-")
-        table.rows.append(cells)
+        best = _best(mine, list(by_name.values()))
+        ratios["best"] += [] if best is None else [best]
+        table.rows.append([*cells, _won(best)])
     if any(ratios.values()):
         means = {
             n: f"{geometric_mean(r):.2f}x" if r else "-" for n, r in ratios.items()
@@ -173,12 +182,7 @@ def matmul_tables(result: Result) -> list[Table]:
         for row in (mine, theirs):
             rate = 2e-9 * row.case.L**3 / row.median if row.median else None
             cells += [_time(row), f"{rate:.0f}" if rate else "-"]
-        if mine.median and theirs.median:
-            ratio = theirs.median / mine.median
-            cells.append(f"{ratio:.2f}" + (f" {LOST}" if ratio < 1 else ""))
-        else:
-            cells.append("-")
-        table.rows.append(cells)
+        table.rows.append([*cells, _won(_beside(theirs, mine)[1])])
     return [table]
 
 
@@ -363,8 +367,7 @@ def types_tables(result: Result) -> list[Table]:
 def transforms_tables(result: Result) -> list[Table]:
     """Derivatives of derivatives, and mapped calls."""
     rows = result.find("transforms")
-    libraries = [name for name in result.labels if any(r.library == name for r in rows)]
-    peers = [name for name in libraries if name != OURS]
+    peers = _peers(result, rows)
     table = Table(
         "Derivatives of derivatives, mapped calls",
         "Milliseconds, float32; in parentheses how many times ours a peer takes. The "
@@ -381,13 +384,9 @@ def transforms_tables(result: Result) -> list[Table]:
             cells = [TRANSFORMS[kind], case.shape, _time(mine)]
             met = ""
             for name in peers:
-                row = found.get(name)
-                if row is None or row.median is None or mine.median is None:
-                    cells.append(_absent(row))
-                    continue
-                ratio = row.median / mine.median
-                cells.append(f"{milliseconds(row.median)} ({ratio:.2f}x)")
-                if (kind, name) == ("penalty", UPSTREAM):
+                cell, ratio = _beside(found.get(name), mine)
+                cells.append(cell)
+                if (kind, name) == ("penalty", UPSTREAM) and ratio is not None:
                     met = _met(ratio >= PENALTY, f"{PENALTY:.0f}")
             table.rows.append([*cells, met])
     return [table]
@@ -407,6 +406,134 @@ def callables_tables(result: Result) -> list[Table]:
         ),
         CALLABLES[0],
     )
+
+
+def lengths_tables(result: Result) -> list[Table]:
+    """Rows that end early."""
+    rows = result.find("lengths")
+    peers = _peers(result, rows)
+    table = Table(
+        "Rows that end early",
+        "A batch whose rows run a quarter of L steps on average, the longest all of "
+        "them; milliseconds, float32, in parentheses how many times ours a peer takes. "
+        "PyTorch's rows are packed outside the timing, and its outputs left so; ONNX "
+        "Runtime and OpenVINO are given the lengths, JAX's scan selects by them at "
+        "each step. `padded` is our layer without lengths, over every step. Wanted: "
+        f"lengths take at most {LENGTHS_SHARE} of that.",
+        [
+            *("case", "N, L, D, H", "pass", "ours"),
+            *(result.labels[name] for name in peers),
+            *("best peer / ours", PADDED, "ours / padded", ""),
+        ],
+        names=3,
+    )
+    for case, kind, found in _groups(rows):
+        (padded,) = (r for r in found if r.variant == PADDED)
+        by_name = {r.library: r for r in found if r is not padded}
+        mine = by_name[OURS]
+        cells = [case.name, case.shape, kind, _time(mine)]
+        cells += [_beside(by_name.get(name), mine)[0] for name in peers]
+        cells += [_won(_best(mine, list(by_name.values()))), _time(padded)]
+        if mine.median and padded.median:
+            share = mine.median / padded.median
+            met = _met(share <= LENGTHS_SHARE, f"at most {LENGTHS_SHARE}")
+            cells += [f"{share:.2f}", met]
+        else:
+            cells += ["-", ""]
+        table.rows.append(cells)
+    return [table]
+
+
+NETWORK_TEXTS = {
+    "bidirectional": (
+        "Both directions",
+        "`Bidirectional`, whose outputs are side by side. MLX's are two of its layers, "
+        "one on the input reversed; JAX's two scans.",
+    ),
+    "depth": (
+        f"{NETWORKS['depth']} layers",
+        "`Stack`. MLX's and JAX's are its layers called one after another, ONNX "
+        "Runtime's and OpenVINO's as many nodes.",
+    ),
+}
+
+
+def network_tables(result: Result, section: str) -> list[Table]:
+    """Several layers in one, for each case and pass."""
+    rows = result.find(section)
+    peers = _peers(result, rows)
+    title, text = NETWORK_TEXTS[section]
+    table = Table(
+        title,
+        f"{text} Milliseconds, float32; in parentheses how many times ours a peer "
+        f"takes, with the rows where ours takes longer marked `{LOST}`.",
+        [
+            *("case", "N, L, D, H", "pass", "ours"),
+            *(result.labels[name] for name in peers),
+            "best peer / ours",
+        ],
+        names=3,
+    )
+    for case, kind, found in _groups(rows):
+        by_name = {r.library: r for r in found}
+        mine = by_name[OURS]
+        cells = [case.name, case.shape, kind, _time(mine)]
+        cells += [_beside(by_name.get(name), mine)[0] for name in peers]
+        table.rows.append([*cells, _won(_best(mine, found))])
+    return [table]
+
+
+def regularisers_tables(result: Result) -> list[Table]:
+    """Leak, zoneout and dropouts."""
+    return _relative(
+        result.find("regularisers"),
+        Table(
+            "Regularisers",
+            "Our layer in training mode: milliseconds without any, and how many times "
+            "as long it takes with a constant leak of 0.5, zoneout of 0.1, or an input "
+            "or recurrent dropout of 0.2, each new masks at each call. Wanted: at most "
+            f"{REGULARISER} of each.",
+            [],
+            names=3,
+        ),
+        PLAIN,
+        most=REGULARISER,
+    )
+
+
+def long_tables(result: Result) -> list[Table]:
+    """Training over a long sequence."""
+    rows = result.find("long")
+    table = Table(
+        "A long sequence",
+        "Training of our layer, the vector-Jacobian product with respect to the "
+        "weights, by what of the pass is used, all outputs or "
+        '(`return_state="only"`) the last state, and the arguments of the call. Beside '
+        "it what MLX's allocator holds at the peak beyond the input and, where they "
+        "are used, the outputs and their gradient, in MB of 10^6 bytes.",
+        ["used", "N, L, D, H", "ms", "us a step", "MB", ""],
+        names=2,
+    )
+    for way in LONG_WAYS:
+        for row in [r for r in rows if (r.variant, r.kind) == (way, "kept")]:
+            cells = [way, row.case.shape, _time(row)]
+            if row.median is None:
+                table.rows.append([*cells, "-", "-", ""])
+                continue
+            (memory,) = (
+                r
+                for r in rows
+                if (r.variant, r.case, r.kind) == (way, row.case, "memory")
+            )
+            assert memory.median is not None
+            cells.append(f"{1e6 * row.median / row.case.L:.3f}")
+            cells.append(f"{memory.median / 1e6:.1f}")
+            met = ""
+            if way in LONG_MEMORY:
+                most = LONG_MEMORY[way]
+                met = _met(memory.median < most, f"under {most / 1e6:.0f} MB")
+            table.rows.append([*cells, met])
+    return [table]
 
 
 def machine_tables(result: Result) -> list[Table]:
@@ -462,6 +589,13 @@ TABLES: dict[str, Callable[[Result], list[Table]]] = {
     "types": types_tables,
     "transforms": transforms_tables,
     "callables": callables_tables,
+    "lengths": lengths_tables,
+    **{
+        name: lambda result, name=name: network_tables(result, name)
+        for name in NETWORKS
+    },
+    "regularisers": regularisers_tables,
+    "long": long_tables,
 }
 
 
@@ -557,23 +691,65 @@ def write_csv(result: Result, path: Path) -> None:
             )
 
 
-def _relative(rows: list[Row], table: Table, first: str) -> list[Table]:
-    """Fill a table with the time of the first variant, and the others over it."""
+def _relative(
+    rows: list[Row], table: Table, first: str, most: float | None = None
+) -> list[Table]:
+    """Fill a table with the time of the first variant, and the others over it.
+
+    With ``most`` the last column says which of them take longer.
+    """
     variants = list(dict.fromkeys([first, *(row.variant for row in rows)]))
     table.header = ["case", "N, L, D, H", "pass", *variants]
-    for case in _cases(rows):
-        for kind in dict.fromkeys(row.kind for row in rows if row.case == case):
-            found = {r.variant: r for r in rows if (r.case, r.kind) == (case, kind)}
-            base = found[first]
-            cells = [case.name, case.shape, kind]
-            for variant in variants:
-                row = found[variant]
-                if row is base or not row.median or not base.median:
-                    cells.append(_time(row))
-                else:
-                    cells.append(f"{row.median / base.median:.2f}x")
-            table.rows.append(cells)
+    table.header += [] if most is None else [""]
+    for case, kind, of_group in _groups(rows):
+        found = {r.variant: r for r in of_group}
+        base = found[first]
+        cells = [case.name, case.shape, kind]
+        ratios = []
+        for variant in variants:
+            row = found[variant]
+            if row is base or not row.median or not base.median:
+                cells.append(_time(row))
+            else:
+                ratios.append(row.median / base.median)
+                cells.append(f"{ratios[-1]:.2f}x")
+        if most is not None:
+            cells.append(_met(max(ratios, default=1) <= most, f"at most {most}"))
+        table.rows.append(cells)
     return [table]
+
+
+def _groups(rows: list[Row]) -> Iterator[tuple[Case, str, list[Row]]]:
+    """Each case and pass, with its rows."""
+    for case, kind in dict.fromkeys((row.case, row.kind) for row in rows):
+        yield case, kind, [row for row in rows if (row.case, row.kind) == (case, kind)]
+
+
+def _peers(result: Result, rows: list[Row]) -> list[str]:
+    """The libraries that have a row, but for ours, in their order."""
+    there = {row.library for row in rows} - {OURS}
+    return [name for name in result.labels if name in there]
+
+
+def _beside(row: Row | None, mine: Row) -> tuple[str, float | None]:
+    """A peer's time, and how many times ours it is."""
+    if row is None or row.median is None or mine.median is None:
+        return _absent(row), None
+    ratio = row.median / mine.median
+    return f"{milliseconds(row.median)} ({ratio:.2f}x)", ratio
+
+
+def _best(mine: Row, rows: list[Row]) -> float | None:
+    """How many times ours the best peer's time is."""
+    times = [row.median for row in rows if row.library != OURS and row.median]
+    return min(times) / mine.median if times and mine.median else None
+
+
+def _won(ratio: float | None) -> str:
+    """A peer's time over ours, and whether ours takes longer."""
+    if ratio is None:
+        return "-"
+    return f"{ratio:.2f}" + (f" {LOST}" if ratio < 1 else "")
 
 
 def _cases(rows: list[Row]) -> list[Case]:

@@ -1,9 +1,10 @@
 """The sections of the benchmark: each adds its rows to the result of a run."""
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import mlx.core as mx
 
@@ -20,8 +21,18 @@ from mlx_recurrent.benchmarks.cases import (
     ENSEMBLES,
     LENGTH_CASE,
     LENGTHS,
+    LENGTHS_CASES,
+    LONG_CASE,
+    LONG_JUDGED,
+    LONG_LENGTHS,
+    LONG_WAYS,
     MEMBERS,
+    NETWORK_CASES,
+    PADDED,
     PASSES,
+    PLAIN,
+    REGULARISER_CASES,
+    REGULARISERS,
     SIDES,
     STREAMING,
     TRANSFORMS,
@@ -37,6 +48,12 @@ from mlx_recurrent.benchmarks.result import Result, Row
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+# What is prepared under a key, and the row that its time goes to.
+Ready: TypeAlias = tuple[Library, str, Row]
+# Of the rounds and the budget, where a section repeats what others measure.
+HALF = 0.5
 
 
 @dataclass
@@ -66,11 +83,19 @@ class Run:
         """Add a row."""
         self.result.rows.append(row)
 
-    def time(self, rows: list[tuple[Library, str, Row]]) -> None:
-        """Take turns at what was prepared under the keys, and add the rows."""
+    def time(self, rows: list[Ready], part: float = 1.0) -> None:
+        """Take turns at what was prepared under the keys, and add the rows.
+
+        Args:
+            rows (list): What is ready.
+            part (float, optional): Of the rounds and of the budget. Default: ``1.0``.
+        """
         o = self.options
         medians = take_turns(
-            [(library, key) for library, key, _ in rows], o.rounds, o.budget, o.pause
+            [(library, key) for library, key, _ in rows],
+            math.ceil(part * o.rounds),
+            part * o.budget,
+            o.pause,
         )
         for (_, _, row), found in zip(rows, medians, strict=True):
             self.add(row.of(found))
@@ -95,51 +120,76 @@ def passes(run: Run, section: str) -> None:
         beside_peers(run, section, Work(section, case))
 
 
-def beside_peers(run: Run, section: str, *works: Work) -> None:
+def beside_peers(run: Run, section: str, *works: Work, part: float = 1.0) -> None:
     """Time some work beside every peer that can do it."""
     ready = []
     for work in works:
-        base, why_not = upstream_result(run, work)
-        for library in run.libraries.values():
-            if work.kind not in library.passes:
-                continue
-            if library.name not in run.result.labels:
-                continue
-            row = Row(section, work.case, work.kind, library.name)
-            if library.name == UPSTREAM and base is None:
-                run.refuse(row, why_not)
-                continue
-            try:
-                _, got = library.prepare(work.kind, work, save=True)
-            except LibraryError as error:
-                run.refuse(row, f"failed: {error}")
-                continue
-            if library.name == OURS and base is not None:
-                why = gate.ours_is_wrong(got, base, work)
-            else:
-                why = gate.peer_is_wrong(got, work, base)
-            if why:
-                run.refuse(row, f"wrong: {why}")
-            else:
-                ready.append((library, work.kind, row))
+        ready += judged(run, section, work)
         if section in PASSES and run.result.machine.divides_units(work.case):
             # It moves, where the cores are virtual ones: measured beside each pass.
             run.ours.prepare("exchange", Work("exchange", work.case))
             row = Row("exchange", work.case, section, OURS)
             ready.append((run.ours, "exchange", row))
-    run.time(ready)
+    run.time(ready, part)
     run.forget()
     run.result.set_limits()
 
 
+def judged(run: Run, section: str, work: Work) -> list[Ready]:
+    """Prepare some work in every library that can do it; return what was right."""
+    ready = []
+    base, why_not = upstream_result(run, work)
+    for library in run.libraries.values():
+        if library.name not in run.result.labels or not can(library, work):
+            continue
+        row = Row(section, work.case, work.kind, library.name)
+        if library.name == UPSTREAM and base is None:
+            run.refuse(row, why_not)
+            continue
+        try:
+            _, got = library.prepare(work.kind, work, save=True)
+        except LibraryError as error:
+            run.refuse(row, f"failed: {error}")
+            continue
+        if library.name == OURS and base is not None:
+            why = gate.ours_is_wrong(got, base, work)
+        else:
+            why = gate.peer_is_wrong(got, work, base)
+        if why:
+            run.refuse(row, f"wrong: {why}")
+        else:
+            ready.append((library, work.kind, row))
+    return ready
+
+
+def can(library: Library, work: Work) -> bool:
+    """Return whether a library can do some work."""
+    return work.kind in library.passes and work.option in ("", *library.options)
+
+
 def upstream_result(run: Run, work: Work) -> "tuple[dict[str, np.ndarray] | None, str]":
     """What ``mlx.nn.RNN`` makes of it, or why there is nothing."""
+    if not can(run.upstream, work):
+        return None, "not timed: it cannot"
     if work.kind == "training" and work.case.L > UPSTREAM_LENGTH:
         return None, "not timed: its time grows with the square of L"
     try:
         return run.upstream.prepare("base", work, save=True)[1], ""
     except LibraryError as error:
         return None, f"failed: {error}"
+
+
+def variants(run: Run, section: str, works: dict[str, Work]) -> None:
+    """Time several ways of our layer, by name, relative to each other."""
+    ready = []
+    for variant, work in works.items():
+        row = Row(section, work.case, work.kind, OURS, variant=variant)
+        _, got = run.ours.prepare(variant, work, save=True)
+        if why := gate.peer_is_wrong(got, work):
+            run.refuse(row, f"wrong: {why}")
+        else:
+            ready.append((run.ours, variant, row))
+    run.time(ready)
 
 
 def threads(run: Run) -> None:
@@ -155,16 +205,8 @@ def threads(run: Run) -> None:
             continue
         run.say(f"threads: {case.name} ({case.shape})")
         for pass_ in PASSES:
-            ready = []
-            for used in (1, count):
-                work = Work(pass_, case, threads=used)
-                row = Row("threads", case, pass_, OURS, variant=str(used))
-                _, got = run.ours.prepare(str(used), work, save=True)
-                if why := gate.peer_is_wrong(got, work):
-                    run.refuse(row, f"wrong: {why}")
-                else:
-                    ready.append((run.ours, str(used), row))
-            run.time(ready)
+            ways = {str(n): Work(pass_, case, threads=n) for n in (1, count)}
+            variants(run, "threads", ways)
         run.forget()
 
 
@@ -329,18 +371,12 @@ def types(run: Run) -> None:
     for case in run.options.cases if run.options.chosen else cases:
         run.say(f"types: {case.name} ({case.shape})")
         for pass_ in PASSES:
-            ready = []
+            ways = {}
             for variant, (dtype, tiny) in VARIANTS.items():
                 if tiny and pass_ == "training":
                     tiny = "deltas"
-                work = Work(pass_, case, dtype=dtype, tiny=tiny)
-                row = Row("types", case, pass_, OURS, variant=variant)
-                _, got = run.ours.prepare(variant, work, save=True)
-                if why := gate.peer_is_wrong(got, work):
-                    run.refuse(row, f"wrong: {why}")
-                else:
-                    ready.append((run.ours, variant, row))
-            run.time(ready)
+                ways[variant] = Work(pass_, case, dtype=dtype, tiny=tiny)
+            variants(run, "types", ways)
         run.forget()
 
 
@@ -365,17 +401,77 @@ def callables(run: Run) -> None:
     for case in run.options.cases if run.options.chosen else cases:
         run.say(f"callables: {case.name} ({case.shape})")
         for pass_ in PASSES:
-            ready = []
-            for name in names:
-                work = Work(pass_, case, nonlinearity=name)
-                row = Row("callables", case, pass_, OURS, variant=name)
-                _, got = run.ours.prepare(name, work, save=True)
-                if why := gate.peer_is_wrong(got, work):
-                    run.refuse(row, f"wrong: {why}")
-                else:
-                    ready.append((run.ours, name, row))
-            run.time(ready)
+            ways = {name: Work(pass_, case, nonlinearity=name) for name in names}
+            variants(run, "callables", ways)
         run.forget()
+
+
+def lengths(run: Run) -> None:
+    """Time rows that end early beside every peer, and the whole batch of ours."""
+    cases = LENGTHS_CASES
+    if run.options.quick:
+        cases = [LENGTHS_CASES[0]._replace(N=16, L=64)]
+    for case in run.options.cases if run.options.chosen else cases:
+        run.say(f"lengths: {case.name} ({case.shape})")
+        for pass_ in PASSES:
+            ready = judged(run, "lengths", Work(pass_, case, option="lengths"))
+            padded = Work(pass_, case)
+            row = Row("lengths", case, pass_, OURS, variant=PADDED)
+            _, got = run.ours.prepare(PADDED, padded, save=True)
+            if why := gate.peer_is_wrong(got, padded):
+                run.refuse(row, f"wrong: {why}")
+            else:
+                ready.append((run.ours, PADDED, row))
+            run.time(ready, HALF)
+            run.forget()
+
+
+def networks(run: Run, option: str) -> None:
+    """Time several layers in one beside every peer."""
+    cases = NETWORK_CASES[:1] if run.options.quick else NETWORK_CASES
+    for case in run.options.cases if run.options.chosen else cases:
+        run.say(f"{option}: {case.name} ({case.shape})")
+        for pass_ in PASSES:
+            work = Work(pass_, case, option=option)
+            beside_peers(run, option, work, part=HALF)
+
+
+def regularisers(run: Run) -> None:
+    """Time leak, zoneout and dropouts relative to none, in training mode."""
+    cases = REGULARISER_CASES[-1:] if run.options.quick else REGULARISER_CASES
+    for case in run.options.cases if run.options.chosen else cases:
+        run.say(f"regularisers: {case.name} ({case.shape})")
+        for pass_ in PASSES:
+            ways = {
+                name or PLAIN: Work(pass_, case, option=name)
+                for name in ("", *REGULARISERS)
+            }
+            variants(run, "regularisers", ways)
+        run.forget()
+
+
+def long(run: Run) -> None:
+    """Time training over a long sequence, and measure what it holds."""
+    steps = [L // 10 for L in LONG_LENGTHS] if run.options.quick else LONG_LENGTHS
+    cases = [LONG_CASE._replace(L=L) for L in steps]
+    for case in run.options.cases if run.options.chosen else cases:
+        run.say(f"long: {case.name} ({case.shape})")
+        for way in LONG_WAYS:
+            work = Work("kept", case, option=way)
+            row = Row("long", case, "kept", OURS, variant=way)
+            # The reference takes a step at a time: judged on the first blocks.
+            short = work._replace(case=case._replace(L=min(case.L, LONG_JUDGED)))
+            _, got = run.ours.prepare(way, short, save=True)
+            if why := gate.peer_is_wrong(got, short):
+                run.refuse(row, f"wrong: {why}")
+                continue
+            run.ours.prepare(way, work)
+            run.time([(run.ours, way, row)], HALF)
+            held = run.ours.memory(way)
+            if not work.state_only:
+                held -= output_bytes(case)
+            run.add(replace(row, kind="memory", unit="bytes").of([float(held)]))
+            run.forget()
 
 
 RUN: dict[str, Callable[[Run], None]] = {
@@ -391,4 +487,9 @@ RUN: dict[str, Callable[[Run], None]] = {
     "types": types,
     "transforms": transforms,
     "callables": callables,
+    "lengths": lengths,
+    "bidirectional": lambda run: networks(run, "bidirectional"),
+    "depth": lambda run: networks(run, "depth"),
+    "regularisers": regularisers,
+    "long": long,
 }

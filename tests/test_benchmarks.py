@@ -14,6 +14,12 @@ from mlx_recurrent.benchmarks.cases import (
     CALLABLES,
     CASES,
     DECODE,
+    LENGTHS_CASES,
+    LONG_WAYS,
+    NETWORKS,
+    PADDED,
+    PASSES,
+    REGULARISERS,
     SECTIONS,
     STREAMING,
     TRANSFORMS,
@@ -33,6 +39,9 @@ from mlx_recurrent.benchmarks.result import Result, Row
 
 SMALL = Case("small", 3, 9, 5, 33)
 CORES = 2
+# A little longer than the blocks of the ways to train on a long sequence.
+BLOCKS = Case("blocks", 1, 1004, 2, 5)
+OPTIONS = ["lengths", *NETWORKS, *REGULARISERS]
 
 # One machine and the limits, in milliseconds, that were published for it.
 MEASURED = Machine(
@@ -116,9 +125,17 @@ def test_gate_passes_what_is_right(kind):
     assert not gate.ours_is_wrong(got, got, work)
 
 
-@pytest.mark.parametrize("kind", ["forward", "training", *TRANSFORMS])
-def test_gate_names_what_is_wrong(kind):
-    work = Work(kind, SMALL)
+def works():
+    """A piece of work of every kind and option that the gate names an entry of."""
+    for kind in TRANSFORMS:
+        yield Work(kind, SMALL)
+    for option in ("", *OPTIONS):
+        yield from (Work(pass_, SMALL, option=option) for pass_ in PASSES)
+    yield from (Work("kept", BLOCKS, option=way) for way in LONG_WAYS)
+
+
+@pytest.mark.parametrize("work", list(works()), ids=lambda w: f"{w.kind} {w.option}")
+def test_gate_names_what_is_wrong(work):
     got, base = exact(work), exact(work)
     name = next(iter(got))
     got[name].flat[0] += 1e-3
@@ -137,10 +154,11 @@ def test_every_library_passes_the_gate(name):
         pytest.skip(f"{library.label} is not installed: no module {library.missing()}")
     try:
         for kind in library.passes:
-            work = Work(kind, SMALL)
-            seconds, got = library.prepare("pass", work, save=True)
-            assert seconds > 0
-            assert gate.peer_is_wrong(got, work) == ""
+            for option in ("", *(library.options if kind in PASSES else ())):
+                work = Work(kind, SMALL, option=option)
+                seconds, got = library.prepare("pass", work, save=True)
+                assert seconds > 0
+                assert gate.peer_is_wrong(got, work) == "", (kind, option)
         ((first, second),) = take_turns([(library, "pass")], 2, 60, 0, turn=0.001)
         assert first > 0 and second > 0
     finally:
@@ -162,11 +180,29 @@ class Scripted(Library):
         self.turns += 1
         return 1e-3 * self.turns
 
+    def memory(self, key):
+        return 10**6
+
+    def forget(self):
+        pass
+
 
 def scripted_run(errors):
     result = Result("", "", {}, {n: n for n in errors}, {}, MEASURED)
     options = Options(
-        list(SECTIONS), [SMALL], True, PEERS, 3, 9, 0, 1, None, None, None, None, True
+        list(SECTIONS),
+        [SMALL],
+        True,
+        PEERS,
+        3,
+        9,
+        2e-3,
+        1,
+        None,
+        None,
+        None,
+        None,
+        True,
     )
     return sections.Run(
         options, {n: Scripted(n, error) for n, error in errors.items()}, result
@@ -188,6 +224,40 @@ def test_our_wrong_result_fails_the_run(capsys):
     sections.passes(run, "forward")
     assert run.failed and run.ours.turns == 0
     assert "wrong" in capsys.readouterr().err
+
+
+NEW_SECTIONS = ["lengths", *NETWORKS, "regularisers", "long"]
+
+
+@pytest.mark.parametrize("section", NEW_SECTIONS)
+def test_sections_judge_every_row(section, capsys):
+    run = scripted_run({OURS: 0, UPSTREAM: 0, "torch": 0, "jax": 0.01})
+    sections.RUN[section](run)
+    assert not run.failed
+    rows = run.result.find(section)
+    mine = [row for row in rows if row.library == OURS and row.unit == "s"]
+    assert run.ours.turns == sum(row.rounds for row in mine)
+    assert all(row.median is not None for row in mine)
+    assert run.libraries["jax"].turns == 0
+    beside = section not in ("regularisers", "long")
+    assert bool([row for row in rows if row.note.startswith("wrong")]) == beside
+    (table,) = report.TABLES[section](run.result)
+    assert table.rows and all(len(row) == len(table.header) for row in table.rows)
+
+    run = scripted_run({OURS: 0.01, UPSTREAM: 0})
+    sections.RUN[section](run)
+    assert run.failed and "wrong" in capsys.readouterr().err
+    (table,) = report.TABLES[section](run.result)
+    assert all("wrong" in row for row in table.rows)
+
+
+@pytest.mark.parametrize("case", [*LENGTHS_CASES, SMALL])
+def test_lengths_have_the_mean_that_is_said(case):
+    lengths = Work("forward", case, option="lengths").lengths()
+    assert lengths.shape == (case.N,)
+    assert lengths.min() >= 1 and lengths.max() == case.L
+    if case.N > 3:
+        assert lengths.mean() == pytest.approx(case.L / 4, rel=0.05)
 
 
 def test_a_slow_library_takes_fewer_turns():
@@ -283,6 +353,23 @@ def synthetic():
         for kind in ("penalty", "hessian"):
             add(Row("transforms", CASES[0], kind, library).of([seconds]))
     add(Row("transforms", CASES[0], "ensemble", OURS, note="wrong: h"))
+    for library, variant, seconds in (
+        (OURS, "", 5e-3),
+        (OURS, PADDED, 10e-3),
+        ("torch", "", 15e-3),
+    ):
+        add(Row("lengths", CASES[0], "forward", library, variant).of([seconds]))
+    for network in NETWORKS:
+        for library, seconds in ((OURS, 2e-3), (UPSTREAM, 4e-3), ("jax", 1e-3)):
+            add(Row(network, CASES[0], "training", library).of([seconds]))
+    for pass_, longer in (("forward", 1.1), ("training", 1.2)):
+        for variant, times in (("none", 1), ("leak", longer), ("zoneout", 1)):
+            row = Row("regularisers", CASES[0], pass_, OURS, variant)
+            add(row.of([1e-3 * times]))
+    for way in LONG_WAYS:
+        row = Row("long", BLOCKS, "kept", OURS, way)
+        add(row.of([1.004e-3]))
+        add(Row("long", BLOCKS, "memory", OURS, way, unit="bytes").of([60e6]))
     for variant, seconds in (("tanh", 1e-3), ("gelu", 3e-3)):
         add(Row("callables", CASES[0], "forward", OURS, variant).of([seconds]))
     return result
@@ -322,12 +409,38 @@ def test_tables_of_a_result():
     ]
     (table,) = report.callables_tables(result)
     assert table.rows[0][3:] == ["1.00", "3.00x"]
+    (table,) = report.lengths_tables(result)
+    assert [row[3:] for row in table.rows] == [
+        ["5.00", "15.0 (3.00x)", "3.00", "10.0", "0.50", "no, wanted at most 0.4"]
+    ]
+    for network in NETWORKS:
+        (table,) = report.network_tables(result, network)
+        assert [row[3:] for row in table.rows] == [
+            ["2.00", "4.00 (2.00x)", "1.00 (0.50x)", "0.50 lost"]
+        ]
+    (table,) = report.regularisers_tables(result)
+    assert [row[3:] for row in table.rows] == [
+        ["1.00", "1.10x", "1.00x", "yes"],
+        ["1.00", "1.20x", "1.00x", "no, wanted at most 1.15"],
+    ]
+    (table,) = report.long_tables(result)
+    assert [row[2:] for row in table.rows] == [
+        ["1.00", "1.000", "60.0", met]
+        for met in ("", "no, wanted under 50 MB", "", "yes", "")
+    ]
 
 
 @pytest.mark.parametrize("nonlinearity", CALLABLES)
 @pytest.mark.parametrize("kind", ["forward", "training"])
 def test_callables_pass_the_gate(ours_alone, kind, nonlinearity):
     work = Work(kind, SMALL, nonlinearity=nonlinearity)
+    _, got = ours_alone.prepare("pass", work, save=True)
+    assert gate.peer_is_wrong(got, work) == ""
+
+
+@pytest.mark.parametrize("way", LONG_WAYS)
+def test_ways_to_train_pass_the_gate(ours_alone, way):
+    work = Work("kept", BLOCKS, option=way)
     _, got = ours_alone.prepare("pass", work, save=True)
     assert gate.peer_is_wrong(got, work) == ""
 
