@@ -37,6 +37,7 @@ nb::dict described(const kernels::Partition& p) {
   d["threads"] = p.threads;
   d["split"] = p.split == kernels::Split::none ? "none"
       : p.split == kernels::Split::batch       ? "batch"
+      : p.split == kernels::Split::sets        ? "sets"
                                                : "hidden";
   return d;
 }
@@ -148,12 +149,16 @@ NB_MODULE(_native, m) {
   m.def(
       "widen",
       [](const mx::array& x,
-         const mx::array& hidden,
+         int x_tail,
+         const mx::array& like,
+         int like_tail,
          mx::StreamOrDevice stream) {
-        return widen(x, 2, hidden, 1, mx::to_stream(stream));
+        return widen(x, x_tail, like, like_tail, mx::to_stream(stream));
       },
       "x"_a,
-      "hidden"_a,
+      "x_tail"_a,
+      "like"_a,
+      "like_tail"_a,
       "stream"_a.none());
 
   m.def(
@@ -169,7 +174,12 @@ NB_MODULE(_native, m) {
 
   m.def(
       "partition",
-      [](int64_t N, int64_t L, int64_t D, int64_t H, mx::Dtype dtype) {
+      [](int64_t N,
+         int64_t L,
+         int64_t D,
+         int64_t H,
+         mx::Dtype dtype,
+         int64_t sets) {
         return described(
             kernels::partition_recurrence(
                 N,
@@ -177,13 +187,15 @@ NB_MODULE(_native, m) {
                 D,
                 H,
                 compute_bytes(dtype),
-                kernels::this_machine(kernels::num_threads())));
+                kernels::this_machine(kernels::num_threads()),
+                sets));
       },
       "N"_a,
       "L"_a,
       "D"_a,
       "H"_a,
-      "dtype"_a);
+      "dtype"_a,
+      "sets"_a = 1);
 
   nb::class_<Traced>(m, "Traced")
       .def_prop_ro(
