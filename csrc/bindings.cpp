@@ -31,13 +31,29 @@ using namespace mlx_recurrent;
 
 namespace {
 
+kernels::Partition partition_of(
+    int64_t N,
+    int64_t L,
+    int64_t D,
+    int64_t H,
+    mx::Dtype dtype,
+    int64_t sets) {
+  return kernels::partition_recurrence(
+      N,
+      L,
+      D,
+      H,
+      compute_bytes(dtype),
+      kernels::this_machine(kernels::num_threads()),
+      sets);
+}
+
 nb::dict described(const kernels::Partition& p) {
   nb::dict d;
   d["isa"] = kernels::table()->isa;
   d["threads"] = p.threads;
   d["split"] = p.split == kernels::Split::none ? "none"
       : p.split == kernels::Split::batch       ? "batch"
-      : p.split == kernels::Split::sets        ? "sets"
                                                : "hidden";
   return d;
 }
@@ -174,28 +190,31 @@ NB_MODULE(_native, m) {
 
   m.def(
       "partition",
+      [](int64_t N, int64_t L, int64_t D, int64_t H, mx::Dtype dtype) {
+        return described(partition_of(N, L, D, H, dtype, 1));
+      },
+      "N"_a,
+      "L"_a,
+      "D"_a,
+      "H"_a,
+      "dtype"_a);
+  m.def(
+      "runs_apart",
       [](int64_t N,
          int64_t L,
          int64_t D,
          int64_t H,
          mx::Dtype dtype,
          int64_t sets) {
-        return described(
-            kernels::partition_recurrence(
-                N,
-                L,
-                D,
-                H,
-                compute_bytes(dtype),
-                kernels::this_machine(kernels::num_threads()),
-                sets));
+        return partition_of(N, L, D, H, dtype, sets).split ==
+            kernels::Split::sets;
       },
       "N"_a,
       "L"_a,
       "D"_a,
       "H"_a,
       "dtype"_a,
-      "sets"_a = 1);
+      "sets"_a);
 
   nb::class_<Traced>(m, "Traced")
       .def_prop_ro(

@@ -90,7 +90,7 @@ def pointwise(a: mx.array, function: Traced, stream: _Stream) -> mx.array:
 class _Partition(TypedDict):
     isa: str
     threads: int
-    split: Literal["none", "batch", "hidden", "sets"]
+    split: Literal["none", "batch", "hidden"]
 
 def matmul(
     x: mx.array,
@@ -145,10 +145,17 @@ def widen(
     To those of ``like`` before its last ``like_tail``, and they to them. No copy.
     """
 
-def partition(
-    N: int, L: int, D: int, H: int, dtype: mx.Dtype, sets: int = 1
-) -> _Partition:
-    """Return how the kernels divide calls of these shapes, so many together."""
+def without_padding(x: mx.array, lengths: mx.array, stream: _Stream) -> mx.array:
+    """Return ``x (..., L, D)`` with zeros past each row's length, ``int32`` ``(...)``.
+
+    The leading axes of ``x`` broadcast to those of the lengths.
+    """
+
+def partition(N: int, L: int, D: int, H: int, dtype: mx.Dtype) -> _Partition:
+    """Return how the kernels divide a call of these shapes."""
+
+def runs_apart(N: int, L: int, D: int, H: int, dtype: mx.Dtype, sets: int) -> bool:
+    """Return whether so many calls of one shape run at the same time, one a thread."""
 
 def set_num_threads(n: int) -> None:
     """Set how many threads the kernels use."""
