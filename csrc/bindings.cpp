@@ -189,6 +189,17 @@ NB_MODULE(_native, m) {
       "stream"_a.none());
 
   m.def(
+      "last_step",
+      [](const mx::array& y,
+         const std::optional<mx::array>& otherwise,
+         mx::StreamOrDevice stream) {
+        return step_at(y, End::last, otherwise, {}, mx::to_stream(stream));
+      },
+      "y"_a,
+      "otherwise"_a.none(),
+      "stream"_a.none());
+
+  m.def(
       "partition",
       [](int64_t N, int64_t L, int64_t D, int64_t H, mx::Dtype dtype) {
         return described(partition_of(N, L, D, H, dtype, 1));

@@ -37,8 +37,9 @@ EXACT |= {"hard_tanh", "clip_tanh", "partial"}
 def plain(function, x, Wxh, Whh, bias=None, hidden=None, return_state=False):
     """The recurrence as MLX's users write it."""
     step = mx.zeros((*x.shape[:-2], Whh.shape[0]), x.dtype)
-    z = x @ Wxh.T if bias is None else x @ Wxh.T + bias
     states, h = [], hidden
+    if x.shape[-2]:  # MLX's sum over no steps, in a derivative, may not end
+        z = x @ Wxh.T if bias is None else x @ Wxh.T + bias
     for t in range(x.shape[-2]):
         a = z[..., t, :] if h is None else z[..., t, :] + h @ Whh.T
         h = function(a)

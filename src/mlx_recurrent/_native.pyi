@@ -151,6 +151,12 @@ def without_padding(x: mx.array, lengths: mx.array, stream: _Stream) -> mx.array
     The leading axes of ``x`` broadcast to those of the lengths.
     """
 
+def last_step(y: mx.array, otherwise: mx.array | None, stream: _Stream) -> mx.array:
+    """Return the last step ``(..., H)`` of ``y (..., L, H)``.
+
+    Where there are none, ``otherwise (..., H)``, or zero.
+    """
+
 def partition(N: int, L: int, D: int, H: int, dtype: mx.Dtype) -> _Partition:
     """Return how the kernels divide a call of these shapes."""
 

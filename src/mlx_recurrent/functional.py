@@ -984,12 +984,19 @@ def _run_composed(
         # In a shapeless function that is called with steps later NaN shows that the
         # nonlinearity was never seen.
         outputs = mx.multiply(z.astype(dtype, stream=stream), mx.nan, stream=stream)
-        # The sum over no steps is zero, of the right shape.
-        state = mx.sum(outputs, axis=-2, stream=stream)
         if hidden is not None:
-            state = mx.add(hidden.astype(dtype, stream=stream), state, stream=stream)
-            shape = (*state.shape[:-1], *outputs.shape[-2:])
-            outputs = mx.broadcast_to(outputs, shape, stream=stream)
+            hidden = hidden.astype(dtype, stream=stream)
+        if dispatch.has_kernels(stream):
+            if hidden is not None:
+                outputs = _native.widen(outputs, 2, hidden, 1, stream)
+            state = _native.last_step(outputs, hidden, stream)
+        else:
+            # The sum over no steps is zero, of the right shape.
+            state = mx.sum(mx.contiguous(outputs, stream=stream), -2, stream=stream)
+            if hidden is not None:
+                state = mx.add(hidden, state, stream=stream)
+                shape = (*state.shape[:-1], *outputs.shape[-2:])
+                outputs = mx.broadcast_to(outputs, shape, stream=stream)
     if return_state is False:
         return outputs
     return (outputs, state) if return_state is True else state
