@@ -147,6 +147,10 @@ def test_gate_names_what_is_wrong(work):
     assert "shape" in gate.peer_is_wrong(got, work, base)
 
 
+def test_ours_has_every_option():
+    assert sorted(LIBRARIES[OURS].options) == sorted(OPTIONS)
+
+
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_every_library_passes_the_gate(name):
     library = Library(name, CORES)
