@@ -31,6 +31,23 @@ using namespace mlx_recurrent;
 
 namespace {
 
+kernels::Partition partition_of(
+    int64_t N,
+    int64_t L,
+    int64_t D,
+    int64_t H,
+    mx::Dtype dtype,
+    int64_t sets) {
+  return kernels::partition_recurrence(
+      N,
+      L,
+      D,
+      H,
+      compute_bytes(dtype),
+      kernels::this_machine(kernels::num_threads()),
+      sets);
+}
+
 nb::dict described(const kernels::Partition& p) {
   nb::dict d;
   d["isa"] = kernels::table()->isa;
@@ -148,12 +165,16 @@ NB_MODULE(_native, m) {
   m.def(
       "widen",
       [](const mx::array& x,
-         const mx::array& hidden,
+         int x_tail,
+         const mx::array& like,
+         int like_tail,
          mx::StreamOrDevice stream) {
-        return widen(x, 2, hidden, 1, mx::to_stream(stream));
+        return widen(x, x_tail, like, like_tail, mx::to_stream(stream));
       },
       "x"_a,
-      "hidden"_a,
+      "x_tail"_a,
+      "like"_a,
+      "like_tail"_a,
       "stream"_a.none());
 
   m.def(
@@ -170,20 +191,30 @@ NB_MODULE(_native, m) {
   m.def(
       "partition",
       [](int64_t N, int64_t L, int64_t D, int64_t H, mx::Dtype dtype) {
-        return described(
-            kernels::partition_recurrence(
-                N,
-                L,
-                D,
-                H,
-                compute_bytes(dtype),
-                kernels::this_machine(kernels::num_threads())));
+        return described(partition_of(N, L, D, H, dtype, 1));
       },
       "N"_a,
       "L"_a,
       "D"_a,
       "H"_a,
       "dtype"_a);
+  m.def(
+      "runs_apart",
+      [](int64_t N,
+         int64_t L,
+         int64_t D,
+         int64_t H,
+         mx::Dtype dtype,
+         int64_t sets) {
+        return partition_of(N, L, D, H, dtype, sets).split ==
+            kernels::Split::sets;
+      },
+      "N"_a,
+      "L"_a,
+      "D"_a,
+      "H"_a,
+      "dtype"_a,
+      "sets"_a);
 
   nb::class_<Traced>(m, "Traced")
       .def_prop_ro(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+import mlx_recurrent
 from conftest import DTYPES, array, draw, name_of
 from mlx_recurrent import RNN, Bidirectional, Stack, accelerate, exporting
 from networks import MERGES, check, in_dtype
@@ -235,6 +236,45 @@ def test_shapeless(rng):
     for n, steps, lengths in ((4, 5, [5, 0, 2, 3]), (3, 4, [4, 0, 2])):
         part = x[:n, :steps], f[:n], b[:n]
         agree(shapeless(*part, mx.array(lengths)), run(*part, lengths))
+
+
+@pytest.mark.parametrize("merge", [m for m in MERGES if m])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=name_of)
+def test_one_launch_of_both(rng, merge, dtype, monkeypatch):
+    """A long row alone: each direction has a thread of its own."""
+    mlx_recurrent.set_num_threads(2)
+    model = in_dtype(Bidirectional(RNN(60, 64), merge=merge), dtype)
+    mx.eval(model.parameters())
+    x, c = draw(rng, (1, 800, 60), dtype), draw(rng, (1, 800, 64), dtype)
+    c = mx.concatenate([c, -c], -1) if merge == "concat" else c
+    h = pair(rng, (1, 64), dtype)
+    reset = mx.array(rng.random((1, 800)) < 0.01)
+    calls = [
+        {},
+        {"hidden": h},
+        {"lengths": [530], "hidden": h},
+        {"reset": reset, "truncate_every": 50},
+    ]
+
+    def outputs_and_gradients(**call):
+        def loss(tree, x):
+            model.update(tree)
+            outputs = model(x, **call)
+            return (outputs * c).sum(), outputs
+
+        (_, outputs), gradients = mx.value_and_grad(loss, (0, 1))(model.parameters(), x)
+        return [outputs, *(a for _, a in tree_flatten(gradients))]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bidirectional, "_run_at_once", lambda *_: None)
+        expected = [outputs_and_gradients(**call) for call in calls]
+    monkeypatch.setattr(Bidirectional, "_run", None)
+    shapeless = mx.compile(lambda x: model(x), shapeless=True)
+    equal(shapeless(x), model(x))
+    equal(shapeless(x[:, :600]), model(x[:, :600]))
+    for call, wanted in zip(calls, expected, strict=True):
+        for a, b in zip(outputs_and_gradients(**call), wanted, strict=True):
+            agree(a, b)
 
 
 def test_accelerate(rng):

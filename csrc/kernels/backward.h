@@ -91,7 +91,7 @@ struct BackwardLayout {
   C* delta[2]; // (steps * rows, ldh) each, by group
   C* a; // pre-activations (steps * rows, ldh), by group; where they are known
   C* back; // (rows, ldh): Whh^T delta; by group
-  C* held; // (rows, ldh): what a state passes on without Whh; by group
+  C* held; // (rows, ldh): what a state passes on beside Whh; by group
   ProgramMemory<C> derivative;
   C* panel;              // (kOuterTerms, kPanel), by member
   RowAt* row_at;         // (steps * rows), by member
@@ -116,10 +116,15 @@ struct BackwardLayout {
         (needs_preactivations(args.layer) && !args.preactivations.data);
   }
 
-  // Whether a state passes on something but through Whh, or not to every row.
-  bool is_plain(const RecurrenceArgs& g) const {
-    return !terms.blends() && !terms.carries() && !g.course.lengths.data &&
-        g.course.truncate_every == 0;
+  // Whether what Whh sees are the states before, as they lie one after another.
+  bool sees_states() const {
+    return !terms.carries() && !running.lengths;
+  }
+
+  // Whether all that a state passes on is what goes through Whh, to the state
+  // before.
+  bool is_plain() const {
+    return sees_states() && !terms.blends();
   }
 
   static int64_t chunk(const RecurrenceArgs& g, const Shares& shares) {
@@ -159,10 +164,9 @@ struct BackwardLayout {
     delta[0] = take(steps * rows * ldh);
     delta[1] = take(steps * rows * ldh);
     a = take(needs_preactivations(g) ? steps * rows * ldh : 0);
-    int64_t apart = is_plain(g) ? 0 : rows * ldh;
-    seen = take(steps * apart);
-    back = take(apart);
-    held = take(apart);
+    seen = take(sees_states() ? 0 : steps * rows * ldh);
+    back = take(is_plain() ? 0 : rows * ldh);
+    held = take(terms.blends() ? rows * ldh : 0);
     if (g.activation == Activation::traced) {
       derivative = ProgramMemory<C>(
           arena, *g.derivative, shares.partition, shares.member.index);
@@ -222,6 +226,11 @@ struct BackwardRun {
 
   int64_t ldh() const {
     return steps.ldh;
+  }
+
+  // Whether something is wanted of what passes to where episodes start.
+  bool restarts() const {
+    return args.drestart && layout.terms.episodes;
   }
 
   void pack_weights() const {
@@ -315,20 +324,24 @@ struct BackwardRun {
                             : states + chunk.begin(i - 1) * ldh();
   }
 
+  // What Whh saw at the steps of the chunk.
+  const C* seen_rows() const {
+    return layout.sees_states() ? layout.states : layout.seen;
+  }
+
   // Fills layout.states with the states before the chunk and its own; layout.a
   // with its pre-activations, where they are needed; layout.seen with what Whh
   // saw, where those were not the states before. Returns whether Whh saw
   // something at the first step.
   bool load_states(const Chunk& chunk, C* states) const {
     bool any = stage_before(chunk, layout.states);
-    bool plain = layout.is_plain(g);
     if (g.keep_every > 0) {
       shares.after_step();
       recompute(chunk, any, states);
     } else {
       stage_rows<T>(args.states, chunk, states);
     }
-    if (!plain) {
+    if (!layout.sees_states()) {
       for (int64_t i = chunk.first; i < chunk.last; ++i) {
         steps.carry(
             i,
@@ -343,7 +356,7 @@ struct BackwardRun {
         stage_rows<AsComputed<C>>(args.preactivations, chunk, layout.a);
       } else {
         shares.after_step();
-        recompute_preactivations(chunk, any, plain);
+        recompute_preactivations(chunk, any);
       }
     }
     return any;
@@ -379,15 +392,14 @@ struct BackwardRun {
   }
 
   // From the states, which are known, all steps of a chunk in one product.
-  void recompute_preactivations(const Chunk& chunk, bool any, bool plain)
-      const {
+  void recompute_preactivations(const Chunk& chunk, bool any) const {
     int64_t skipped = any ? 0 : chunk.count(chunk.first);
     C* a = layout.a + skipped * ldh();
     steps.project(chunk.first, chunk.last, layout.a);
     multiply<T>(
         chunk.rows() - skipped,
         g.H,
-        (plain ? layout.states : layout.seen) + skipped * ldh(),
+        seen_rows() + skipped * ldh(),
         ldh(),
         layout.forward.Whh,
         g.H,
@@ -467,17 +479,15 @@ struct BackwardRun {
     int64_t count = chunk.count(i);
     const C* known = (layout.needs_preactivations(g) ? layout.a : states) + at;
     C* now = delta + at;
-    if (!layout.is_plain(g)) {
-      if (later) {
-        int64_t passed = steps.count_at(i + 1);
-        pass_back(i + 1, passed, later);
-        add_passed(i + 1, passed, now);
+    if (layout.is_plain() && layout.running.truncates(i + 1)) {
+      later = nullptr;
+    }
+    if (!layout.is_plain()) {
+      if (later && (restarts() || !layout.running.truncates(i + 1))) {
+        collect(i + 1, steps.count_at(i + 1), later, now);
       }
       terms.begin_step(i, count);
-      if (terms.blends()) {
-        split(chunk, i, known, states_before(chunk, states, i), now);
-      }
-      scale_by_slopes(count, known, now);
+      finish_rows(count, known, states_before(chunk, states, i), now);
     } else if (f == Activation::traced || !later) {
       if (later) {
         multiply_back(
@@ -487,7 +497,7 @@ struct BackwardRun {
             Sums<C>{now, ldh(), now, ldh()},
             [](const Tile<C>&) {});
       }
-      scale_by_slopes(count, known, now);
+      finish_rows(count, known, nullptr, now);
     } else {
       multiply_back(
           i,
@@ -503,144 +513,55 @@ struct BackwardRun {
     shares.after_step();
   }
 
-  // Into layout.held: what step i's rows pass on to the states before them.
-  void pass_back(int64_t i, int64_t count, const C* delta) const {
-    const Terms<T>& terms = layout.terms;
+  // What row r of the step whose deltas were multiplied into layout.back passes
+  // on to the state before.
+  INLINE_MEMBER Vec<C> passed(int64_t r, int64_t j) const {
+    int64_t at = r * ldh() + j;
+    Vec<C> w = layout.terms.seen(r, j, load_as<Vec<C>>(layout.back + at));
+    return layout.terms.blends() ? w + load_as<Vec<C>>(layout.held + at) : w;
+  }
+
+  // Adds what the states of step i pass on to `to`, the cotangents of the
+  // states before; or to the restart's where an episode starts.
+  void collect(int64_t i, int64_t count, const C* delta, C* to) const {
     multiply_back(
         i,
         count,
         delta,
         Sums<C>{nullptr, 0, layout.back, ldh()},
         [](const Tile<C>&) {});
-    bool blends = terms.blends();
+    bool whole = !layout.running.truncates(i);
     for (int64_t r = 0; r < count; ++r) {
-      for (int64_t j = steps.columns.first; j < steps.columns.last;
+      bool starts = layout.running.starts(steps.rows.first + r, i);
+      C* sum = starts ? layout.sums[0] : whole ? to + r * ldh() : nullptr;
+      for (int64_t j = steps.columns.first; sum && j < steps.columns.last;
            j += lanes) {
-        C* held = layout.held + r * ldh() + j;
-        Vec<C> w =
-            terms.seen(r, j, load_as<Vec<C>>(layout.back + r * ldh() + j));
-        store_as(held, blends ? load_as<Vec<C>>(held) + w : w);
+        store_as(sum + j, load_as<Vec<C>>(sum + j) + passed(r, j));
       }
     }
   }
 
-  // To the cotangents of the states before step i, or to where an episode
-  // starts with it.
-  void add_passed(int64_t i, int64_t count, C* to) const {
-    for (int64_t r = 0; r < count; ++r) {
-      const C* from = layout.held + r * ldh();
-      if (layout.running.starts(steps.rows.first + r, i)) {
-        add_columns(from, layout.sums[0]);
-      } else if (!layout.running.truncates(i)) {
-        add_columns(from, to + r * ldh());
-      }
-    }
-  }
-
-  INLINE_MEMBER void add_columns(const C* from, C* to) const {
-    for (int64_t j = steps.columns.first; j < steps.columns.last; j += lanes) {
-      store_as(to + j, load_as<Vec<C>>(to + j) + load_as<Vec<C>>(from + j));
-    }
-  }
-
-  // Divides lambda, the cotangents of the states of step i in `now`, into what
-  // passes to the states before it and what goes through f.
-  void split(
-      const Chunk& chunk,
-      int64_t i,
-      const C* known,
-      const C* before,
-      C* now) const {
-    const Terms<T>& terms = layout.terms;
-    int64_t count = chunk.count(i);
-    if (args.dleak) {
-      add_dleak(count, known, before, now);
-    }
-    for (int64_t r = 0; r < count; ++r) {
-      const C* kappa = terms.kappa_row(r);
-      for (int64_t j = steps.columns.first; j < steps.columns.last;
-           j += lanes) {
-        Vec<C> k = load_as<Vec<C>>(kappa + j);
-        C* lambda = now + r * ldh() + j;
-        Vec<C> whole = load_as<Vec<C>>(lambda);
-        store_as(layout.held + r * ldh() + j, Terms<T>::gate(C(1) - k, whole));
-        store_as(lambda, Terms<T>::gate(k, whole));
-      }
-    }
-  }
-
-  // The sum of lambda (f(a) - q) of units that were not kept.
-  void add_dleak(int64_t count, const C* a, const C* before, const C* lambda)
+  // The cotangents of states in `delta` become those of their pre-activations;
+  // what passes beside f goes to layout.held.
+  void finish_rows(int64_t count, const C* known, const C* before, C* delta)
       const {
     const Terms<T>& terms = layout.terms;
-    auto add = [&](int64_t r, int64_t j, Vec<C> h) __attribute__((
-                   always_inline)) {
-      const C* q = terms.starts_row(r) ? terms.restart : before + r * ldh();
-      Vec<C> k = load_as<Vec<C>>(terms.kappa_row(r) + j);
-      Vec<C> d = load_as<Vec<C>>(lambda + r * ldh() + j) *
-          (h - load_as<Vec<C>>(q + j));
-      C* sum = layout.sums[1] + j;
-      bool kept = terms.draws_units();
-      store_as(
-          sum, load_as<Vec<C>>(sum) + (kept ? (k == C(0) ? Vec<C>{} : d) : d));
-    };
+    bool blends = terms.blends();
     if constexpr (f == Activation::traced) {
-      run_program<C>(
-          *g.function,
-          layout.forward.function,
-          count,
-          steps.columns,
-          [&](int64_t r, int64_t j, C* to) __attribute__((always_inline)) {
-            store_as(to, load_as<Vec<C>>(a + r * ldh() + j));
-          },
-          add);
-    } else {
-      for (int64_t r = 0; r < count; ++r) {
-        for (int64_t j = steps.columns.first; j < steps.columns.last;
-             j += lanes) {
-          add(r,
-              j,
-              mlx_recurrent::elman::activate<f, VectorOps<C>>(
-                  load_as<Vec<C>>(a + r * ldh() + j)));
-        }
+      if (args.dleak) {
+        run_program<C>(
+            *g.function,
+            layout.forward.function,
+            count,
+            steps.columns,
+            [&](int64_t r, int64_t j, C* to) __attribute__((always_inline)) {
+              store_as(to, load_as<Vec<C>>(known + r * ldh() + j));
+            },
+            [&](int64_t r, int64_t j, Vec<C> h) __attribute__((always_inline)) {
+              add_dleak(
+                  r, j, before, load_as<Vec<C>>(delta + r * ldh() + j), h);
+            });
       }
-    }
-  }
-
-  // f'(a), from what is known of it: a, or h = f(a).
-  INLINE_MEMBER Vec<C> slope_of(Vec<C> known) const {
-    using namespace mlx_recurrent::elman;
-    Vec<C> h = layout.needs_preactivations(g) ? activate<f, VectorOps<C>>(known)
-                                              : known;
-    return slope<f, VectorOps<C>>(h, splat<C>(C(1)));
-  }
-
-  INLINE_MEMBER void scale_tile(const Tile<C>& tile, const C* known) const {
-    for (int m = 0; m < tile.rows; ++m) {
-      for (int64_t j = 0; j < tile.columns; j += lanes) {
-        C* at = tile.values + m * tile.stride + j;
-        const C* from = known + (tile.row + m) * ldh() + tile.column + j;
-        store_as(
-            at,
-            load_as<Vec<C>>(at) *
-                mlx_recurrent::elman::slope<f, VectorOps<C>>(
-                    load_as<Vec<C>>(from), splat<C>(C(1))));
-      }
-    }
-  }
-
-  // delta times f'(a); a unit that was kept has none.
-  void scale_by_slopes(int64_t count, const C* known, C* delta) const {
-    bool selects = layout.terms.blends();
-    auto store =
-        [&](int64_t r, int64_t j, Vec<C> d) __attribute__((always_inline)) {
-          if (selects) {
-            Vec<C> k = load_as<Vec<C>>(layout.terms.kappa_row(r) + j);
-            d = k == C(0) ? Vec<C>{} : d;
-          }
-          store_as(delta + r * ldh() + j, d);
-        };
-    if constexpr (f == Activation::traced) {
       run_program<C>(
           *g.derivative,
           layout.derivative,
@@ -649,20 +570,74 @@ struct BackwardRun {
           [&](int64_t r, int64_t j, C* to) __attribute__((always_inline)) {
             int64_t at = r * ldh() + j;
             store_as(to, load_as<Vec<C>>(known + at));
-            store_as(to + kBlock<C>, load_as<Vec<C>>(delta + at));
+            Vec<C> d = load_as<Vec<C>>(delta + at);
+            store_as(to + kBlock<C>, blends ? split(r, j, d) : d);
           },
-          store);
+          [&](int64_t r, int64_t j, Vec<C> d) __attribute__((always_inline)) {
+            store_as(
+                delta + r * ldh() + j,
+                blends ? Terms<T>::selected(terms.rate(r, j), d) : d);
+          });
     } else {
       for (int64_t r = 0; r < count; ++r) {
         for (int64_t j = steps.columns.first; j < steps.columns.last;
              j += lanes) {
           int64_t at = r * ldh() + j;
-          store(
-              r,
-              j,
-              load_as<Vec<C>>(delta + at) *
-                  slope_of(load_as<Vec<C>>(known + at)));
+          Vec<C> d = load_as<Vec<C>>(delta + at);
+          Vec<C> h = load_as<Vec<C>>(known + at);
+          if (layout.needs_preactivations(g)) {
+            h = mlx_recurrent::elman::activate<f, VectorOps<C>>(h);
+          }
+          if (args.dleak) {
+            add_dleak(r, j, before, d, h);
+          }
+          if (blends) {
+            d = split(r, j, d);
+          }
+          d = d * slope_at(h);
+          store_as(
+              delta + at, blends ? Terms<T>::selected(terms.rate(r, j), d) : d);
         }
+      }
+    }
+  }
+
+  // Of lambda, the cotangents of some states, what goes through f; what passes
+  // beside it goes to layout.held.
+  INLINE_MEMBER Vec<C> split(int64_t r, int64_t j, Vec<C> lambda) const {
+    Vec<C> k = layout.terms.rate(r, j);
+    store_as(layout.held + r * ldh() + j, Terms<T>::gate(C(1) - k, lambda));
+    return Terms<T>::gate(k, lambda);
+  }
+
+  // Adds lambda (f(a) - q), but for units that were kept.
+  INLINE_MEMBER void add_dleak(
+      int64_t r,
+      int64_t j,
+      const C* before,
+      Vec<C> lambda,
+      Vec<C> h) const {
+    const Terms<T>& terms = layout.terms;
+    const C* q = terms.starts_row(r) ? terms.restart : before + r * ldh();
+    Vec<C> d = lambda * (h - load_as<Vec<C>>(q + j));
+    if (terms.draws_units) {
+      d = terms.unless_kept(r, j, d, Vec<C>{});
+    }
+    C* sum = layout.sums[1] + j;
+    store_as(sum, load_as<Vec<C>>(sum) + d);
+  }
+
+  // f'(a) where f(a) = h.
+  static INLINE_MEMBER Vec<C> slope_at(Vec<C> h) {
+    return mlx_recurrent::elman::slope<f, VectorOps<C>>(h, splat<C>(C(1)));
+  }
+
+  INLINE_MEMBER void scale_tile(const Tile<C>& tile, const C* known) const {
+    for (int m = 0; m < tile.rows; ++m) {
+      for (int64_t j = 0; j < tile.columns; j += lanes) {
+        C* at = tile.values + m * tile.stride + j;
+        const C* from = known + (tile.row + m) * ldh() + tile.column + j;
+        store_as(at, load_as<Vec<C>>(at) * slope_at(load_as<Vec<C>>(from)));
       }
     }
   }
@@ -780,7 +755,7 @@ struct BackwardRun {
   // The cotangents of the first states, from delta of the first step.
   void write_dhidden(int64_t count, const C* delta) const {
     Element<T>* out = static_cast<Element<T>*>(args.dhidden);
-    if (layout.is_plain(g)) {
+    if (layout.is_plain()) {
       multiply_back(0, count, delta, Sums<C>{}, [&](const Tile<C>& tile) {
         tile.each([&](int64_t r, int64_t column, C* at, int64_t left) {
           store_some<T>(
@@ -789,23 +764,19 @@ struct BackwardRun {
       });
       return;
     }
-    pass_back(0, count, delta);
+    C* rows = layout.states;
     for (int64_t r = 0; r < count; ++r) {
-      bool starts = layout.running.starts(steps.rows.first + r, 0);
-      C* held = layout.held + r * ldh();
-      if (starts) {
-        add_columns(held, layout.sums[0]);
-        clear(
-            held + steps.columns.first,
-            steps.columns.last - steps.columns.first);
-      }
-      if (out) {
-        write_row<T>(
-            out + row_number(r) * g.H,
-            held,
-            steps.columns.first,
-            steps.columns.last);
-      }
+      clear(
+          rows + r * ldh() + steps.columns.first,
+          steps.columns.last - steps.columns.first);
+    }
+    collect(0, count, delta, rows);
+    for (int64_t r = 0; out && r < count; ++r) {
+      write_row<T>(
+          out + row_number(r) * g.H,
+          rows + r * ldh(),
+          steps.columns.first,
+          steps.columns.last);
     }
   }
 
@@ -827,9 +798,15 @@ struct BackwardRun {
     }
   }
 
+  INLINE_MEMBER void add_columns(const C* from, C* to) const {
+    for (int64_t j = steps.columns.first; j < steps.columns.last; j += lanes) {
+      store_as(to + j, load_as<Vec<C>>(to + j) + load_as<Vec<C>>(from + j));
+    }
+  }
+
   // What a chunk's steps have added up goes to the slice's sums.
   void move_chunk_sums(int slice) const {
-    if (layout.is_plain(g)) {
+    if (layout.is_plain()) {
       return;
     }
     if (args.drestart) {
@@ -912,11 +889,10 @@ struct BackwardRun {
       }
       if (args.dWhh) {
         int64_t skipped = any ? 0 : count;
-        const C* seen = layout.is_plain(g) ? layout.states : layout.seen;
         add_dWhh(
             chunk.rows() - skipped,
             delta + skipped * ldh(),
-            seen + skipped * ldh(),
+            seen_rows() + skipped * ldh(),
             layout.dWhh.of(slice));
       }
       if (args.dWxh) {
@@ -930,7 +906,14 @@ struct BackwardRun {
       }
       move_chunk_sums(slice);
     }
-    if (later && first == 0 && (args.dhidden || args.drestart)) {
+    if (!later) {
+      return;
+    }
+    if (first > 0 && restarts()) {
+      // Nothing passes this border but to an episode that starts there.
+      collect(first * layout.steps, count, later, nullptr);
+      move_chunk_sums(slice);
+    } else if (first == 0 && (args.dhidden || restarts())) {
       write_dhidden(count, later);
       move_chunk_sums(slice);
     }

@@ -39,8 +39,8 @@ INLINE int64_t forward_chunk_steps(int64_t L, int64_t rows, int64_t row_bytes) {
 }
 
 // The part of the scratch memory that running steps forward needs; where there
-// are no steps only that for a traced activation. First what `prepare` fills, in places that no number of
-// steps moves.
+// are no steps only that for a traced activation. First what `prepare` fills,
+// in places that no number of steps moves.
 template <class T>
 struct ForwardMemory {
   typedef Compute<T> C;
@@ -298,7 +298,7 @@ struct ForwardSteps {
       const StepBuffers<C>& at,
       const StepResults<T>& results) const {
     terms.begin_step(i, count);
-    bool absent = at.seen && terms.has_episodes() && !g.restart.data;
+    bool absent = at.seen && terms.episodes && !g.restart.data;
     if (absent) {
       swap_started(count, at.a, terms.saved);
     }
@@ -387,7 +387,6 @@ struct ForwardSteps {
       }
       C* a_out = results.preactivation(running, rows.first + r);
       const C* q = blends ? state_before(at, r) : nullptr;
-      const C* k = blends ? terms.kappa_row(r) : nullptr;
       bool restored = absent && terms.starts_row(r);
       for (int64_t j = 0; j < tile.columns; j += lanes) {
         int64_t column = tile.column + j;
@@ -401,7 +400,6 @@ struct ForwardSteps {
             a,
             mlx_recurrent::elman::activate<f, VectorOps<C>>(a),
             q,
-            k,
             at,
             out,
             a_out);
@@ -417,13 +415,11 @@ struct ForwardSteps {
       Vec<C> a,
       Vec<C> h,
       const C* q,
-      const C* k,
       const StepBuffers<C>& at,
       Element<T>* out,
       C* a_out) const {
-    if (k) {
-      h = Terms<T>::blend(
-          load_as<Vec<C>>(q + column), h, load_as<Vec<C>>(k + column));
+    if (q) {
+      h = terms.state_of(r, column, load_as<Vec<C>>(q + column), h);
     }
     h = T::round(h);
     store_as(at.state + r * ldh + column, h);
@@ -461,7 +457,6 @@ struct ForwardSteps {
                   Vec<C>{},
                   h,
                   blends ? state_before(at, r) : nullptr,
-                  blends ? terms.kappa_row(r) : nullptr,
                   at,
                   results.state(running, rows.first + r),
                   nullptr);

@@ -23,14 +23,14 @@ static void run_mask(
   double probability = zoneout                ? draws.zoneout
       : args.what == Drawn::recurrent_dropout ? draws.recurrent_dropout
                                               : draws.input_dropout;
-  uint64_t bound = bound_of(probability);
+  uint32_t bound = bound_of(probability);
   C otherwise = zoneout ? C(1) : static_cast<C>(1 / (1 - probability));
   Generator generator(draws);
   Element<T>* out = static_cast<Element<T>*>(args.out);
   Shares shares{p, member, args.N};
   Range own = shares.once(args.N * args.steps);
   for (int64_t i = own.first; i < own.last; ++i) {
-    int64_t row = i / args.steps % draws.rows;
+    auto row = static_cast<uint32_t>(i / args.steps % draws.rows);
     for (int64_t j = 0; j < args.features; j += kDrawnUnits) {
       int64_t last = minimum(j + kDrawnUnits, args.features);
       uint32_t words[kDrawnUnits];

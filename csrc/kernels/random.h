@@ -28,25 +28,11 @@ INLINE uint32_t bound_of(double probability) {
   return static_cast<uint32_t>(bound < kWords ? bound : kWords - 1);
 }
 
-struct Generator {
-  uint32_t keys[5];
-
-  explicit Generator(const Draws& draws) : keys{} {
-    keys[0] = draws.key[0];
-    keys[1] = draws.key[draws.key_stride];
-    keys[4] = 0x1BD11BDA ^ keys[0] ^ keys[1];
-  }
-
-  // Words of units [first, last), `first` a multiple of kDrawnUnits; `to` has
-  // room for whole multiples.
-  void draw(
-      Drawn what,
-      int64_t row,
-      int64_t t,
-      int64_t first,
-      int64_t last,
-      uint32_t* to) const {
-    constexpr int64_t lanes = Simd<float>::lanes;
+// One of the 13 rounds on the words of a counter, by number from 0. A template,
+// so that what it does with which word is known when it is compiled.
+template <int round>
+INLINE void mix(Words (&x)[4], const uint32_t (&keys)[5]) {
+  if constexpr (round < 13) {
     constexpr int rotations[8][2] = {
         {10, 26},
         {11, 21},
@@ -56,6 +42,44 @@ struct Generator {
         {17, 11},
         {25, 10},
         {18, 20}};
+    constexpr int first = round % 2 == 0 ? 1 : 3;
+    constexpr int second = 4 - first;
+    x[0] += x[first];
+    x[first] = rotated(x[first], rotations[round % 8][0]) ^ x[0];
+    x[2] += x[second];
+    x[second] = rotated(x[second], rotations[round % 8][1]) ^ x[2];
+    if constexpr (round % 4 == 3) {
+      constexpr int i = (round + 1) / 4;
+      x[0] += keys[i % 5];
+      x[1] += keys[(i + 1) % 5];
+      x[2] += keys[(i + 2) % 5];
+      x[3] += keys[(i + 3) % 5] + static_cast<uint32_t>(i);
+    }
+    mix<round + 1>(x, keys);
+  }
+}
+
+struct Generator {
+  uint32_t keys[5];
+
+  Generator() = default;
+
+  explicit Generator(const Draws& draws) : keys{} {
+    keys[0] = draws.key[0];
+    keys[1] = draws.key[draws.key_stride];
+    keys[4] = 0x1BD11BDA ^ keys[0] ^ keys[1];
+  }
+
+  // Words of units [first, last), `first` a multiple of kDrawnUnits; `to` has
+  // room for whole multiples.
+  INLINE_MEMBER void draw(
+      Drawn what,
+      uint32_t row,
+      int64_t t,
+      int64_t first,
+      int64_t last,
+      uint32_t* to) const {
+    constexpr int64_t lanes = Simd<float>::lanes;
     Words lane;
     for (int64_t i = 0; i < lanes; ++i) {
       lane[i] = static_cast<uint32_t>(i);
@@ -66,25 +90,10 @@ struct Generator {
             static_cast<uint32_t>(first / kDrawnUnits * kDrawnBlocks + b);
         Words x[4] = {
             lane + block + keys[0],
-            Words{} + static_cast<uint32_t>(t) + keys[1],
-            Words{} + static_cast<uint32_t>(row) + keys[2],
-            Words{} + static_cast<uint32_t>(what) + keys[3]};
-#pragma GCC unroll 13
-        for (int round = 0; round < 13; ++round) {
-          int left = round % 2 == 0 ? 1 : 3;
-          const int* by = rotations[round % 8];
-          x[0] += x[left];
-          x[left] = rotated(x[left], by[0]) ^ x[0];
-          x[2] += x[4 - left];
-          x[4 - left] = rotated(x[4 - left], by[1]) ^ x[2];
-          if (round % 4 == 3) {
-            int i = (round + 1) / 4;
-            for (int j = 0; j < 4; ++j) {
-              x[j] += keys[(i + j) % 5];
-            }
-            x[3] += static_cast<uint32_t>(i);
-          }
-        }
+            Words{} + (static_cast<uint32_t>(t) + keys[1]),
+            Words{} + (row + keys[2]),
+            Words{} + (static_cast<uint32_t>(what) + keys[3])};
+        mix<0>(x, keys);
         for (int j = 0; j < 4; ++j) {
           store_as(to + j * kDrawnBlocks + b, x[j]);
         }

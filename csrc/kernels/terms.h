@@ -17,15 +17,20 @@ struct Terms {
   const Running& running;
   Range columns; // of H, this member's
   int64_t ldh, ldd;
-  Range rows{0, 0}; // positions; set by begin
-  C* restart;       // (ldh), zeros where there is none
-  C* leak;          // (ldh)
-  C* kappa;         // (rows, ldh), of the step at hand, where zoneout draws
-  C* factors;       // (rows, ldh), of recurrent dropout
-  C* input_factors; // (rows, ldd)
-  C* saved;         // (rows, ldh): what was there before an absent product
-  uint32_t* words;
+  Range rows{0, 0};     // positions; set by begin
+  C* restart;           // (ldh), zeros where there is none
+  C* leak;              // (ldh)
+  C* factors;           // (rows, ldh), of recurrent dropout
+  C* input_factors;     // (rows, ldd)
+  C* saved;             // (rows, ldh): what was there before an absent product
+  uint32_t* words;      // (rows, ldw), of the step at hand, where zoneout draws
+  uint32_t* drawn_rows; // (rows): as what they draw
+  Generator generator;
   bool* started; // (rows): whether an episode starts with the step at hand
+  int64_t ldw;
+  uint32_t bound; // words below it keep a unit
+  // Which of the terms there are.
+  bool episodes, leaks, draws_units, drops_states, drops_features;
 
   Terms(
       Arena& arena,
@@ -36,49 +41,48 @@ struct Terms {
     columns = columns_of<C>(shares.panels(panel_count<C>(g.H)), g.H);
     ldh = leading_dimension<C>(g.H);
     ldd = leading_dimension<C>(g.D);
+    episodes = g.course.reset.data;
+    leaks = g.leak.data;
+    draws_units = g.draws.key && g.draws.zoneout > 0;
+    drops_states = g.draws.key && g.draws.recurrent_dropout > 0;
+    drops_features = g.draws.key && g.draws.input_dropout > 0 && !g.projected;
+    bound = draws_units ? bound_of(g.draws.zoneout) : 0;
     int64_t most = shares.most_rows();
-    int64_t widest = g.D > g.H ? g.D : g.H;
-    int64_t drawn = ceil_div(widest, kDrawnUnits) * kDrawnUnits;
-    restart = take(arena, shares, has_episodes() ? ldh : 0);
-    leak = take(arena, shares, blends() ? ldh : 0);
-    kappa = take(arena, shares, draws_units() ? most * ldh : 0);
-    factors = take(arena, shares, drops_states() ? most * ldh : 0);
-    input_factors = take(arena, shares, drops_inputs() ? most * ldd : 0);
-    saved = take(arena, shares, has_episodes() ? most * ldh : 0);
-    words = reinterpret_cast<uint32_t*>(
-        take(arena, shares, g.draws.key ? drawn : 0));
-    started =
-        reinterpret_cast<bool*>(take(arena, shares, has_episodes() ? most : 0));
+    int64_t widest = drops_features && g.D > g.H ? g.D : g.H;
+    ldw = ceil_div(widest, kDrawnUnits) * kDrawnUnits;
+    auto take = [&](int64_t count) {
+      C* all = arena.take<C>(shares.partition.threads * count);
+      return all + shares.member.index * count;
+    };
+    restart = take(episodes ? ldh : 0);
+    leak = take(leaks ? ldh : 0);
+    factors = take(drops_states ? most * ldh : 0);
+    input_factors = take(drops_features ? most * ldd : 0);
+    saved = take(episodes ? most * ldh : 0);
+    words = reinterpret_cast<uint32_t*>(take(
+        draws_units       ? most * ldw
+            : g.draws.key ? ldw
+                          : 0));
+    drawn_rows = reinterpret_cast<uint32_t*>(take(g.draws.key ? most : 0));
+    started = reinterpret_cast<bool*>(take(episodes ? most : 0));
   }
 
-  INLINE_MEMBER bool has_episodes() const {
-    return g.course.reset.data;
-  }
-  INLINE_MEMBER bool draws_units() const {
-    return g.draws.key && g.draws.zoneout > 0;
-  }
-  INLINE_MEMBER bool drops_states() const {
-    return g.draws.key && g.draws.recurrent_dropout > 0;
-  }
-  INLINE_MEMBER bool drops_inputs() const {
-    return g.draws.key && g.draws.input_dropout > 0 && !g.projected;
-  }
   // Whether a state is more than f(a).
   INLINE_MEMBER bool blends() const {
-    return g.leak.data || draws_units();
+    return leaks || draws_units;
   }
   // Whether the product with Whh takes something other than the last state.
   INLINE_MEMBER bool carries() const {
-    return has_episodes() || drops_states();
+    return episodes || drops_states;
   }
 
   // Once, before any step.
   void prepare() const {
-    if (has_episodes()) {
-      stage_vector(restart, g.restart, C(0));
+    if (episodes) {
+      stage_vector(restart, g.restart);
     }
-    if (blends()) {
-      stage_vector(leak, g.leak, C(1));
+    if (leaks) {
+      stage_vector(leak, g.leak);
     }
   }
 
@@ -88,9 +92,11 @@ struct Terms {
     if (!g.draws.key) {
       return;
     }
+    generator = Generator(g.draws);
     for (int64_t p = rows.first; p < rows.last; ++p) {
       int64_t r = p - rows.first;
-      if (drops_states()) {
+      drawn_rows[r] = static_cast<uint32_t>(running.row(p) % g.draws.rows);
+      if (drops_states) {
         draw_factors(
             Drawn::recurrent_dropout,
             g.draws.recurrent_dropout,
@@ -98,7 +104,7 @@ struct Terms {
             columns,
             factors + r * ldh);
       }
-      if (drops_inputs()) {
+      if (drops_features) {
         draw_factors(
             Drawn::input_dropout,
             g.draws.input_dropout,
@@ -111,25 +117,45 @@ struct Terms {
 
   // Learns what step i needs of its first `count` rows.
   void begin_step(int64_t i, int64_t count) const {
-    if (has_episodes()) {
-      for (int64_t r = 0; r < count; ++r) {
-        started[r] = running.starts(rows.first + r, i);
-      }
+    for (int64_t r = 0; episodes && r < count; ++r) {
+      started[r] = running.starts(rows.first + r, i);
     }
-    if (draws_units()) {
-      for (int64_t r = 0; r < count; ++r) {
-        draw_kappa(i, r);
-      }
+    for (int64_t r = 0; draws_units && r < count; ++r) {
+      int64_t position = rows.first + r;
+      draw(
+          Drawn::zoneout,
+          position,
+          running.place(position, i),
+          columns,
+          words + r * ldw);
     }
   }
 
   INLINE_MEMBER bool starts_row(int64_t r) const {
-    return has_episodes() && started[r];
+    return episodes && started[r];
   }
 
-  // k of row r at the step at hand.
-  INLINE_MEMBER const C* kappa_row(int64_t r) const {
-    return draws_units() ? kappa + r * ldh : leak;
+  // v, or `kept` in the units of row r that keep their state.
+  INLINE_MEMBER Vec<C> unless_kept(
+      int64_t r,
+      int64_t column,
+      Vec<C> v,
+      Vec<C> kept) const {
+    typename Simd<C>::bits drawn = words_at(words + r * ldw + column);
+    return drawn < bound ? kept : v;
+  }
+
+  // k of row r at the step at hand, where a state is more than f(a).
+  INLINE_MEMBER Vec<C> rate(int64_t r, int64_t column) const {
+    Vec<C> k = leaks ? load_as<Vec<C>>(leak + column) : splat<C>(C(1));
+    return draws_units ? unless_kept(r, column, k, Vec<C>{}) : k;
+  }
+
+  // What step at hand makes of q, the state before, and of f(a).
+  INLINE_MEMBER Vec<C> state_of(int64_t r, int64_t column, Vec<C> q, Vec<C> f)
+      const {
+    Vec<C> h = leaks ? blend(q, f, load_as<Vec<C>>(leak + column)) : f;
+    return draws_units ? unless_kept(r, column, h, q) : h;
   }
 
   // (1 - k) q + k f.
@@ -141,61 +167,65 @@ struct Terms {
 
   // factor * v, absent where the factor is 0.
   static INLINE_MEMBER Vec<C> gate(Vec<C> factor, Vec<C> v) {
-    return factor == C(0) ? Vec<C>{} : factor * v;
+    return selected(factor, factor * v);
+  }
+
+  // v, or zero where the factor is 0.
+  static INLINE_MEMBER Vec<C> selected(Vec<C> factor, Vec<C> v) {
+    return factor == C(0) ? Vec<C>{} : v;
   }
 
   // m_h * v, of row r.
   INLINE_MEMBER Vec<C> seen(int64_t r, int64_t column, Vec<C> v) const {
-    return drops_states() ? gate(load_as<Vec<C>>(factors + r * ldh + column), v)
-                          : v;
+    return drops_states ? gate(load_as<Vec<C>>(factors + r * ldh + column), v)
+                        : v;
   }
 
   // What row r gives to the product of step i, from the state before it.
-  void carry(int64_t i, int64_t r, const C* state, C* to) const {
+  INLINE_MEMBER void carry(int64_t i, int64_t r, const C* state, C* to) const {
     const C* from =
-        has_episodes() && running.starts(rows.first + r, i) ? restart : state;
+        episodes && running.starts(rows.first + r, i) ? restart : state;
     for (int64_t j = columns.first; j < columns.last; j += lanes) {
       store_as(to + j, seen(r, j, load_as<Vec<C>>(from + j)));
     }
   }
 
-  // m_x * x, in place, of the rows of this member from position p on.
+  // m_x * x of row r, in place, of columns [first, last).
   INLINE_MEMBER void drop_inputs(int64_t r, C* x, int64_t first, int64_t last)
       const {
-    if (drops_inputs()) {
-      const C* factor = input_factors + r * ldd;
-      for (int64_t j = first; j < last; j += lanes) {
-        store_as(
-            x + j, gate(load_as<Vec<C>>(factor + j), load_as<Vec<C>>(x + j)));
-      }
+    for (int64_t j = first; drops_features && j < last; j += lanes) {
+      store_as(
+          x + j,
+          gate(
+              load_as<Vec<C>>(input_factors + r * ldd + j),
+              load_as<Vec<C>>(x + j)));
     }
   }
 
  private:
-  static C* take(Arena& arena, const Shares& shares, int64_t count) {
-    C* all = arena.take<C>(shares.partition.threads * count);
-    return all + shares.member.index * count;
-  }
-
-  void stage_vector(C* to, const Vector& v, C otherwise) const {
+  void stage_vector(C* to, const Vector& v) const {
     for (int64_t j = 0; j < ldh; ++j) {
       to[j] = v.data && j < g.H
           ? load_one<T>(static_cast<const Element<T>*>(v.data) + j * v.stride)
-          : otherwise;
+          : C(0);
     }
   }
 
-  int64_t drawn_row(int64_t position) const {
-    return running.row(position) % g.draws.rows;
+  static INLINE_MEMBER typename Simd<C>::bits words_at(const uint32_t* from) {
+    return __builtin_convertvector(
+        load_as<typename Simd<C>::words>(from), typename Simd<C>::bits);
   }
 
-  // Words of units of a range; returns where that of unit 0 would be.
-  const uint32_t* draw(Drawn what, int64_t position, int64_t t, Range units)
-      const {
+  // Words of a range of units; that of unit 0 would be at `to`.
+  INLINE_MEMBER void draw(
+      Drawn what,
+      int64_t position,
+      int64_t t,
+      Range units,
+      uint32_t* to) const {
     int64_t first = units.first / kDrawnUnits * kDrawnUnits;
-    Generator(g.draws).draw(
-        what, drawn_row(position), t, first, units.last, words + first);
-    return words;
+    uint32_t row = drawn_rows[position - rows.first];
+    generator.draw(what, row, t, first, units.last, to + first);
   }
 
   void draw_factors(
@@ -204,22 +234,11 @@ struct Terms {
       int64_t position,
       Range units,
       C* to) const {
-    const uint32_t* drawn = draw(what, position, 0, units);
-    uint32_t bound = bound_of(probability);
+    draw(what, position, 0, units, words);
+    uint32_t below = bound_of(probability);
     C scale = static_cast<C>(1 / (1 - probability));
     for (int64_t j = units.first; j < units.last; ++j) {
-      to[j] = drawn[j] < bound ? C(0) : scale;
-    }
-  }
-
-  void draw_kappa(int64_t i, int64_t r) const {
-    int64_t position = rows.first + r;
-    const uint32_t* drawn =
-        draw(Drawn::zoneout, position, running.place(position, i), columns);
-    uint32_t bound = bound_of(g.draws.zoneout);
-    C* to = kappa + r * ldh;
-    for (int64_t j = columns.first; j < columns.last; ++j) {
-      to[j] = drawn[j] < bound ? C(0) : leak[j];
+      to[j] = words[j] < below ? C(0) : scale;
     }
   }
 };

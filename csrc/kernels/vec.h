@@ -37,6 +37,7 @@ struct Simd<float> {
       __attribute__((vector_size(MLX_RECURRENT_VECTOR_BYTES)));
   typedef uint16_t half
       __attribute__((vector_size(MLX_RECURRENT_VECTOR_BYTES / 2)));
+  typedef bits words; // a 32-bit word for each lane
 };
 
 template <>
@@ -46,6 +47,8 @@ struct Simd<double> {
   typedef int64_t ints __attribute__((vector_size(MLX_RECURRENT_VECTOR_BYTES)));
   typedef uint64_t bits
       __attribute__((vector_size(MLX_RECURRENT_VECTOR_BYTES)));
+  typedef uint32_t words
+      __attribute__((vector_size(MLX_RECURRENT_VECTOR_BYTES / 2)));
 };
 
 template <class C>

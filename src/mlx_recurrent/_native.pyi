@@ -111,8 +111,20 @@ def recurrence(
     hidden: mx.array | None,
     activation: str | Traced,
     return_state: bool | Literal["only"],
-    stream: mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType | None,
-) -> mx.array | tuple[mx.array, mx.array]:
+    stream: _Stream,
+    lengths: mx.array | None = None,
+    reset: mx.array | None = None,
+    reverse: bool = False,
+    hidden0: mx.array | None = None,
+    leak: mx.array | None = None,
+    zoneout: float = 0.0,
+    recurrent_dropout: float = 0.0,
+    input_dropout: float = 0.0,
+    key: mx.array | None = None,
+    checkpoint_every: int = 0,
+    truncate_every: int = 0,
+    flips: int = -1,
+) -> Any:
     """Return the states of ``h_t = f(Wxh x_t + bias + Whh h_{t-1})``.
 
     ``x`` is ``(..., L, D)``, or ``(..., L, H)`` and already projected where ``Wxh``
@@ -120,21 +132,20 @@ def recurrence(
     H)``, stands beside them or alone as ``return_state`` asks.
 
     All operands have one floating dtype; ``hidden`` has the leading axes of ``x``;
-    a CPU stream.
+    a CPU stream. The terms from ``lengths`` on are those of :class:`Terms`; all that
+    differs for each row, and each weight, may have leading axes of sets, along one of
+    which, ``flips``, the second half runs in the other direction.
     """
 
 def widen(
-    x: mx.array,
-    hidden: mx.array,
-    stream: mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType | None,
+    x: mx.array, x_tail: int, like: mx.array, like_tail: int, stream: _Stream
 ) -> mx.array:
-    """Return ``x (..., L, D)`` broadcast to the leading axes of ``hidden (..., H)``."""
+    """Return x with its axes before the last ``x_tail`` broadcast.
 
-def without_padding(
-    x: mx.array,
-    lengths: mx.array,
-    stream: mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType | None,
-) -> mx.array:
+    To those of ``like`` before its last ``like_tail``, and they to them. No copy.
+    """
+
+def without_padding(x: mx.array, lengths: mx.array, stream: _Stream) -> mx.array:
     """Return ``x (..., L, D)`` with zeros past each row's length, ``int32`` ``(...)``.
 
     The leading axes of ``x`` broadcast to those of the lengths.
@@ -142,6 +153,9 @@ def without_padding(
 
 def partition(N: int, L: int, D: int, H: int, dtype: mx.Dtype) -> _Partition:
     """Return how the kernels divide a call of these shapes."""
+
+def runs_apart(N: int, L: int, D: int, H: int, dtype: mx.Dtype, sets: int) -> bool:
+    """Return whether so many calls of one shape run at the same time, one a thread."""
 
 def set_num_threads(n: int) -> None:
     """Set how many threads the kernels use."""

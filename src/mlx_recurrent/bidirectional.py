@@ -7,7 +7,7 @@ import mlx.core as mx
 from mlx.nn.layers.base import Module
 
 from mlx_recurrent.duplicate import duplicate
-from mlx_recurrent.functional import ReturnState
+from mlx_recurrent.functional import ReturnState, both_ways
 from mlx_recurrent.judging import type_name
 from mlx_recurrent.layers import RNN
 from mlx_recurrent.sizes import sizes_of
@@ -20,6 +20,13 @@ _MERGES: dict[str, Callable[[mx.array, mx.array], mx.array]] = {
     "sum": operator.add,
     "mul": operator.mul,
     "mean": lambda forward, backward: (forward + backward) / 2,
+}
+# The same of both behind one axis, in operations that a shapeless function can have.
+_MERGES_AT_ONCE: dict[str, Callable[[mx.array], mx.array]] = {
+    "concat": lambda both: mx.flatten(mx.moveaxis(both, 0, -2), -2),
+    "sum": lambda both: both.sum(axis=0),
+    "mul": lambda both: both.prod(axis=0),
+    "mean": lambda both: both.mean(axis=0),
 }
 
 
@@ -111,6 +118,10 @@ class Bidirectional(Module):
         keywords = {name: value for name, value in given.items() if value is not None}
         if return_state is not False:
             keywords["return_state"] = return_state
+        if return_state is False and isinstance(self.merge, str):
+            both = self._run_at_once(x, _pair(hidden), keywords)
+            if both is not None:
+                return _MERGES_AT_ONCE[self.merge](both)
         forward, backward = self._run(x, _pair(hidden), keywords)
         if return_state is False:
             return self._merged(forward, backward)
@@ -127,6 +138,15 @@ class Bidirectional(Module):
             self.forward(x, hidden[0], **keywords),
             self.backward(x, hidden[1], reverse=True, **keywords),
         )
+
+    def _run_at_once(
+        self, x: mx.array, hidden: Sequence[Any], keywords: dict[str, Any]
+    ) -> mx.array | None:
+        """Return the outputs of both, ``(2, ..., L, H)``, where that is faster."""
+        if not type(self.forward) is type(self.backward) is RNN:
+            return None
+        layers = (self.forward._arguments(), self.backward._arguments())
+        return both_ways(x, layers, (hidden[0], hidden[1]), keywords)
 
     def _merged(self, forward: Any, backward: Any) -> Any:
         if self.merge is None:

@@ -43,6 +43,10 @@ if TYPE_CHECKING:
 
 ReturnState: TypeAlias = bool | Literal["only"]
 
+# Multiply-adds of a layer from which on running two at once saves more than it costs to
+# put their weights together.
+_LEAST_WORK = 4_000_000
+
 _FLOATING = frozenset({mx.float32, mx.float16, mx.bfloat16, mx.float64})
 
 
@@ -485,6 +489,95 @@ def plan(
     )
 
 
+def both_ways(
+    x: mx.array,
+    layers: tuple[dict[str, Any], dict[str, Any]],
+    hidden: tuple[mx.array | None, mx.array | None],
+    options: dict[str, Any],
+) -> mx.array | None:
+    """Run two layers over a sequence in one call, the second backward in time.
+
+    Each is a set of weights of one launch, so that they can run at the same time.
+
+    Args:
+        x (array): The sequence, ``(..., L, D)``.
+        layers (tuple(dict, dict)): What each layer gives to :func:`rnn`.
+        hidden (tuple(array, array)): The state before the first step of each.
+        options (dict): The keywords of the call, without ``reverse``.
+
+    Returns:
+        array, optional: The outputs of both, ``(2, ..., L, H)``. ``None`` where two
+        calls are as fast, or the layers are not alike.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If a shape, a dtype or a value does not fit.
+    """
+    if any(_is_special(layer) for layer in layers):
+        return None
+    one, other = (
+        _judge(
+            "x",
+            x,
+            layer["Wxh"],
+            layer["Whh"],
+            layer["bias"],
+            state,
+            layer["nonlinearity"],
+            False,
+            None,
+            None,
+            ZERO,
+            ZERO,
+            ZERO,
+            None,
+            False,
+            options.get("lengths"),
+            options.get("reset"),
+            False,
+            options.get("checkpoint_every"),
+            options.get("truncate_every"),
+        )
+        for layer, state in zip(layers, hidden, strict=True)
+    )
+    if not isinstance(one.choice.activation, str) or (
+        _likeness(one) != _likeness(other)
+    ):
+        return None
+    operands = [_operands(call, None) for call in (one, other)]
+    rows = math.prod(operands[0][0].shape[:-2])
+    L, D = x.shape[-2:]
+    H = one.Whh.shape[0]
+    work = rows * L * H * (D + H)
+    if work < _LEAST_WORK or not _native.runs_apart(rows, L, D, H, one.dtype, 2):
+        return None
+    x = _twice(operands[0][0], 2)
+    Wxh, bias, Whh, state = (
+        _pair(*pair) for pair in zip(*(o[1:] for o in operands), strict=True)
+    )
+    assert Whh is not None  # for the type checker: both have one
+    terms = one.terms
+    if terms is not None:
+        lengths, reset = terms.lengths, terms.reset
+        terms = terms._replace(
+            lengths=None if lengths is None else _twice(lengths, 0),
+            reset=None if reset is None else _twice(reset, 1),
+        )
+    outputs: mx.array = _native.recurrence(
+        x,
+        Wxh,
+        bias,
+        Whh,
+        state,
+        one.choice.activation,
+        False,
+        None,
+        **({} if terms is None else terms._asdict()),
+        flips=0,
+    )
+    return outputs
+
+
 def set_num_threads(n: int) -> None:
     """Set how many threads the kernels may use.
 
@@ -821,9 +914,10 @@ def _run(
         begun = begun if terms is None else []
         return _run_composed(call, begun, return_state, stream)
     assert operands is not None  # for the type checker: there is an activation
-    return _native.recurrence(
+    result: mx.array | tuple[mx.array, mx.array] = _native.recurrence(
         *operands, activation, return_state, stream, *(terms or ())
     )
+    return result
 
 
 def _operands(call: _Call, stream: StreamOrDevice) -> _Operands:
@@ -842,7 +936,7 @@ def _operands(call: _Call, stream: StreamOrDevice) -> _Operands:
         if hidden.dtype != dtype:
             hidden = hidden.astype(dtype, stream=stream)
         if hidden.shape[:-1] != x.shape[:-2]:
-            x = _native.widen(x, hidden, stream)
+            x = _native.widen(x, 2, hidden, 1, stream)
     return x, Wxh, bias, Whh, hidden
 
 
@@ -899,6 +993,41 @@ def _run_composed(
     if return_state is False:
         return outputs
     return (outputs, state) if return_state is True else state
+
+
+def _is_special(layer: dict[str, Any]) -> bool:
+    parameters = layer["leak"] is not None or layer["hidden0"] is not None
+    return bool(
+        parameters
+        or layer["zoneout"]
+        or layer["input_dropout"]
+        or layer["recurrent_dropout"]
+    )
+
+
+def _likeness(call: _Call) -> tuple[Any, ...]:
+    """What is equal for calls that one launch can make."""
+    arrays = (call.Wxh, call.Whh, call.bias, call.hidden)
+    return (
+        call.choice.activation,
+        call.dtype,
+        *(None if a is None else a.shape for a in arrays),
+    )
+
+
+def _twice(a: mx.array, tail: int) -> mx.array:
+    """Return an array behind a new axis of two; ``tail`` axes follow those of rows."""
+    # Not a stack, whose gradient cannot be part of a shapeless function.
+    like = mx.zeros((2, *[1] * (a.ndim - tail)), a.dtype)
+    return _native.widen(mx.expand_dims(a, 0), tail, like, 0, None)
+
+
+def _pair(a: mx.array | None, b: mx.array | None) -> mx.array | None:
+    """Return two arrays of one shape behind a new axis."""
+    if a is None or b is None:
+        return None
+    first = mx.array([True, False]).reshape(2, *[1] * a.ndim)
+    return mx.where(first, a, b)
 
 
 def _project(

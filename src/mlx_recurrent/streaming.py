@@ -1,6 +1,5 @@
 """A layer in real time, outside the graph."""
 
-import copy
 import threading
 from dataclasses import replace
 from typing import Any, TypeAlias, cast
@@ -11,6 +10,7 @@ from mlx.nn.layers.base import Module
 
 from mlx_recurrent import _native, composed, dispatch, functional
 from mlx_recurrent.dispatch import Nonlinearity
+from mlx_recurrent.duplicate import duplicate
 from mlx_recurrent.plan import Plan
 from mlx_recurrent.terms import ZERO, Terms
 from mlx_recurrent.tracing import trace
@@ -74,7 +74,7 @@ class Stream:
         hidden0: mx.array | None = None,
     ) -> None:
         if isinstance(nonlinearity, Module):
-            nonlinearity = copy.deepcopy(nonlinearity)
+            nonlinearity = duplicate(nonlinearity)
             nonlinearity.eval()
         learned = (Wxh, Whh, bias, leak, hidden0)
         dtype = mx.result_type(*(a for a in learned if isinstance(a, mx.array)))

@@ -10,6 +10,7 @@
 namespace kernel_tests {
 
 using mlx_recurrent::kernels::Activation;
+using mlx_recurrent::kernels::Drawn;
 
 namespace {
 
@@ -28,7 +29,8 @@ const std::vector<Field>& fields() {
         "forward",
         "backward",
         "linear_scan",
-        "pointwise"}},
+        "pointwise",
+        "mask"}},
       {"type", &Case::type, {"float32", "float64", "float16", "bfloat16"}},
       {"N", &Case::N, {}},
       {"L", &Case::L, {}},
@@ -51,10 +53,25 @@ const std::vector<Field>& fields() {
       {"projected", &Case::projected, {}},
       {"bias", &Case::bias, {}},
       {"hidden", &Case::hidden, {}},
+      {"restart", &Case::restart, {}},
+      {"leak", &Case::leak, {}},
+      {"lengths", &Case::lengths, {"all", "any", "equal", "none", "beyond"}},
+      {"reset", &Case::reset, {"nowhere", "some", "everywhere", "first"}},
+      {"reverse", &Case::reverse, {}},
+      {"truncate_every", &Case::truncate_every, {}},
+      {"zoneout", &Case::zoneout, {}},
+      {"recurrent_dropout", &Case::recurrent_dropout, {}},
+      {"input_dropout", &Case::input_dropout, {}},
+      {"sets", &Case::sets, {}},
+      {"drawn",
+       &Case::drawn,
+       {"zoneout", "recurrent_dropout", "input_dropout"}},
+      {"alpha", &Case::alpha, {}},
       {"beta", &Case::beta, {}},
       {"gamma", &Case::gamma, {}},
-      {"reverse", &Case::reverse, {}},
+      {"transposed", &Case::transposed, {}},
       {"keep_every", &Case::keep_every, {}},
+      {"keep_latest", &Case::keep_latest, {}},
       {"state", &Case::state, {}},
       {"dstates", &Case::dstates, {}},
       {"preactivations", &Case::preactivations, {}},
@@ -88,38 +105,66 @@ void Case::settle() {
   bool layer = which() == Entry::forward || which() == Entry::backward;
   bool scan = which() == Entry::linear_scan;
   bool pointwise = which() == Entry::pointwise;
+  bool mask = which() == Entry::mask;
+  bool traced = layer && activation == static_cast<int64_t>(Activation::traced);
   if (!layer) {
-    activation = projected = keep_every = 0;
+    activation = projected = keep_every = keep_latest = 0;
+    leak = 0;
+    state = 1;
   }
-  if (!pointwise && activation != static_cast<int64_t>(Activation::traced)) {
+  if (!mask) {
+    drawn = 0;
+  }
+  int64_t* probabilities[] = {&zoneout, &recurrent_dropout, &input_dropout};
+  for (int64_t i = 0; i < 3; ++i) {
+    if (!layer && !(mask && drawn == i)) {
+      *probabilities[i] = 0;
+    } else if (mask && *probabilities[i] == 0) {
+      *probabilities[i] = 250;
+    }
+  }
+  if (mask && drawn != static_cast<int64_t>(Drawn::zoneout)) {
+    L = 1; // a dropout is the same at every step
+  }
+  if (!layer && !scan) {
+    hidden = restart = lengths = reset = reverse = truncate_every = 0;
+  }
+  if (!scan) {
+    alpha = beta = gamma = transposed = 0;
+  }
+  if (!pointwise && !traced) {
     program = 0;
   }
-  if (pointwise) {
+  if (pointwise || mask) {
     D = 1;
     bias = layout = 0;
   }
   if (scan || projected) {
     D = H;
-    bias = 0;
+    bias = input_dropout = 0;
+  }
+  if (transposed) {
+    hidden = restart = 0;
   }
   if (which() == Entry::outer_sum) {
     bias = 0;
-  }
-  if (!layer && !scan) {
-    hidden = 0;
-  }
-  if (!scan) {
-    beta = gamma = reverse = 0;
   }
   if (which() != Entry::backward) {
     wanted = want_all;
     dstates = 1;
   }
-  if (!layer) {
-    state = 1;
+  if (zoneout == 0 && recurrent_dropout == 0 && input_dropout == 0) {
+    sets = 1;
   }
-  if (keep_every > 0 ||
-      activation != static_cast<int64_t>(Activation::traced)) {
+  if (keep_every == 0) {
+    keep_latest = 0;
+  }
+  if (keep_latest) {
+    // What is left of the states is enough for nothing else.
+    truncate_every = keep_every;
+    dstates = which() != Entry::backward;
+  }
+  if (keep_every > 0 || !(traced || leak)) {
     preactivations = 1;
   }
   if (split == 0) {
@@ -133,7 +178,9 @@ void Case::settle() {
 }
 
 std::string Case::text() const {
-  const Case ordinary;
+  Case ordinary;
+  ordinary.entry = entry;
+  ordinary.settle();
   std::string out;
   for (const Field& field : fields()) {
     int64_t value = this->*field.value;

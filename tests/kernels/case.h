@@ -13,9 +13,10 @@ enum class Entry : int {
   forward,
   backward,
   linear_scan,
-  pointwise
+  pointwise,
+  mask
 };
-constexpr int kEntries = 6;
+constexpr int kEntries = 7;
 
 // Of the backward pass, which outputs are wanted: a sum of these.
 enum Wanted : int64_t {
@@ -24,8 +25,24 @@ enum Wanted : int64_t {
   want_dbias = 4,
   want_dWhh = 8,
   want_dhidden = 16,
-  want_all = 31
+  want_drestart = 32,
+  want_dleak = 64,
+  want_all = 127
 };
+
+// How many steps rows have.
+enum class Lengths : int64_t {
+  all,    // L: nothing says otherwise
+  any,    // some none, some L
+  equal,  // fewer than L
+  none,   // 0
+  beyond, // also said to be less than 0, or more than L
+};
+constexpr int kLengths = 5;
+
+// Where episodes start.
+enum class Resets : int64_t { nowhere, some, everywhere, first };
+constexpr int kResets = 4;
 
 // Everything is a whole number, so that one table names, prints and reads it.
 struct Case {
@@ -36,11 +53,16 @@ struct Case {
   int64_t program = 0; // of a traced activation
   int64_t projected = 0;
   int64_t bias = 1, hidden = 1;
-  int64_t beta = 1, gamma = 1, reverse = 0; // linear_scan
-  int64_t keep_every = 0;
+  int64_t restart = 0, leak = 0;
+  int64_t lengths = 0, reset = 0, reverse = 0, truncate_every = 0;
+  // Probabilities, in thousandths, and how many sets of rows draw the same.
+  int64_t zoneout = 0, recurrent_dropout = 0, input_dropout = 0, sets = 1;
+  int64_t drawn = 0;                                      // mask: which of them
+  int64_t alpha = 0, beta = 1, gamma = 1, transposed = 0; // linear_scan
+  int64_t keep_every = 0, keep_latest = 0;
   int64_t state = 1;          // forward: is wanted; backward: has a cotangent
   int64_t dstates = 1;        // backward: the states have one
-  int64_t preactivations = 1; // of a traced activation are kept
+  int64_t preactivations = 1; // are kept, where backward needs them
   int64_t wanted = want_all;  // backward
   int64_t layout = 0;
   int64_t split = 0;

@@ -37,6 +37,45 @@ void fit(Case& c, int64_t Case::* keep = nullptr) {
   }
 }
 
+// What every recurrence may do without, and the largest value of each.
+struct Option {
+  int64_t Case::* field;
+  int64_t most;
+};
+constexpr Option kOptions[] = {
+    {&Case::lengths, kLengths - 1},
+    {&Case::reset, kResets - 1},
+    {&Case::reverse, 1},
+    {&Case::restart, 1},
+    {&Case::leak, 1},
+    {&Case::zoneout, 500},
+    {&Case::recurrent_dropout, 500},
+    {&Case::input_dropout, 500},
+    {&Case::truncate_every, 9},
+    {&Case::alpha, 1},
+    {&Case::transposed, 1}};
+
+// Some of the optional terms of a recurrence, or all.
+void draw_options(Case& c, Random& random) {
+  auto sometimes = [&] { return random.whole(0, 2) == 0; };
+  auto probability = [&] {
+    const int64_t some[] = {1, 100, 300, 500};
+    return sometimes() ? some[random.whole(0, 3)] : 0;
+  };
+  c.restart = sometimes();
+  c.leak = sometimes();
+  c.lengths = sometimes() ? random.whole(1, kLengths - 1) : 0;
+  c.reset = sometimes() ? random.whole(1, kResets - 1) : 0;
+  c.reverse = sometimes();
+  c.truncate_every = sometimes() ? random.whole(1, 12) : 0;
+  c.zoneout = probability();
+  c.recurrent_dropout = probability();
+  c.input_dropout = probability();
+  c.sets = sometimes() ? random.whole(2, 3) : 1;
+  c.drawn = random.whole(0, 2);
+  c.keep_latest = sometimes();
+}
+
 Case drawn(Random& random) {
   Case c;
   c.entry = random.whole(0, kEntries - 1);
@@ -52,7 +91,8 @@ Case drawn(Random& random) {
   c.hidden = random.whole(0, 1);
   c.beta = random.whole(0, 1);
   c.gamma = random.whole(0, 1);
-  c.reverse = random.whole(0, 1);
+  c.alpha = random.whole(0, 1);
+  c.transposed = random.whole(0, 1);
   c.keep_every = random.whole(0, 1) ? 0 : random.whole(1, 12);
   c.state = random.whole(0, 1);
   c.dstates = random.whole(0, 3) > 0;
@@ -64,6 +104,9 @@ Case drawn(Random& random) {
   c.slices = random.whole(0, 1) ? c.threads : random.whole(1, kMostMembers);
   c.members = random.whole(0, 1) ? c.threads : random.whole(1, c.threads);
   c.seed = random.whole(0, 1'000'000'000);
+  if (random.whole(0, 1)) {
+    draw_options(c, random);
+  }
   return c;
 }
 
@@ -193,13 +236,30 @@ std::vector<Case> listed_cases() {
   }
   for (int64_t wanted = 1; wanted <= want_all; ++wanted) {
     for (int64_t projected : {0, 1}) {
-      for (int64_t split = 0; split < kSplits; ++split) {
-        Case c = draw(
-            static_cast<int64_t>(Entry::backward), random.whole(0, kTypes - 1));
-        c.wanted = wanted;
-        c.projected = projected;
-        c.bias = c.hidden = 1;
-        c.split = split;
+      Case c = draw(
+          static_cast<int64_t>(Entry::backward), random.whole(0, kTypes - 1));
+      c.wanted = wanted;
+      c.projected = projected;
+      c.bias = c.hidden = c.restart = c.leak = 1;
+      c.split = wanted % kSplits;
+      add(c);
+    }
+  }
+  // Each option alone, and with one other, at few steps and at many.
+  const Case none;
+  for (Entry entry : {Entry::forward, Entry::backward, Entry::linear_scan}) {
+    for (const Option& option : kOptions) {
+      for (const Option& other : kOptions) {
+        int64_t type = random.whole(0, kTypes - 1);
+        Case c = draw(static_cast<int64_t>(entry), type);
+        for (const Option& any : kOptions) {
+          c.*any.field = none.*any.field;
+        }
+        c.keep_latest = 0;
+        c.*option.field = random.whole(1, option.most);
+        c.*other.field = random.whole(1, other.most);
+        c.split = random.whole(0, kSplits - 1);
+        c.L = random.whole(0, 1) ? random.whole(1, 9) : random.whole(10, 60);
         add(c);
       }
     }

@@ -87,6 +87,10 @@ int main(int count, char** arguments) {
     }
   }
   if (elementary) {
+    for (const std::string& fault : check_reference()) {
+      std::printf("FAILED: %s\n", fault.c_str());
+      ++failures;
+    }
     for (const std::string& fault : check_elementary(*table)) {
       std::printf("FAILED: %s\n", fault.c_str());
       ++failures;

@@ -34,4 +34,7 @@ std::vector<std::string> check_elementary(
 std::vector<std::string> check_operations(
     const mlx_recurrent::kernels::KernelTable& table);
 
+// The reference itself; one line for each fault.
+std::vector<std::string> check_reference();
+
 } // namespace kernel_tests

@@ -67,14 +67,16 @@ Uncertain activate(
 }
 
 // The derivative of the activation, from its value.
-Uncertain slope(Activation activation, double h, Rounding rounding) {
+Uncertain slope(Activation activation, Uncertain h, Rounding rounding) {
   switch (activation) {
     case Activation::tanh:
-      return rounding.add(1, rounding.multiply(-h, h));
+      return rounding.add(
+          1, rounding.multiply(Uncertain(-h.value, h.spread), h));
     case Activation::sigmoid:
-      return rounding.multiply(h, rounding.add(1, -h));
+      return rounding.multiply(
+          h, rounding.add(1, Uncertain(-h.value, h.spread)));
     case Activation::relu:
-      return h > 0 ? 1 : 0;
+      return h.value > 0 ? 1 : 0;
     case Activation::identity:
     case Activation::traced: // not from its value
       break;
@@ -82,42 +84,143 @@ Uncertain slope(Activation activation, double h, Rounding rounding) {
   return 1;
 }
 
+// The same from its argument.
+Uncertain slope_at(
+    Activation activation,
+    int64_t program,
+    Uncertain a,
+    Rounding rounding) {
+  if (activation == Activation::traced) {
+    return traced_slope(program, a, rounding);
+  }
+  Uncertain result =
+      slope(activation, activate(activation, program, a, rounding), rounding);
+  if (activation == Activation::relu &&
+      std::fabs(a.value) <= rounding.allowed(a)) {
+    result.spread += rounding.measure(1);
+  }
+  return result;
+}
+
+// factor * v, absent where the factor is 0.
+Uncertain gate(double factor, Uncertain v, Rounding rounding) {
+  return factor == 0 ? 0 : factor == 1 ? v : rounding.multiply(factor, v);
+}
+
 Numbers zeros(int64_t count) {
   return Numbers(static_cast<size_t>(count));
 }
 
-// a_t of row n and unit i, from the state before it.
-Uncertain preactivation(
-    const Layer& g,
-    const std::vector<double>& states,
-    int64_t n,
-    int64_t t,
-    int64_t i,
-    Rounding rounding) {
-  const double* x = g.x + (n * g.L + t) * g.D;
-  const double* before = t > 0 ? states.data() + (n * g.L + t - 1) * g.H
-      : g.hidden               ? g.hidden + n * g.H
-                               : nullptr;
-  Uncertain z = 0;
-  if (!g.projected) {
-    for (int64_t d = 0; d < g.D; ++d) {
-      rounding.accumulate(z, g.Wxh[i * g.D + d], x[d]);
+// What dropout multiplies the units and the features of one row with.
+struct Dropped {
+  std::vector<double> units, features;
+
+  Dropped(const Layer& g, int64_t n)
+      : units(g.chances.factors(Drawn::recurrent_dropout, n, g.H, g.computing)),
+        features(g.chances.factors(Drawn::input_dropout, n, g.D, g.computing)) {
+  }
+};
+
+// Step i of one row's run, from the states before it.
+class Step {
+ public:
+  Step(
+      const Layer& g,
+      const std::vector<double>& states,
+      int64_t n,
+      int64_t i,
+      const Dropped& dropped,
+      Rounding rounding)
+      : g_(g), n_(n), t_(g.runs.place(n, i)), rounding_(rounding) {
+    before_ = g.runs.starts(n, i) ? g.restart
+        : i > 0                   ? states.data() + g.runs.index(n, i - 1) * g.H
+        : g.hidden                ? g.hidden + n * g.H
+                                  : nullptr;
+    for (size_t j = 0; before_ && j < dropped.units.size(); ++j) {
+      seen_.push_back(gate(dropped.units[j], before_[j], rounding));
     }
-  } else {
-    z = x[i];
-  }
-  if (g.bias) {
-    z = rounding.add(z, g.bias[i]);
-  }
-  if (before) {
-    Uncertain recurrent = 0;
-    for (int64_t j = 0; j < g.H; ++j) {
-      rounding.accumulate(recurrent, g.Whh[i * g.H + j], before[j]);
+    for (size_t d = 0; d < dropped.features.size(); ++d) {
+      double x = g.x[index() * g.D + static_cast<int64_t>(d)];
+      felt_.push_back(gate(dropped.features[d], x, rounding));
     }
-    z = rounding.add(z, recurrent);
   }
-  return z;
-}
+
+  // The row's step among those of all rows.
+  int64_t index() const {
+    return n_ * g_.L + t_;
+  }
+  // q_t; zero where there is none.
+  double before(int64_t j) const {
+    return before_ ? before_[j] : 0;
+  }
+  // What Whh sees of it: empty where there is none.
+  const Numbers& seen() const {
+    return seen_;
+  }
+  // What Wxh sees of x_t.
+  const Numbers& felt() const {
+    return felt_;
+  }
+  // k_t.
+  double rate(int64_t j) const {
+    return keeps(j) ? 0 : g_.leak ? g_.leak[j] : 1;
+  }
+  bool keeps(int64_t j) const {
+    return g_.chances.keeps(n_, t_, j);
+  }
+  // a_t.
+  Uncertain preactivation(int64_t j) const {
+    Uncertain z = 0;
+    if (!g_.projected) {
+      for (int64_t d = 0; d < g_.D; ++d) {
+        rounding_.accumulate(
+            z, g_.Wxh[j * g_.D + d], felt_[static_cast<size_t>(d)]);
+      }
+    } else {
+      z = g_.x[index() * g_.D + j];
+    }
+    if (g_.bias) {
+      z = rounding_.add(z, g_.bias[j]);
+    }
+    if (before_) {
+      Uncertain recurrent = 0;
+      for (int64_t k = 0; k < g_.H; ++k) {
+        rounding_.accumulate(
+            recurrent, g_.Whh[j * g_.H + k], seen_[static_cast<size_t>(k)]);
+      }
+      z = rounding_.add(z, recurrent);
+    }
+    return z;
+  }
+
+  // f(a_t).
+  Uncertain activated(int64_t j) const {
+    return activate(g_.activation, g_.program, preactivation(j), rounding_);
+  }
+
+  // h_t.
+  Uncertain state(int64_t j) const {
+    double k = rate(j);
+    Uncertain q = before(j);
+    if (k == 0) {
+      return q;
+    }
+    if (k == 1) {
+      return activated(j);
+    }
+    Uncertain h = rounding_.multiply(k, activated(j));
+    return before_
+        ? rounding_.add(h, rounding_.multiply(rounding_.add(1, -k), q))
+        : h;
+  }
+
+ private:
+  const Layer& g_;
+  int64_t n_, t_;
+  Rounding rounding_;
+  const double* before_; // null: nothing
+  Numbers seen_, felt_;
+};
 
 } // namespace
 
@@ -127,13 +230,11 @@ Numbers next_states(
     Rounding rounding) {
   Numbers result = zeros(g.N * g.L * g.H);
   for (int64_t n = 0; n < g.N; ++n) {
-    for (int64_t t = 0; t < g.L; ++t) {
-      for (int64_t i = 0; i < g.H; ++i) {
-        result[static_cast<size_t>((n * g.L + t) * g.H + i)] = activate(
-            g.activation,
-            g.program,
-            preactivation(g, states, n, t, i, rounding),
-            rounding);
+    Dropped dropped(g, n);
+    for (int64_t i = 0; i < g.runs.length(n); ++i) {
+      Step step(g, states, n, i, dropped, rounding);
+      for (int64_t j = 0; j < g.H; ++j) {
+        result[static_cast<size_t>(step.index() * g.H + j)] = step.state(j);
       }
     }
   }
@@ -151,56 +252,93 @@ Gradients gradients(
       zeros(g.H * g.D),
       zeros(g.H),
       zeros(g.H * g.H),
-      zeros(g.N * g.H)};
-  auto slope_at = [&](int64_t n, int64_t t, int64_t i, double h) {
-    return g.activation == Activation::traced
-        ? traced_slope(
-              g.program, preactivation(g, states, n, t, i, rounding), rounding)
-        : slope(g.activation, h, rounding);
+      zeros(g.N * g.H),
+      zeros(g.H),
+      zeros(g.H)};
+  auto add = [&](Numbers& sums, int64_t i, Uncertain term) {
+    Uncertain& sum = sums[static_cast<size_t>(i)];
+    sum = rounding.add(sum, term);
   };
   for (int64_t n = 0; n < g.N; ++n) {
-    Numbers dh = zeros(g.H); // what later steps ask of the state of step t
+    Dropped dropped(g, n);
+    Numbers dh = zeros(g.H); // what later steps ask of the state of step i
     if (dstate) {
       dh.assign(dstate + n * g.H, dstate + (n + 1) * g.H);
     }
-    for (int64_t t = g.L - 1; t >= 0; --t) {
-      const double* x = g.x + (n * g.L + t) * g.D;
-      const double* h = states.data() + (n * g.L + t) * g.H;
-      const double* before = t > 0 ? h - g.H
-          : g.hidden               ? g.hidden + n * g.H
-                                   : nullptr;
+    for (int64_t i = g.runs.length(n) - 1; i >= 0; --i) {
+      Step step(g, states, n, i, dropped, rounding);
       Numbers delta = zeros(g.H); // the cotangent of the pre-activations
-      for (int64_t i = 0; i < g.H; ++i) {
-        Uncertain total = dh[static_cast<size_t>(i)];
+      Numbers dq = zeros(g.H);    // that of the state before
+      for (int64_t j = 0; j < g.H; ++j) {
+        int64_t at = step.index() * g.H + j;
+        Uncertain total = dh[static_cast<size_t>(j)];
         if (dstates) {
-          total = rounding.add(dstates[(n * g.L + t) * g.H + i], total);
+          total = rounding.add(dstates[at], total);
         }
-        delta[static_cast<size_t>(i)] =
-            rounding.multiply(total, slope_at(n, t, i, h[i]));
+        double k = step.rate(j);
+        if (k != 0) {
+          // A unit that is not kept has the state f(a) itself.
+          bool known = g.activation != Activation::traced && !g.leak;
+          Uncertain df = known
+              ? slope(g.activation, states[static_cast<size_t>(at)], rounding)
+              : slope_at(
+                    g.activation, g.program, step.preactivation(j), rounding);
+          delta[static_cast<size_t>(j)] =
+              rounding.multiply(total, gate(k, df, rounding));
+        }
+        if (k == 0) {
+          dq[static_cast<size_t>(j)] = total;
+        } else if (k != 1) {
+          dq[static_cast<size_t>(j)] =
+              rounding.multiply(rounding.add(1, -k), total);
+        }
+        if (g.leak && !step.keeps(j)) {
+          Uncertain change = step.activated(j);
+          change = rounding.add(change, -step.before(j));
+          add(d.dleak, j, rounding.multiply(total, change));
+        }
       }
-      dh = zeros(g.H);
-      for (int64_t i = 0; i < g.H; ++i) {
-        Uncertain e = delta[static_cast<size_t>(i)];
-        for (int64_t j = 0; j < g.H; ++j) {
+      Numbers product = zeros(g.H); // Whh^T delta
+      for (int64_t j = 0; j < g.H; ++j) {
+        Uncertain e = delta[static_cast<size_t>(j)];
+        for (int64_t k = 0; k < g.H; ++k) {
           rounding.accumulate(
-              dh[static_cast<size_t>(j)], e, g.Whh[i * g.H + j]);
-          if (before) {
-            rounding.accumulate(
-                d.dWhh[static_cast<size_t>(i * g.H + j)], e, before[j]);
-          }
+              product[static_cast<size_t>(k)], e, g.Whh[j * g.H + k]);
         }
-        d.dbias[static_cast<size_t>(i)] =
-            rounding.add(d.dbias[static_cast<size_t>(i)], e);
-        Uncertain* dx = d.dx.data() + (n * g.L + t) * g.D;
+        for (size_t k = 0; k < step.seen().size(); ++k) {
+          rounding.accumulate(
+              d.dWhh[static_cast<size_t>(j * g.H) + k], e, step.seen()[k]);
+        }
+        add(d.dbias, j, e);
+        Uncertain* dx = d.dx.data() + step.index() * g.D;
         if (g.projected) {
-          dx[i] = e;
+          dx[j] = e;
           continue;
         }
         for (int64_t k = 0; k < g.D; ++k) {
-          rounding.accumulate(dx[k], e, g.Wxh[i * g.D + k]);
+          rounding.accumulate(dx[k], e, g.Wxh[j * g.D + k]);
           rounding.accumulate(
-              d.dWxh[static_cast<size_t>(i * g.D + k)], e, x[k]);
+              d.dWxh[static_cast<size_t>(j * g.D + k)],
+              e,
+              step.felt()[static_cast<size_t>(k)]);
         }
+      }
+      for (int64_t k = 0; !g.projected && k < g.D; ++k) {
+        Uncertain& dx = d.dx[static_cast<size_t>(step.index() * g.D + k)];
+        dx = gate(dropped.features[static_cast<size_t>(k)], dx, rounding);
+      }
+      for (int64_t j = 0; j < g.H; ++j) {
+        size_t at = static_cast<size_t>(j);
+        dq[at] = rounding.add(
+            dq[at], gate(dropped.units[at], product[at], rounding));
+      }
+      dh = zeros(g.H);
+      if (g.runs.starts(n, i)) {
+        for (int64_t j = 0; g.restart && j < g.H; ++j) {
+          add(d.drestart, j, dq[static_cast<size_t>(j)]);
+        }
+      } else if (!g.runs.truncates(i)) {
+        dh = dq;
       }
     }
     for (int64_t j = 0; j < g.H; ++j) {
@@ -234,30 +372,76 @@ Numbers traced_products(
   return result;
 }
 
-Numbers linear_scan(const LinearScan& g, Rounding rounding) {
-  Numbers result = zeros(g.N * g.L * g.H);
-  for (int64_t n = 0; n < g.N; ++n) {
-    Numbers carried = zeros(g.H);
-    if (g.hidden) {
-      carried.assign(g.hidden + n * g.H, g.hidden + (n + 1) * g.H);
+namespace {
+
+// What a scan adds to s for a passage with result u on its other side; `at` is
+// where the passage's factors are. Without u there is none.
+Numbers passed(
+    const LinearScan& g,
+    const Numbers& u,
+    int64_t at,
+    Rounding rounding) {
+  Numbers result = zeros(g.H);
+  if (u.empty()) {
+    return result;
+  }
+  auto factor = [&](const double* factors, int64_t j) {
+    return factors ? factors[at * g.H + j] : 1;
+  };
+  const double* inner = g.transposed ? g.beta : g.gamma;
+  const double* outer = g.transposed ? g.gamma : g.beta;
+  for (int64_t k = 0; k < g.H; ++k) {
+    Uncertain sum = 0;
+    for (int64_t j = 0; j < g.H; ++j) {
+      rounding.accumulate(
+          sum,
+          g.transposed ? g.V[j * g.H + k] : g.V[k * g.H + j],
+          gate(factor(inner, j), u[static_cast<size_t>(j)], rounding));
     }
-    for (int64_t i = 0; i < g.L; ++i) {
-      int64_t row = (n * g.L + (g.reverse ? g.L - 1 - i : i)) * g.H;
-      for (int64_t k = 0; k < g.H; ++k) {
-        Uncertain sum = 0;
-        for (int64_t j = 0; j < g.H; ++j) {
-          rounding.accumulate(
-              sum, g.V[k * g.H + j], carried[static_cast<size_t>(j)]);
-        }
-        if (g.beta) {
-          sum = rounding.multiply(g.beta[row + k], sum);
-        }
-        result[static_cast<size_t>(row + k)] = rounding.add(g.s[row + k], sum);
+    sum = gate(factor(outer, k), sum, rounding);
+    if (g.alpha) {
+      sum = rounding.add(
+          sum,
+          gate(g.alpha[at * g.H + k], u[static_cast<size_t>(k)], rounding));
+    }
+    result[static_cast<size_t>(k)] = sum;
+  }
+  return result;
+}
+
+} // namespace
+
+Numbers linear_scan(const LinearScan& g, Rounding rounding) {
+  const Runs& runs = g.runs;
+  Numbers result = zeros(g.N * g.L * g.H);
+  auto row = [&](const double* of, int64_t index) {
+    return of ? Numbers(of + index * g.H, of + (index + 1) * g.H) : Numbers();
+  };
+  for (int64_t n = 0; n < g.N; ++n) {
+    int64_t length = runs.length(n);
+    auto y = [&](int64_t i) {
+      auto first = result.begin() + runs.index(n, i) * g.H;
+      return Numbers(first, first + g.H);
+    };
+    for (int64_t number = 0; number < length; ++number) {
+      int64_t i = g.transposed ? length - 1 - number : number;
+      // The passage is that before step `later`.
+      int64_t later = g.transposed ? i + 1 : i;
+      Numbers terms = zeros(g.H);
+      if (later < length) {
+        bool starts = runs.starts(n, later);
+        bool cut = starts || runs.truncates(later);
+        Numbers u = g.transposed ? (cut ? Numbers() : y(later))
+            : starts             ? row(g.restart, 0)
+            : cut                ? Numbers()
+            : later > 0          ? y(later - 1)
+                                 : row(g.hidden, n);
+        terms = passed(g, u, runs.index(n, later), rounding);
       }
+      int64_t at = runs.index(n, i) * g.H;
       for (int64_t k = 0; k < g.H; ++k) {
-        Uncertain y = result[static_cast<size_t>(row + k)];
-        carried[static_cast<size_t>(k)] =
-            g.gamma ? rounding.multiply(g.gamma[row + k], y) : y;
+        result[static_cast<size_t>(at + k)] =
+            rounding.add(g.s[at + k], terms[static_cast<size_t>(k)]);
       }
     }
   }

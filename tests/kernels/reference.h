@@ -1,11 +1,14 @@
 // What the kernels compute, slow and obvious: loops over indices, in float64.
-// Arrays are row-major; a null array is a term that is absent.
+// Arrays are row-major; a null array is a term that is absent. A term whose
+// factor is 0 is absent as well.
 
 #pragma once
 
 #include <vector>
 
 #include "kernels/kernels.h"
+#include "runs.h"
+#include "threefry.h"
 #include "uncertain.h"
 
 namespace kernel_tests {
@@ -14,8 +17,8 @@ using mlx_recurrent::kernels::Activation;
 
 typedef std::vector<Uncertain> Numbers;
 
-// x (N, L, D), Wxh (H, D), bias (H), Whh (H, H), hidden (N, H). Where it is
-// `projected` there is no Wxh.
+// x (N, L, D), Wxh (H, D), bias (H), Whh (H, H), hidden (N, H), restart (H),
+// leak (H). Where it is `projected` there is no Wxh.
 struct Layer {
   int64_t N, L, D, H;
   Activation activation;
@@ -26,21 +29,28 @@ struct Layer {
   const double* bias;
   const double* Whh;
   const double* hidden;
+  const double* restart;
+  const double* leak;
+  Runs runs;
+  Chances chances;
+  Type computing; // that the factors of dropout are numbers of
 };
 
 // Each state (N, L, H) from the one before it in `states`: so that errors do
-// not add up over time, and what is allowed of each is small.
+// not add up over time, and what is allowed of each is small. Zero where a row
+// has no step.
 Numbers next_states(
     const Layer& layer,
     const std::vector<double>& states,
     Rounding rounding);
 
 struct Gradients {
-  Numbers dx, dWxh, dbias, dWhh, dhidden;
+  Numbers dx, dWxh, dbias, dWhh, dhidden, drestart, dleak;
 };
 
 // Of the sum of dstates * states, both (N, L, H), and of dstate (N, H) times
-// the last of them, or what stands for it where there are no steps.
+// each row's state after its last step, or what stands for it where there is
+// none.
 Gradients gradients(
     const Layer& layer,
     const std::vector<double>& states,
@@ -48,16 +58,23 @@ Gradients gradients(
     const double* dstate,
     Rounding rounding);
 
-// y_t = s_t + beta_t * V (gamma_p * y_p), p the step before t in the direction
-// of the run; at first `hidden` stands for gamma_p * y_p.
+// With u the result of the step before in the run, or `hidden`, or `restart`,
+// and n the step after,
+//   y_t = s_t + alpha_t u + beta_t V (gamma_t u), or transposed
+//   y_t = s_t + alpha_n y_n + gamma_n V^T (beta_n y_n).
+// s, alpha, beta, gamma (N, L, H), V (H, H), hidden (N, H), restart (H).
+// Without alpha there is no such term; absent factors beta and gamma are ones.
 struct LinearScan {
   int64_t N, L, H;
-  bool reverse;
+  bool transposed;
   const double* s;
   const double* V;
+  const double* alpha;
   const double* beta;
   const double* gamma;
   const double* hidden;
+  const double* restart;
+  Runs runs;
 };
 Numbers linear_scan(const LinearScan& scan, Rounding rounding);
 
