@@ -200,6 +200,17 @@ NB_MODULE(_native, m) {
       "stream"_a.none());
 
   m.def(
+      "two_steps",
+      [](const mx::array& first,
+         const mx::array& last,
+         mx::StreamOrDevice stream) {
+        return two_steps(first, last, mx::to_stream(stream));
+      },
+      "first"_a,
+      "last"_a,
+      "stream"_a.none());
+
+  m.def(
       "partition",
       [](int64_t N, int64_t L, int64_t D, int64_t H, mx::Dtype dtype) {
         return described(partition_of(N, L, D, H, dtype, 1));

@@ -277,6 +277,33 @@ def test_one_launch_of_both(rng, merge, dtype, monkeypatch):
             agree(a, b)
 
 
+def test_one_launch_keeps_directions_apart(rng):
+    """NaN of one direction does not reach the other's gradients."""
+    mlx_recurrent.set_num_threads(2)
+    model = Bidirectional(RNN(60, 64))
+    x = draw(rng, (1, 800, 60), mx.float32)
+    nan = mx.full((1, 64), mx.nan)
+
+    def forward_half(tree):
+        model.update(tree)
+        return model(x, (mx.zeros((1, 64)), nan))[..., :64].sum()
+
+    gradients = mx.grad(forward_half)(model.parameters())
+    for name, a in gradients["forward"].items():
+        assert mx.all(mx.isfinite(a)), name
+
+
+@pytest.mark.parametrize("shape", [(1, 64), (800, 64), (1,)], ids=name_of)
+def test_one_launch_of_other_biases(rng, shape):
+    mlx_recurrent.set_num_threads(2)
+    model = Bidirectional(RNN(60, 64))
+    for layer in (model.forward, model.backward):
+        layer.bias = draw(rng, shape, mx.float32)
+    x = draw(rng, (1, 800, 60), mx.float32)
+    two = [model.forward(x), model.backward(x, reverse=True)]
+    equal(model(x), mx.concatenate(two, -1))
+
+
 def test_accelerate(rng):
     model = accelerate(Bidirectional(nn.RNN(3, 4), nn.RNN(3, 4)))
     assert type(model.forward) is RNN and type(model.backward) is RNN

@@ -23,6 +23,7 @@ from conftest import (
     array,
     call,
     case,
+    draw,
     unreadable,
     upstream,
 )
@@ -216,6 +217,20 @@ def test_a_state_to_begin_with(rng, path):
     assert (rows.state == 1).all()
     rows.reset()
     np.testing.assert_allclose(rows(np.stack([x] * 3))[2], states, 1e-5, 1e-6)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 9)], ids=str)
+def test_other_shapes_of_the_bias(rng, shape):
+    layer = RNN(3, 9)
+    layer.bias = draw(rng, shape, mx.float32)
+    x = draw(rng, (4, 3), mx.float32)
+    same = RNN(3, 9)
+    same.Wxh, same.Whh = layer.Wxh, layer.Whh
+    same.bias = mx.broadcast_to(layer.bias.reshape(-1), (9,))
+    np.testing.assert_array_equal(layer.stream()(x), same.stream()(x))
+    layer.bias = mx.zeros((2, 9))
+    with pytest.raises(ValueError, match=r"bias must have shape \(9,\) for a stream"):
+        layer.stream()
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -34,7 +34,7 @@ from conftest import (
     upstream,
 )
 from mlx_recurrent import RNN
-from tolerances import all_close, close, equal, wide
+from tolerances import agree, all_close, close, equal, wide
 
 both_paths = pytest.mark.parametrize(
     "run", [ours, traced, composed], ids=["native", "traced", "composed"]
@@ -143,6 +143,32 @@ MISFITS = {
     "Whh": {"Whh": (31, 31)},
     "bias": {"bias": (7,)},
 }
+
+
+def test_compile_shapeless_with_terms(rng):
+    """Another number of rows and steps, a learned first state and resets too."""
+    Wxh, Whh, hidden0, leak = (
+        draw(rng, shape, mx.float32, 0.5) for shape in ((5, 3), (5, 5), (5,), (5,))
+    )
+
+    def gradients(x, lengths, reset, hidden0, leak):
+        def loss(x, hidden0, leak):
+            terms = {"lengths": lengths, "reset": reset, "truncate_every": 2}
+            y = mlx_recurrent.rnn(x, Wxh, Whh, hidden0=hidden0, leak=leak, **terms)
+            return (y * y).sum()
+
+        return mx.value_and_grad(loss, (0, 1, 2))(x, hidden0, leak)
+
+    shapeless = mx.compile(gradients, shapeless=True)
+    for rows, steps in ((4, 6), (2, 6), (3, 9), (4, 1)):
+        x = draw(rng, (rows, steps, 3), mx.float32)
+        lengths = mx.array(rng.integers(0, steps + 1, rows))
+        reset = mx.array(rng.random((rows, steps)) < 0.3)
+        loss, got = shapeless(x, lengths, reset, hidden0, leak)
+        wanted, expected = gradients(x, lengths, reset, hidden0, leak)
+        agree(loss, wanted)
+        for a, b in zip(got, expected, strict=True):
+            agree(a, b)
 
 
 @pytest.mark.parametrize("misfit", MISFITS)

@@ -67,6 +67,12 @@ mx::array without_padding(
     const mx::array& lengths,
     const mx::Stream& stream);
 
+// Two arrays (..., H) as the steps of a sequence (..., 2, H).
+mx::array two_steps(
+    const mx::array& first,
+    const mx::array& last,
+    const mx::Stream& stream);
+
 // A primitive along time. The arrays of the course come last of its inputs.
 class AlongTime : public CpuPrimitive {
  public:

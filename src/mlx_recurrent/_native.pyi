@@ -157,6 +157,9 @@ def last_step(y: mx.array, otherwise: mx.array | None, stream: _Stream) -> mx.ar
     Where there are none, ``otherwise (..., H)``, or zero.
     """
 
+def two_steps(first: mx.array, last: mx.array, stream: _Stream) -> mx.array:
+    """Return two arrays ``(..., H)`` as a sequence ``(..., 2, H)``."""
+
 def partition(N: int, L: int, D: int, H: int, dtype: mx.Dtype) -> _Partition:
     """Return how the kernels divide a call of these shapes."""
 

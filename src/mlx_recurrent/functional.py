@@ -513,7 +513,7 @@ def both_ways(
         TypeError: If an argument is of the wrong type.
         ValueError: If a shape, a dtype or a value does not fit.
     """
-    if any(_is_special(layer) for layer in layers):
+    if not _is_long(x, layers[0]) or any(_is_special(layer) for layer in layers):
         return None
     one, other = (
         _judge(
@@ -548,8 +548,7 @@ def both_ways(
     rows = math.prod(operands[0][0].shape[:-2])
     L, D = x.shape[-2:]
     H = one.Whh.shape[0]
-    work = rows * L * H * (D + H)
-    if work < _LEAST_WORK or not _native.runs_apart(rows, L, D, H, one.dtype, 2):
+    if not _native.runs_apart(rows, L, D, H, one.dtype, 2):
         return None
     x = _twice(operands[0][0], 2)
     Wxh, bias, Whh, state = (
@@ -714,7 +713,7 @@ def _judge(
         own = _judge_own(H, leak, hidden0, hidden is None or reset is not None)
         operands += own.values()
         if hidden is None and hidden0 is not None:
-            hidden = mx.broadcast_to(hidden0, (*shape[:-2], H), stream=stream)
+            hidden = _repeated(hidden0, x, stream)
 
     dtype = mx.result_type(*operands)
     if x.dtype != dtype or dtype not in _FLOATING:
@@ -766,6 +765,13 @@ def _judge_own(
         if uses_hidden0:
             own["hidden0"] = hidden0
     return own
+
+
+def _repeated(hidden0: mx.array, x: mx.array, stream: StreamOrDevice) -> mx.array:
+    """Return a state for each row of x, ``(..., H)``."""
+    if dispatch.has_kernels(stream):  # for any number of rows in a shapeless function
+        return _native.widen(hidden0, 1, x, 2, stream)
+    return mx.broadcast_to(hidden0, (*x.shape[:-2], *hidden0.shape), stream=stream)
 
 
 def settle_leak(
@@ -1003,13 +1009,26 @@ def _run_composed(
 
 
 def _is_special(layer: dict[str, Any]) -> bool:
+    bias = layer["bias"]
+    projects_first = isinstance(bias, mx.array) and bias.shape != layer["Whh"].shape[:1]
     parameters = layer["leak"] is not None or layer["hidden0"] is not None
     return bool(
-        parameters
+        projects_first
+        or parameters
         or layer["zoneout"]
         or layer["input_dropout"]
         or layer["recurrent_dropout"]
     )
+
+
+def _is_long(x: mx.array, layer: dict[str, Any]) -> bool:
+    """Whether a call is worth it to put the weights of two layers together."""
+    operands = (x, layer["Wxh"], layer["Whh"])
+    if not all(isinstance(a, mx.array) and a.ndim >= 2 for a in operands):
+        return False  # refused by the layer itself
+    H, K = layer["Whh"].shape[0], sum(layer["Wxh"].shape)
+    work: int = math.prod(x.shape[:-1]) * H * K
+    return work >= _LEAST_WORK
 
 
 def _likeness(call: _Call) -> tuple[Any, ...]:
@@ -1033,8 +1052,9 @@ def _pair(a: mx.array | None, b: mx.array | None) -> mx.array | None:
     """Return two arrays of one shape behind a new axis."""
     if a is None or b is None:
         return None
-    first = mx.array([True, False]).reshape(2, *[1] * a.ndim)
-    return mx.where(first, a, b)
+    # Not a selection of MLX's, whose derivative multiplies by zero: NaN of one
+    # direction would reach the other.
+    return mx.moveaxis(_native.two_steps(a, b, None), -2, 0)
 
 
 def _project(

@@ -94,6 +94,7 @@ class Stack(Module):
             ValueError: If a size or a value does not fit.
         """
         judge_size("num_layers", num_layers, 1)
+        bidirectional = judge_flag("bidirectional", bidirectional)
         layers: list[Any] = []
         features = input_size
         for i in range(num_layers):
@@ -188,7 +189,7 @@ class Stack(Module):
                 y = y + x
             outputs.append(y)
             x = y
-        returned = outputs if return_all else x
+        returned = outputs if judge_flag("return_all", return_all) else x
         return returned if return_state is False else (returned, states)
 
     def _entries(self, hidden: Any) -> Sequence[Any]:

@@ -96,7 +96,13 @@ class Stream:
         # Copies in any case: MLX's arrays can be written into.
         Wxh, Whh = mx.array(Wxh, dtype), mx.array(Whh, dtype)
         if bias is not None:
-            bias = mx.broadcast_to(mx.array(bias, dtype), Wxh.shape[:1])
+            if bias.size != 1 and bias.size != bias.shape[-1]:
+                raise ValueError(
+                    f"bias must have shape {Wxh.shape[:1]} for a stream, but has shape "
+                    f"{bias.shape}"
+                )
+            bias = mx.array(bias, dtype).reshape(bias.shape[-1:])
+            bias = mx.broadcast_to(bias, Wxh.shape[:1])
         self._D, self._H = Wxh.shape[1], Whh.shape[1]
         new = functional.settle_leak(leak, zoneout, self._H, dtype, mx.cpu)
         new = None if new is None else mx.array(new)
