@@ -243,6 +243,22 @@ mx::array without_padding(
   return only_places(y, Places::valid, course, stream);
 }
 
+std::pair<Arrays, Ints> AlongTime::mapped(
+    const Arrays& inputs,
+    const Ints& axes,
+    const std::function<mx::array(const Arrays&, const Course&)>& again) {
+  return vectorize(
+      [&](const Arrays& in, int) {
+        return Arrays{again(in, Course(with_axis_at(form_, 0), in))};
+      },
+      std::vector<bool>(inputs.size(), true),
+      true,
+      0,
+      inputs,
+      axes,
+      stream());
+}
+
 void StepBefore::eval_cpu(const Arrays& inputs, Arrays& outputs) {
   Copy copy(form_, inputs, inputs[0], outputs[0]);
   copy.steps = copy.operands->sequence(inputs[0]);
@@ -307,17 +323,9 @@ Arrays StepBefore::jvp(
 std::pair<Arrays, Ints> StepBefore::vmap(
     const Arrays& inputs,
     const Ints& axes) {
-  return vectorize(
-      [this](const Arrays& in, int) {
-        return Arrays{
-            step_before(in[0], at(in, 1), shifted_course(in), stream())};
-      },
-      std::vector<bool>(inputs.size(), true),
-      true,
-      0,
-      inputs,
-      axes,
-      stream());
+  return mapped(inputs, axes, [this](const Arrays& in, const Course& moved) {
+    return step_before(in[0], at(in, 1), moved, stream());
+  });
 }
 
 void StepAfter::eval_cpu(const Arrays& inputs, Arrays& outputs) {
@@ -378,16 +386,9 @@ Arrays StepAfter::jvp(
 std::pair<Arrays, Ints> StepAfter::vmap(
     const Arrays& inputs,
     const Ints& axes) {
-  return vectorize(
-      [this](const Arrays& in, int) {
-        return Arrays{step_after(in[0], shifted_course(in), stream())};
-      },
-      std::vector<bool>(inputs.size(), true),
-      true,
-      0,
-      inputs,
-      axes,
-      stream());
+  return mapped(inputs, axes, [this](const Arrays& in, const Course& moved) {
+    return step_after(in[0], moved, stream());
+  });
 }
 
 void StepAt::eval_cpu(const Arrays& inputs, Arrays& outputs) {
@@ -457,17 +458,9 @@ Arrays StepAt::jvp(
 }
 
 std::pair<Arrays, Ints> StepAt::vmap(const Arrays& inputs, const Ints& axes) {
-  return vectorize(
-      [this](const Arrays& in, int) {
-        return Arrays{
-            step_at(in[0], end_, at(in, 1), shifted_course(in), stream())};
-      },
-      std::vector<bool>(inputs.size(), true),
-      true,
-      0,
-      inputs,
-      axes,
-      stream());
+  return mapped(inputs, axes, [this](const Arrays& in, const Course& moved) {
+    return step_at(in[0], end_, at(in, 1), moved, stream());
+  });
 }
 
 void OnlyAt::eval_cpu(const Arrays& inputs, Arrays& outputs) {
@@ -523,17 +516,9 @@ Arrays OnlyAt::jvp(
 }
 
 std::pair<Arrays, Ints> OnlyAt::vmap(const Arrays& inputs, const Ints& axes) {
-  return vectorize(
-      [this](const Arrays& in, int) {
-        return Arrays{
-            only_at(in[0], end_, in[1], shifted_course(in), stream())};
-      },
-      std::vector<bool>(inputs.size(), true),
-      true,
-      0,
-      inputs,
-      axes,
-      stream());
+  return mapped(inputs, axes, [this](const Arrays& in, const Course& moved) {
+    return only_at(in[0], end_, in[1], moved, stream());
+  });
 }
 
 void OnlyPlaces::eval_cpu(const Arrays& inputs, Arrays& outputs) {
@@ -595,17 +580,9 @@ Arrays OnlyPlaces::jvp(
 std::pair<Arrays, Ints> OnlyPlaces::vmap(
     const Arrays& inputs,
     const Ints& axes) {
-  return vectorize(
-      [this](const Arrays& in, int) {
-        return Arrays{
-            only_places(in[0], places_, shifted_course(in), stream())};
-      },
-      std::vector<bool>(inputs.size(), true),
-      true,
-      0,
-      inputs,
-      axes,
-      stream());
+  return mapped(inputs, axes, [this](const Arrays& in, const Course& moved) {
+    return only_places(in[0], places_, moved, stream());
+  });
 }
 
 } // namespace mlx_recurrent

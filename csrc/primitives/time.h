@@ -8,6 +8,8 @@
 
 #pragma once
 
+#include <functional>
+
 #include "primitives/course.h"
 
 namespace mlx_recurrent {
@@ -85,10 +87,12 @@ class AlongTime : public CpuPrimitive {
   Course course(const Arrays& inputs) const {
     return Course(form_, inputs);
   }
-  // Where an axis was added to all inputs in front.
-  Course shifted_course(const Arrays& inputs) const {
-    return Course(with_axis_at(form_, 0), inputs);
-  }
+  // The rule of vmap: `again` makes the same of inputs with one more axis in
+  // front, and their course.
+  std::pair<Arrays, Ints> mapped(
+      const Arrays& inputs,
+      const Ints& axes,
+      const std::function<mx::array(const Arrays&, const Course&)>& again);
   // An input that may be absent.
   std::optional<mx::array> at(const Arrays& inputs, size_t i) const;
   // The tangent of an input, if it moves.
