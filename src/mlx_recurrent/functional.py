@@ -998,7 +998,7 @@ def _run_composed(
             state = _native.last_step(outputs, hidden, stream)
         else:
             # The sum over no steps is zero, of the right shape.
-            state = mx.sum(mx.contiguous(outputs, stream=stream), -2, stream=stream)
+            state = mx.sum(outputs, axis=-2, stream=stream)
             if hidden is not None:
                 state = mx.add(hidden, state, stream=stream)
                 shape = (*state.shape[:-1], *outputs.shape[-2:])
