@@ -424,3 +424,10 @@ def test_call_errors(call, error, words):
     model = Stack([RNN(3, 4), Bidirectional(RNN(4, 4))])
     with pytest.raises(error, match=words):
         model(mx.zeros((2, 5, 3)), **call)
+
+
+def test_flags_are_booleans(rng):
+    with pytest.raises(TypeError, match="bidirectional must be a bool, but is str"):
+        Stack.build(3, 4, 2, bidirectional="no")
+    with pytest.raises(TypeError, match="return_all must be a bool, but is str"):
+        Stack.build(3, 4, 2)(draw(rng, (2, 5, 3), mx.float32), return_all="no")
