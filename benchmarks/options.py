@@ -107,7 +107,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="write the tables in Markdown, with the picture if there is one",
     )
     parser.add_argument(
-        "--quick", action="store_true", help="few cases and rounds: under a minute"
+        "--quick", action="store_true", help="few cases and rounds: a minute or two"
     )
 
 
