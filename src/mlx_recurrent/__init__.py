@@ -9,7 +9,7 @@ from mlx_recurrent._compatibility import require_mlx
 # Before anything below loads the native module.
 require_mlx()
 
-from mlx_recurrent import init
+from mlx_recurrent import init, interop
 from mlx_recurrent.accelerate import accelerate
 from mlx_recurrent.bidirectional import Bidirectional
 from mlx_recurrent.dispatch import exporting
@@ -39,6 +39,7 @@ __all__ = [
     "exporting",
     "get_num_threads",
     "init",
+    "interop",
     "matmul",
     "rnn",
     "scan",

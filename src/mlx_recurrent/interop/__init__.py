@@ -1,0 +1,34 @@
+"""Models of other frameworks as layers, and layers as theirs.
+
+A framework is imported by the function that needs it, and only then.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlx_recurrent.interop.flax import from_flax, to_flax
+    from mlx_recurrent.interop.keras import from_keras, to_keras
+    from mlx_recurrent.interop.onnx import from_onnx, to_onnx
+    from mlx_recurrent.interop.torch import from_torch, to_torch
+
+__all__ = [
+    "from_flax",
+    "from_keras",
+    "from_onnx",
+    "from_torch",
+    "to_flax",
+    "to_keras",
+    "to_onnx",
+    "to_torch",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{name.partition('_')[2]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
