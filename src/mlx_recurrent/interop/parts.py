@@ -1,4 +1,4 @@
-"""What every conversion does: a layer from arrays, its arrays, what stands in the way."""
+"""What conversions share: a layer from arrays, and what stands in the way."""
 
 from collections.abc import Collection
 from importlib import import_module
@@ -70,7 +70,9 @@ def judge_layer(layer: Any, name: str, target: str, carried: Collection[str]) ->
         ValueError: If the layer has another option.
     """
     if not isinstance(layer, RNN):
-        raise TypeError(f"{name} must be an mlx_recurrent.RNN, but is {type_name(layer)}")
+        raise TypeError(
+            f"{name} must be an mlx_recurrent.RNN, but is {type_name(layer)}"
+        )
     for option in _OPTIONS:
         if option not in carried and (
             option in layer or getattr(layer, option, None) not in (None, 0.0)
