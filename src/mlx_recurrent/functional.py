@@ -121,7 +121,7 @@ def rnn(
 
         h_t = f(W_{xh} x_t + b + W_{hh} h_{t-1})
 
-    With a leak, :math:`h_t = (1 - k) h_{t-1} + k f(W_{xh} x_t + b + W_{hh} h_{t-1})`.
+    With a leak :math:`k`, :math:`h_t = (1 - k) h_{t-1} + k f(\ldots)`.
 
     Args:
         x (array): The sequence, ``NLD`` or ``LD``. Integers promote as in MLX.
