@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("sphinx", reason="the site is built with sphinx")
 pytest.importorskip("furo", reason="the site's theme is furo")
 pytest.importorskip("myst_parser", reason="the site's pages are read by myst_parser")
+pytest.importorskip("sphinx_copybutton", reason="the site has copy buttons")
 
 import mlx_recurrent
 from mlx_recurrent import cli, interop
