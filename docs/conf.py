@@ -36,7 +36,7 @@ napoleon_numpy_docstring = False
 napoleon_use_param = False
 napoleon_use_rtype = False
 
-# Every reference must lead somewhere, but for those to Python's and MLX's own names.
+# Every reference must lead somewhere, but for those to names of Python, MLX and others.
 nitpicky = True
 nitpick_ignore = [
     ("py:exc", "ImportError"),
@@ -44,7 +44,9 @@ nitpick_ignore = [
     ("py:exc", "ValueError"),
     ("py:mod", "contextvars"),
 ]
-nitpick_ignore_regex = [(r"py:(class|func)", r"mlx\.(core|nn)\..+")]
+nitpick_ignore_regex = [
+    (r"py:(class|func)", r"(mlx\.(core|nn)|torch|keras|flax|onnx|numpy)\..+")
+]
 
 html_theme = "furo"
 html_title = "mlx-recurrent"
