@@ -1,13 +1,13 @@
-"""Files of weights and models: read with judgement, written whole or not at all."""
+"""Files that are written whole or not at all."""
 
 import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 
-def write(path: str | os.PathLike[str], content: Callable[[IO[bytes]], object]) -> None:
+def write(path: str | os.PathLike[str], content: Callable[[BinaryIO], object]) -> None:
     """Write a file in one go: at any moment it is the old one or the new one.
 
     Args:
@@ -17,13 +17,11 @@ def write(path: str | os.PathLike[str], content: Callable[[IO[bytes]], object]) 
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "xb") as file:
+        with open(temporary, "wb") as file:
             content(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except FileExistsError:
-        raise
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
