@@ -90,6 +90,7 @@ def _convert(parsed: argparse.Namespace) -> str:
     from mlx.utils import tree_flatten
 
     from mlx_recurrent.interop import from_onnx, to_onnx, weights
+    from mlx_recurrent.judging import dtype_name
 
     if source.suffix.lower() == ".onnx":
         layer = from_onnx(source, node=parsed.node)
@@ -104,9 +105,9 @@ def _convert(parsed: argparse.Namespace) -> str:
             sequence_lens=parsed.sequence_lens,
             initial_h=parsed.initial_h,
         )
+    arrays: Any = tree_flatten(layer.parameters())
     return f"{target} holds\n" + "\n".join(
-        f"  {name} {a.shape} {str(a.dtype).removeprefix('mlx.core.')}"
-        for name, a in tree_flatten(layer.parameters())
+        f"  {name} {a.shape} {dtype_name(a.dtype)}" for name, a in arrays
     )
 
 

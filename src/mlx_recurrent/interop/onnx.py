@@ -178,8 +178,16 @@ def _opened(model: Any) -> tuple[Any, str, Path | None]:
             "model must be a path, bytes or an onnx.ModelProto, but is "
             f"{type_name(model)}"
         )
+    if folder is None:
+        for tensor in proto.graph.initializer:
+            if onnx.external_data_helper.uses_external_data(tensor):
+                raise ValueError(
+                    f"{name} has the tensor {tensor.name!r} in another file: give the "
+                    "model's path"
+                )
     try:
-        onnx.checker.check_model(proto)
+        # By its path, where there is one: external data are looked for beside it.
+        onnx.checker.check_model(proto if folder is None else os.fspath(model))
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
         why = next((line for line in str(error).splitlines() if line.strip()), "?")
         raise ValueError(f"{name} is no valid ONNX model: {why}") from error

@@ -359,8 +359,9 @@ class Writer:
                 value = getattr(activation, which)
                 if value is None:
                     continue
-                if not np.isfinite(np.float32(value)) or (
-                    self.dtype == mx.float64 and np.float32(value) != value
+                held = float(np.float32(value))
+                if not np.isfinite(held) or (
+                    self.dtype == mx.float64 and held != value
                 ):
                     raise ValueError(
                         f"{_called(path)} has a nonlinearity with {which} {value}, "
