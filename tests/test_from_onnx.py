@@ -131,7 +131,8 @@ FUNCTIONS = {
     "ScaledTanh": (1.5, 0.5, lambda x: 1.5 * np.tanh(0.5 * x)),
     "HardSigmoid": (0.25, 0.5, lambda x: np.clip(0.25 * x + 0.5, 0, 1)),
     "Elu": (0.75, None, lambda x: np.where(x >= 0, x, 0.75 * (np.exp(x) - 1))),
-    "Softsign": (None, None, lambda x: x / (1 + np.abs(x))),
+    # The magnitude in a form that complex steps can go through.
+    "Softsign": (None, None, lambda x: x / (1 + x * np.sign(x.real))),
     "Softplus": (None, None, lambda x: np.log(1 + np.exp(x))),
 }
 

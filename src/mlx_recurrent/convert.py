@@ -122,7 +122,8 @@ def _judge(parsed: argparse.Namespace, source: Path, target: Path) -> None:
         )
     from_onnx = source.suffix.lower() == ".onnx"
     for name in _OF_WEIGHTS if from_onnx else _OF_ONNX:
-        if getattr(parsed, name) not in (None, False):
+        given = getattr(parsed, name)
+        if given is not None and given is not False:
             option = "--" + name.replace("_", "-")
             raise ValueError(f"{option} must not be given for a {source.suffix} file")
     if not source.is_file():

@@ -164,7 +164,7 @@ def _opened(model: Any) -> tuple[Any, str, Path | None]:
         name, folder = "the model", None
         content = model
         if not isinstance(model, bytes):
-            name, folder = repr(os.fspath(model)), Path(model).resolve().parent
+            name, folder = repr(os.fspath(model)), Path(model).absolute().parent
             content = Path(model).read_bytes()
         try:
             proto.ParseFromString(content)

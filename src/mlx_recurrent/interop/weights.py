@@ -267,7 +267,7 @@ def _input_size(structure: Any, arrays: dict[str, mx.array], path: str) -> int:
 def _built(network: Any, structure: Any, arrays: dict[str, mx.array], path: str) -> Any:
     """Return the layers of a description; what is against the names is refused."""
     kinds: dict[str, Any] = {"Stack": list, "Bidirectional": dict, "Reversed": dict}
-    kind = network.get("kind") if isinstance(network, dict) else None
+    kind = str(network.get("kind")) if isinstance(network, dict) else ""
     keys = {
         "Stack": {"residual", "layers"},
         "Bidirectional": {"merge", "forward", "backward"},
