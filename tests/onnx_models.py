@@ -61,7 +61,8 @@ def model_of(nodes, inputs, outputs, constants, opset=22, dtype=mx.float32):
     model = helper.make_model(
         graph,
         opset_imports=opsets,
-        ir_version=helper.find_min_ir_version_for(opsets),
+        # From 4 on weights need not be inputs.
+        ir_version=max(4, helper.find_min_ir_version_for(opsets)),
     )
     checker.check_model(model, full_check=True)
     return model

@@ -633,6 +633,86 @@ def test_weights_must_be_constants_that_fit(rng):
         from_onnx(open_weights)
 
 
+@pytest.mark.parametrize("opset", [7, 10, 12, 13, 14, 18, 22])
+def test_operators_of_every_age(rng, opset):
+    from onnx.reference import ReferenceEvaluator
+
+    def with_axes(kind, x, y, axes, **others):
+        if opset >= 13:
+            return helper.make_node(kind, [x, axes], [y], **others)
+        return helper.make_node(kind, [x], [y], axes=[int(INTEGERS[axes][0])], **others)
+
+    if opset >= 10:
+        slices = [
+            node("Slice", "y zero one one", "f"),
+            node("Slice", "y one two one", "b"),
+        ]
+    else:
+        slices = [
+            helper.make_node("Slice", ["y"], [part], starts=[i], ends=[i + 1], axes=[1])
+            for i, part in enumerate("fb")
+        ]
+    nodes = [
+        rnn(1, "X", "y", direction="bidirectional"),
+        *slices,
+        with_axes("Squeeze", "f", "sf", "one"),
+        with_axes("Squeeze", "b", "sb", "one"),
+        node("Add", "sf sb", "Y"),
+    ]
+    arrays = weights(rng, 2)
+    model = model_of(
+        nodes,
+        {"X": ["L", "N", D]},
+        {"Y": ["L", "N", H]},
+        {**{f"1{name}": a for name, a in arrays.items()}, **INTEGERS},
+        opset=opset,
+    )
+    layer = from_onnx(model)
+    assert layer.merge == "sum"
+    x = draw(rng, (N, L, D), mx.float32)
+    (y,) = ReferenceEvaluator(model).run(None, {"X": np.array(mx.swapaxes(x, 0, 1))})
+    agree(mx.swapaxes(layer(x), 0, 1), array(y, mx.float32))
+
+
+def test_opsets_that_are_too_old_are_refused(rng):
+    model = to_onnx(RNN(D, H))
+    model.opset_import[0].version = 6
+    with pytest.raises(ValueError, match=r"the model (has opset 6|is no valid)"):
+        from_onnx(model)
+
+
+def masked(x, y):
+    """Nodes that set the padding to zero."""
+    return [
+        node("Shape", "X", "sizes"),
+        node("Gather", "sizes first", "steps", axis=0),
+        node("Range", "first steps second", "counted"),
+        node("Unsqueeze", "counted one", "column"),
+        node("Cast", "sequence_lens", "lens", to=onnx.TensorProto.INT64),
+        node("Less", "column lens", "runs"),
+        node("Unsqueeze", "runs two", "mask"),
+        node("Where", f"mask {x} nothing", y),
+    ]
+
+
+def test_masks(rng):
+    outputs = {"Y": [None] * 4}
+    constants = {**INTEGERS, "nothing": np.array(0, np.float32)}
+    keywords = {"constants": constants, "inputs": LENS}
+    nodes = masked("X", "x")
+    layer = from_onnx(
+        graph(
+            rng, [*nodes, rnn(1, "x", "Y", lens="sequence_lens")], outputs, **keywords
+        )
+    )
+    assert type(layer) is RNN
+    with pytest.raises(ValueError, match="X is masked, but not by its own sequence_le"):
+        from_onnx(graph(rng, [*nodes, rnn(1, "x", "Y")], outputs, **keywords))
+    nodes = [rnn(1, "X", "y"), node("Squeeze", "y one", "s"), *masked("s", "Y")]
+    with pytest.raises(ValueError, match="'Y', masked by other lengths than the seque"):
+        from_onnx(graph(rng, nodes, {"Y": [None] * 3}, **keywords))
+
+
 # PyTorch's exporter -------------------------------------------------------------------
 
 

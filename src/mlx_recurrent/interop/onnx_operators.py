@@ -180,7 +180,8 @@ def _gather(node: NodeProto, inputs: list[Value]) -> Value:
             return None
         return Dims(entries, indices.array.ndim == 0)
     if isinstance(value, Tracked) and indices.array.size == 1:
-        part = _part(value, axis, int(indices.array.reshape(-1)[0]) % 2)
+        index = int(indices.array.reshape(-1)[0])
+        part = _part(value, axis, index % 2) if -2 <= index < 2 else None
         if isinstance(part, Tracked) and indices.array.ndim == 0:
             place = axis % len(part.axes)
             return replace(part, axes=part.axes[:place] + part.axes[place + 1 :])
@@ -447,8 +448,10 @@ def _residual(inputs: list[Value]) -> Tracked | None:
         if isinstance(y.of, Residual) or (run := last_run(y.of)) is None:
             continue
         whole = not (isinstance(y.of, Output) and run.directions == 2)
-        if whole and run.x == x.of and not run.obstacle and _same_axes(y, x):
-            return Tracked(y.axes, Residual(y.of, x.of))
+        masked = x.masked in (None, inputs_of(run.inputs[4]))
+        whole = whole and masked and not run.obstacle
+        if whole and run.x == x.of and _same_axes(y, x):
+            return Tracked(y.axes, Residual(y.of, x.of), y.masked)
     return None
 
 

@@ -27,6 +27,7 @@ from mlx_recurrent.interop.onnx_tensors import (
     Tracked,
     inputs_of,
     label_of,
+    last_run,
     why_of,
 )
 from mlx_recurrent.interop.parts import layer_of
@@ -75,7 +76,12 @@ class Reader:
         states: list[Expression] = []
         for output in self.graph.graph.output:
             value = self.graph.values.get(output.name)
-            if isinstance(value, Tracked) and not isinstance(value.of, Source):
+            if isinstance(value, Tracked) and (run := last_run(value.of)) is not None:
+                if value.masked not in (None, inputs_of(run.inputs[4])):
+                    self._refuse_rest(
+                        f"has the output {output.name!r}, masked by other lengths than "
+                        f"the sequence_lens of {run.label!r}"
+                    )
                 ends.append(value.of)
             elif isinstance(value, Loose) and value.states and not value.inputs:
                 states += [Output(run) for run in value.states]
