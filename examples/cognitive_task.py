@@ -30,7 +30,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 try:
     import mlx.core as mx
@@ -64,6 +64,10 @@ SIGNED = np.concatenate([-COHERENCES[:0:-1], COHERENCES])
 LEFT, RIGHT, FIXATE = range(3)
 
 
+class Failure(Exception):
+    """What the user can mend: shown as one line, exit status 2."""
+
+
 class Trials(NamedTuple):
     """Trials of the task, padded to ``L`` steps.
 
@@ -94,7 +98,7 @@ def draw_trials(
         drawn = -MEAN * np.log(rng.uniform(high, low, count))
     else:
         drawn = np.full(count, milliseconds)
-    duration = np.clip(np.round(drawn / STEP), 1, LONGEST // STEP).astype(int)
+    duration = np.round(drawn / STEP).astype(int)
     begin, end = FIXATION // STEP, FIXATION // STEP + duration
     lengths = end + DECISION // STEP
     watching = (time >= begin) & (time < end[:, None])
@@ -131,19 +135,30 @@ class Network(nn.Module):
         self.Whh = 0.9 * mx.eye(hidden)
         self.output = Linear(hidden, 3)
 
-    def __call__(self, x: mx.array, lengths: mx.array | np.ndarray) -> mx.array:
+    def __call__(
+        self, x: mx.array, lengths: mx.array | np.ndarray, return_state: Any = False
+    ) -> mx.array:
         """Rates ``NLH`` for inputs ``NL3``; zero after the end of a trial."""
         z = self.input(x)
         z = z + math.sqrt(2 / LEAK) * RECURRENT_NOISE * mx.random.normal(z.shape)
-        return scan(z, self.Whh, nonlinearity=nn.relu, leak=LEAK, lengths=lengths)
+        return scan(
+            z,
+            self.Whh,
+            nonlinearity=nn.relu,
+            leak=LEAK,
+            lengths=lengths,
+            return_state=return_state,
+        )
 
     def decide(self, trials: Trials) -> np.ndarray:
         """Whether the network chooses right ``N``, at the last step of each trial."""
-        rates = self(mx.array(trials.inputs), trials.lengths)
-        last = mx.array(trials.lengths[:, None, None] - 1)
-        rates = mx.take_along_axis(rates, last, axis=1)[:, 0]
-        logits = self.output(rates)
-        return np.array(logits[:, RIGHT] > logits[:, LEFT])
+        pieces = []
+        for at in range(0, len(trials.lengths), 1000):
+            x = mx.array(trials.inputs[at : at + 1000])
+            last = self(x, trials.lengths[at : at + 1000], return_state="only")
+            logits = self.output(last)
+            pieces.append(np.array(logits[:, RIGHT] > logits[:, LEFT]))
+        return np.concatenate(pieces)
 
 
 def train(
@@ -178,6 +193,11 @@ def train(
         value = step(*map(mx.array, arrays))
         mx.eval(value, state)
         values.append(value.item())
+        if not math.isfinite(values[-1]):
+            raise Failure(
+                f"the loss is {values[-1]} at step {number}: try a smaller "
+                "--learning-rate"
+            )
         if number % max(1, steps // 5) == 0:
             print(
                 f"step {number}/{steps}: loss {np.mean(values[-100:]):.3f}, "
@@ -208,7 +228,7 @@ def fraction(yes: np.ndarray) -> tuple[float, float, float]:
 
 def draw_psychometrics(trials: Trials, right: np.ndarray) -> Figure:
     """Choices over coherence, and correct choices over the time to watch."""
-    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    figure = Figure(figsize=(8.4, 4), layout="constrained")
     left_axes, right_axes = figure.subplots(1, 2)
     bias, slope = fit_logistic(trials.coherence, right)
     p, below, above = np.transpose(
@@ -241,7 +261,7 @@ def draw_psychometrics(trials: Trials, right: np.ndarray) -> Figure:
         title="The longer it looks, the better it chooses",
         ylim=(0.45, 1.02),
     )
-    right_axes.legend(title="coherence (%)", frameon=False, loc="lower right", ncols=2)
+    figure.legend(title="coherence (%)", frameon=False, loc="outside right center")
     for axes in (left_axes, right_axes):
         axes.grid(alpha=0.25)
     return figure
@@ -358,7 +378,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     option("--steps", int, 800, 10**6, "training steps")
     option("--batch", int, 64, 4096, "trials in a training step, N")
     option("--learning-rate", float, 2e-3, 1.0, "Adam's, at first")
-    option("--trials", int, 1000, 10**5, "trials of each signed coherence in the test")
+    option("--trials", int, 1000, 10**4, "trials of each signed coherence in the test")
     text = "seed of the weights, the noise and the trials (default: 0)"
     add("--seed", type=number(int, 0, 2**32 - 1), default=0, metavar="X", help=text)
     add("--out", type=Path, metavar="DIR", default=home, help=f"(default: {home})")
@@ -380,6 +400,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("cognitive_task: interrupted", file=sys.stderr)
         return 130
+    except Failure as failure:
+        print(f"cognitive_task: error: {failure}", file=sys.stderr)
+        return 2
     except OSError as error:
         place = f": {error.filename}" if error.filename else ""
         message = f"{error.strerror or error}{place}"

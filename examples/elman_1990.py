@@ -28,7 +28,7 @@ import os
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -93,8 +93,8 @@ aggressor eating food"""
 KINDS = ["animate", "inanimate", "verb"]
 KIND_OF = {
     word: KINDS[place // 3 if place < 6 else 2]
-    for place, words in enumerate(LEXICON.values())
-    for word in words.split()
+    for place, category in enumerate(LEXICON.values())
+    for word in category.split()
 }
 WORDS = list(KIND_OF)
 
@@ -193,7 +193,7 @@ class Network(nn.Module):
         for _ in range(passes):
             for x_piece, target in zip(inputs, targets, strict=True):
                 hidden = step(x_piece, target, hidden)
-                mx.eval(hidden, state)
+            mx.eval(hidden, state)
         print(
             f"  {len(x):,} steps, passes: {passes}, truncate_every={self.truncate}: "
             f"{time.perf_counter() - begun:.1f} s"
@@ -216,7 +216,7 @@ def axes_of(title: str, height: float, xlabel: str, rows: int = 1) -> list[Axes]
     return list(axes)
 
 
-def simulate_xor(rng: np.random.Generator, scale: float) -> Figure:
+def xor(rng: np.random.Generator, scale: float) -> Figure:
     """The paper's figure 3: the error of 12 steps, averaged over 1,200 trials."""
     bits = xor_bits(rng, 1000).astype(np.float32)[:, None]
     test = xor_bits(rng, 4801).astype(np.float32)[: 12 * 1200 + 1, None]
@@ -252,9 +252,9 @@ def spell(
     codes: dict[str, tuple[int, ...]], units: list[str]
 ) -> tuple[str, np.ndarray, np.ndarray]:
     """The letters of units without spaces, their codes ``LD`` and places ``(L,)``."""
-    letters = "".join(units)
+    text = "".join(units)
     places = np.concatenate([np.arange(len(unit)) for unit in units])
-    return letters, np.array([codes[a] for a in letters], np.float32), places
+    return text, np.array([codes[letter] for letter in text], np.float32), places
 
 
 def draw_errors(axes: Axes, errors: np.ndarray, due: str, first: np.ndarray) -> None:
@@ -268,15 +268,15 @@ def draw_errors(axes: Axes, errors: np.ndarray, due: str, first: np.ndarray) -> 
     for label, begins in zip(axes.get_xticklabels(), first, strict=True):
         label.set_color(ORANGE if begins else BLUE)
     axes.set_xlim(-0.7, len(errors) - 0.3)
-    axes.set_ylim(0, 1.2 * max(errors))
+    axes.set_ylim(-0.05 * max(errors), 1.2 * max(errors))
 
 
-def simulate_letters(rng: np.random.Generator, scale: float) -> Figure:
+def letters(rng: np.random.Generator, scale: float) -> Figure:
     """Figures 4 and 5: the error of each letter, and of two of its features."""
     network = Network(6, 20)
     x = spell(FEATURES, draw_syllables(rng, 1000))[1]
     network.learn(x, max(1, round(200 * scale)), 10, 0.01)
-    letters, x, places = spell(FEATURES, draw_syllables(rng, 1000))
+    text, x, places = spell(FEATURES, draw_syllables(rng, 1000))
     errors, first = network.read(x[:-1])[0] - x[1:], places[1:] == 0
     whole = root_mean_square(errors)
     print(
@@ -290,25 +290,25 @@ def simulate_letters(rng: np.random.Generator, scale: float) -> Figure:
     names = ["all six features", "feature 1, Consonant", "feature 4, High"]
     curves = [whole, np.abs(errors[:, 0]), np.abs(errors[:, 3])]
     for axes, curve, name in zip(rows, curves, names, strict=True):
-        draw_errors(axes, curve[20:60], letters[21:61], first[20:60])
+        draw_errors(axes, curve[20:60], text[21:61], first[20:60])
         axes.text(0.01, 0.95, name, transform=axes.transAxes, va="top")
     for axes in rows[1:]:
-        axes.set(ylim=(0, 1), ylabel="error")
+        axes.set(ylim=(-0.06, 1), ylabel="error")
     return rows[0].figure
 
 
-def simulate_words(rng: np.random.Generator, scale: float) -> Figure:
+def words(rng: np.random.Generator, scale: float) -> Figure:
     """Figure 6: the error through words that nothing separates."""
     network = Network(5, 20)
     x = spell(FIVE_BITS, draw_words(rng, 200))[1]
     network.learn(x, max(1, round(10 * scale)), 1, 0.01)
-    letters, x, places = spell(FIVE_BITS, draw_words(rng, 200))
+    text, x, places = spell(FIVE_BITS, draw_words(rng, 200))
     errors = root_mean_square(network.read(x[:-1])[0] - x[1:])
     means = [f"{errors[places[1:] == place].mean():.3f}" for place in range(5)]
     print(f"    error of the letters 1 to 5 of a word: {', '.join(means)}")
     title = "Letters of words: the error falls until a word ends"
     (axes,) = axes_of(title, 3.4, "letter that is predicted (orange: a word begins)")
-    draw_errors(axes, errors[:45], letters[1:46], places[1:46] == 0)
+    draw_errors(axes, errors[:45], text[1:46], places[1:46] == 0)
     return axes.figure
 
 
@@ -333,7 +333,7 @@ def agreement(vectors: np.ndarray, labels: np.ndarray) -> int:
     return max(same, len(labels) - same)
 
 
-def simulate_classes(rng: np.random.Generator, scale: float) -> Figure:
+def classes(rng: np.random.Generator, scale: float) -> Figure:
     """Figure 7: a tree of the mean hidden units of each word."""
     sentences = draw_sentences(rng, 10_000)
     ids = np.array([WORDS.index(word) for sentence in sentences for word in sentence])
@@ -370,28 +370,23 @@ def draw_tree(tree: np.ndarray) -> Figure:
     shape = dendrogram(tree, no_plot=True)
     for across, along in zip(shape["icoord"], shape["dcoord"], strict=True):
         axes.plot(along, across, color="0.35", linewidth=1.2)
-    words = [WORDS[leaf] for leaf in shape["leaves"]]
-    axes.set_yticks(5 + 10 * np.arange(len(words)), words)
+    leaves = [WORDS[leaf] for leaf in shape["leaves"]]
+    axes.set_yticks(5 + 10 * np.arange(len(leaves)), leaves)
     axes.yaxis.tick_right()
     colors = dict(zip(KINDS, (BLUE, GREEN, ORANGE), strict=True))
-    for label, word in zip(axes.get_yticklabels(), words, strict=True):
+    for label, word in zip(axes.get_yticklabels(), leaves, strict=True):
         label.set_color(colors[KIND_OF[word]])
     for name, color in colors.items():
         axes.plot([], [], "s", color=color, label=name)
     axes.legend(frameon=False, loc="upper left")
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False)
-    axes.set(xlim=(1.03 * tree[:, 2].max(), 0), ylim=(0, 10 * len(words)), ylabel="")
+    axes.set(xlim=(1.03 * tree[:, 2].max(), 0), ylim=(0, 10 * len(leaves)), ylabel="")
     axes.spines[["left", "top", "right"]].set_visible(False)
     return axes.figure
 
 
-SIMULATIONS = {
-    "xor": simulate_xor,
-    "letters": simulate_letters,
-    "words": simulate_words,
-    "classes": simulate_classes,
-}
+SIMULATIONS = {f.__name__: f for f in (xor, letters, words, classes)}
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -403,20 +398,6 @@ def save(figure: Figure, path: Path) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     print(f"    {path}", flush=True)
-
-
-def number(kind: type, low: float, high: float) -> Callable[[str], float]:
-    """An argument type: a number of `kind` from `low` to `high`."""
-
-    def parse(text: str) -> float:
-        value: float = kind(text)
-        if not low <= value <= high:
-            message = f"must be from {low} to {high}, not {text}"
-            raise argparse.ArgumentTypeError(message)
-        return value
-
-    parse.__name__ = kind.__name__  # what argparse calls it
-    return parse
 
 
 class Parser(argparse.ArgumentParser):
@@ -434,11 +415,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = f"which simulations: {', '.join(SIMULATIONS)} (default: all)"
     add("--only", nargs="+", choices=SIMULATIONS, metavar="NAME", help=text)
     text = "how many of the paper's passes to learn for, as a share (default: 1)"
-    add("--scale", type=number(float, 0, 100), default=1.0, metavar="X", help=text)
+    add("--scale", type=float, default=1.0, metavar="X", help=text)
     text = "seed of the sequences and the weights (default: 0)"
-    add("--seed", type=number(int, 0, 2**32 - 1), default=0, metavar="X", help=text)
+    add("--seed", type=int, default=0, metavar="X", help=text)
     add("--out", type=Path, metavar="DIR", default=home, help=f"(default: {home})")
     arguments = parser.parse_args(argv)
+    if not 0 <= arguments.scale <= 100:
+        parser.error(f"--scale must be from 0 to 100, not {arguments.scale}")
+    if not 0 <= arguments.seed < 2**32:
+        parser.error(f"--seed must be from 0 to 2**32 - 1, not {arguments.seed}")
     mx.set_default_device(mx.cpu)  # the native core is the CPU's for now
     try:
         arguments.out.mkdir(parents=True, exist_ok=True)
