@@ -308,7 +308,7 @@ def words(rng: np.random.Generator, scale: float) -> Figure:
     print(f"    error of the letters 1 to 5 of a word: {', '.join(means)}")
     title = "Letters of words: the error falls until a word ends"
     (axes,) = axes_of(title, 3.4, "letter that is predicted (orange: a word begins)")
-    draw_errors(axes, errors[:45], text[1:46], places[1:46] == 0)
+    draw_errors(axes, errors[20:65], text[21:66], places[21:66] == 0)
     return axes.figure
 
 
