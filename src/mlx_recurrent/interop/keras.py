@@ -260,10 +260,9 @@ def _read_cell(
         )
 
     def values(variable: Any) -> mx.array:
-        if variable.dtype == "bfloat16":  # which NumPy does not have
-            wide = keras.ops.convert_to_numpy(keras.ops.cast(variable, "float32"))
-            return mx.array(wide).astype(mx.bfloat16)
-        return array_of(f"{name}.{variable.name}", keras.ops.convert_to_numpy(variable))
+        # Not the variable, for which Keras calls NumPy in a deprecated way.
+        tensor = keras.ops.convert_to_numpy(variable.value)
+        return array_of(f"{name}.{variable.name}", tensor)
 
     return layer_of(
         values(cell.kernel).T,
