@@ -260,9 +260,8 @@ def _read_cell(
         )
 
     def values(variable: Any) -> mx.array:
-        # Not the variable, for which Keras calls NumPy in a deprecated way.
-        tensor = keras.ops.convert_to_numpy(variable.value)
-        return array_of(f"{name}.{variable.name}", tensor)
+        # The backend's own: of it Keras would make NumPy's with a warning.
+        return array_of(f"{name}.{variable.name}", variable.value)
 
     return layer_of(
         values(cell.kernel).T,

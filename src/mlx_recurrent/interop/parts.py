@@ -46,16 +46,19 @@ def framework(name: str, caller: str) -> Any:
 
 
 def array_of(name: str, values: Any, shape: tuple[int, ...] | None = None) -> mx.array:
-    """Return a copy of an array, NumPy's or MLX's, of the same dtype.
+    """Return a copy of an array of MLX, NumPy or what NumPy reads, in its dtype.
 
     Args:
         name (str): What the framework calls it.
-        values (array): The values. Of NumPy's float64 MLX itself would make float32.
+        values (array): The values, a tensor of PyTorch too. Of NumPy's float64 MLX
+            itself would make float32.
         shape (tuple, optional): The shape that it must have. Default: ``None``.
 
     Raises:
         ValueError: If the dtype or the shape does not fit.
     """
+    if hasattr(values, "detach"):
+        values = _of_tensor(name, values)
     if not isinstance(values, mx.array):
         values = np.array(values, order="C")
     dtype = str(values.dtype).removeprefix("mlx.core.")
@@ -64,6 +67,17 @@ def array_of(name: str, values: Any, shape: tuple[int, ...] | None = None) -> mx
     if shape is not None and values.shape != shape:
         raise ValueError(f"{name} must be {shape}, but is {values.shape}")
     return mx.array(values, dtype=_DTYPES[dtype])
+
+
+def _of_tensor(name: str, tensor: Any) -> mx.array | np.ndarray:
+    """Return the values of a tensor of PyTorch, wherever it is."""
+    if tensor.is_meta:
+        raise ValueError(f"{name} must have values, but is on PyTorch's meta device")
+    tensor = tensor.detach().cpu()
+    if str(tensor.dtype) == "torch.bfloat16":  # which NumPy does not have
+        return mx.array(tensor.float().numpy()).astype(mx.bfloat16)
+    values: np.ndarray = tensor.numpy()
+    return values
 
 
 def layer_of(

@@ -235,7 +235,7 @@ def _single(
         name = f"{kind}{place}"
         if name not in weights:
             raise ValueError(f"module must hold {name}, but does not")
-        return array_of(name, _array(name, weights[name]), shape)
+        return array_of(name, weights[name], shape)
 
     Wxh, Whh = named_array("weight_ih"), named_array("weight_hh")
     for name, a in (("weight_ih", Wxh), ("weight_hh", Whh)):
@@ -258,18 +258,6 @@ def _single(
     if len(biases) == 2:
         bias = mx.add(biases[0], biases[1], stream=mx.cpu)  # which adds float64 too
     return layer_of(Wxh, Whh, bias, nonlinearity)
-
-
-def _array(name: str, value: Any) -> Any:
-    """Return a tensor's values as NumPy's; anything else as it is."""
-    if not hasattr(value, "detach"):
-        return value
-    if value.is_meta:
-        raise ValueError(f"{name} must have values, but is on PyTorch's meta device")
-    value = value.detach().cpu()
-    if str(value.dtype) == "torch.bfloat16":  # which NumPy does not have
-        return mx.array(value.float().numpy()).astype(mx.bfloat16)
-    return value.numpy()
 
 
 def _rows(layer: Layer, target: str) -> tuple[list[list[tuple[str, Any]]], float]:
