@@ -333,6 +333,7 @@ class Other(nnx.SimpleCell):
         (lambda: {}, ValueError, "but holds nothing"),
         (lambda: {"layers_1": cell()}, ValueError, "but holds 'layers_1'"),
         (lambda: {"layers": {1: cell()}}, ValueError, "but holds 'layers'"),
+        (lambda: {"layers": {"a": cell()}}, ValueError, "but holds 'layers'"),
         (
             lambda: {"cell": np.ones(3)},
             TypeError,

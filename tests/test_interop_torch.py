@@ -287,6 +287,11 @@ class Other(torch.nn.RNN):
             r"module must hold weight_hh_l0_reverse, but does not",
         ),
         (
+            lambda: state(weight_ih_l999999999999=np.zeros((H, D))),
+            ValueError,
+            r"every layer from _l0 on, but holds those of \[0, 999999999999\]",
+        ),
+        (
             lambda: state(weight_ih=np.zeros((H, D))),
             ValueError,
             r"holds both, or odd names",
@@ -392,6 +397,11 @@ def odd(**arrays):
             odd(bias=mx.zeros((1, H))),
             ValueError,
             r"layer.bias must be \(6,\) where Wxh is \(6, 5\), but is \(1, 6\)",
+        ),
+        (
+            odd(Wxh=mx.zeros(H)),
+            ValueError,
+            r"layer.Wxh must have two axes, but is \(6,\)",
         ),
         (
             odd(Wxh=mx.zeros((H, D), mx.float16)),

@@ -1,6 +1,5 @@
 """Parameters of Flax's simple cells as layers, and the way back."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,7 +29,6 @@ from mlx_recurrent.terms import judge_flag
 # The input's and the state's part of a cell, in linen and in nnx.
 _LINEN = ("i", "h")
 _NNX = ("dense_i", "dense_h")
-_LAYER = re.compile(r"layers_(\d+)")
 
 
 def from_flax(
@@ -145,9 +143,10 @@ def _from_tree(
     if keys == {"forward_rnn", "backward_rnn"}:
         return Bidirectional(read("forward_rnn"), read("backward_rnn"), merge)
     if keys == {"layers"} and isinstance(tree["layers"], Mapping):
-        places = sorted(tree["layers"], key=int)
-        if places and [int(i) for i in places] == list(range(len(places))):
-            return Stack([read("layers", i) for i in places])
+        places = {str(i): i for i in tree["layers"]}
+        numbers = [str(i) for i in range(len(places))]
+        if places and set(places) == set(numbers):
+            return Stack([read("layers", places[i]) for i in numbers])
     if keys and keys == {f"layers_{i}" for i in range(len(keys))}:
         return Stack([read(f"layers_{i}") for i in range(len(keys))])
     raise ValueError(

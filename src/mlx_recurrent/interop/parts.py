@@ -140,6 +140,8 @@ def weights_of(layer: RNN, name: str) -> tuple[dict[str, np.ndarray], str]:
     weights = {"Wxh": layer.Wxh, "Whh": layer.Whh}
     if layer.bias is not None:
         weights["bias"] = layer.bias
+    if layer.Wxh.ndim != 2:
+        raise ValueError(f"{name}.Wxh must have two axes, but is {layer.Wxh.shape}")
     H, D = layer.Wxh.shape
     for key, shape in (("Whh", (H, H)), ("bias", (H,))):
         if key in weights and weights[key].shape != shape:

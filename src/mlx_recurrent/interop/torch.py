@@ -202,7 +202,13 @@ def _from_weights(
     if (None, None) in found:
         count, places = 1, {(None, None)}
     else:
-        count = 1 + max(int(layer or 0) for layer, _ in found)
+        numbers = sorted({int(layer or 0) for layer, _ in found})
+        count = len(numbers)
+        if numbers != list(range(count)):
+            raise ValueError(
+                "module must hold the weights of every layer from _l0 on, but holds "
+                f"those of {numbers}"
+            )
         ways = (None, "_reverse") if any(way for _, way in found) else (None,)
         places = {(str(i), way) for i in range(count) for way in ways}
     if found - places:
