@@ -12,8 +12,12 @@ from conftest import array, upstream
 from tolerances import close, wide
 
 RUN = {
-    np: lambda x, hidden, weights: reference.rnn(x, hidden=hidden, **weights),
-    mx: lambda x, hidden, weights: upstream("tanh", x, hidden=hidden, **weights),
+    np: lambda activation, x, hidden, weights: reference.rnn(
+        x, hidden=hidden, activation=activation, **weights
+    ),
+    mx: lambda activation, x, hidden, weights: upstream(
+        activation, x, hidden=hidden, **weights
+    ),
 }
 MERGES = {
     "concat": lambda xp, f, b: xp.concatenate([f, b], axis=-1),
@@ -24,7 +28,7 @@ MERGES = {
 }
 
 
-def layer(xp, weights, x, hidden=None, lengths=None, reverse=False):
+def layer(xp, weights, x, hidden=None, lengths=None, reverse=False, activation="tanh"):
     """Outputs and states of one layer for x (N, L, D)."""
     L, H = x.shape[1], weights["Whh"].shape[0]
     outputs, states = [], []
@@ -35,6 +39,7 @@ def layer(xp, weights, x, hidden=None, lengths=None, reverse=False):
         if length:
             steps = row[:length]
             y = RUN[xp](
+                activation,
                 steps[::-1] if reverse else steps,
                 None if hidden is None else hidden[n],
                 weights,
@@ -56,15 +61,18 @@ def network(
     reverse=False,
     merge="concat",
     residual=False,
+    activation="tanh",
 ):
     """Outputs (of every layer of a stack) and states, for a tree of weights."""
     if "forward" in weights:
         before, after = (None, None) if hidden is None else hidden
-        f, f_state = layer(xp, weights["forward"], x, before, lengths)
-        b, b_state = layer(xp, weights["backward"], x, after, lengths, True)
+        f, f_state = layer(
+            xp, weights["forward"], x, before, lengths, False, activation
+        )
+        b, b_state = layer(xp, weights["backward"], x, after, lengths, True, activation)
         return MERGES[merge](xp, f, b), (f_state, b_state)
     if "layers" not in weights:
-        return layer(xp, weights, x, hidden, lengths, reverse)
+        return layer(xp, weights, x, hidden, lengths, reverse, activation)
     outputs, states = [], []
     for i, inner in enumerate(weights["layers"]):
         y, state = network(
@@ -75,6 +83,7 @@ def network(
             lengths=lengths,
             reverse=reverse,
             merge=merge,
+            activation=activation,
         )
         if residual and not isinstance(y, tuple) and x.shape[-1] == y.shape[-1]:
             if i == 0 and lengths is not None:

@@ -52,6 +52,10 @@ PRESET = 1.0
 # The demo: its scores are means of many float32 numbers, its n-gram models float64.
 DEMO = 1e-5
 DEMO_COUNTED = 1e-12
+# The other examples: how far from the top a fitted curve may stop, in trials, and how
+# far a mean of random draws may lie from its expectation, in standard errors.
+FIT = 1e-3
+STANDARD_ERRORS = 5.0
 
 # Memory: a part of the output for odds and ends, and bytes that no length changes.
 MEMORY_SLACK = 0.02

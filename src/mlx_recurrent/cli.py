@@ -37,22 +37,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from mlx_recurrent.benchmarks.options import add_options
 
     add_options(bench)
+    convert = commands.add_parser(
+        "convert",
+        help="turn an ONNX model's RNN nodes into weights of layers, and back",
+        description="Turn the RNN nodes of an ONNX model into a safetensors file of "
+        "layers' weights, which load_weights takes, or such a file into an ONNX model.",
+    )
+    from mlx_recurrent import convert as conversion
+
+    conversion.add_options(convert)
     parsed = parser.parse_args(arguments)
     if parsed.command == "doctor":
         from mlx_recurrent import doctor
 
         return doctor.main()
+    try:
+        from mlx_recurrent import _native  # noqa: F401
+    except ImportError as error:
+        print(f"{error}\nmlx-recurrent doctor says more.", file=sys.stderr)
+        return 1
+    if parsed.command == "convert":
+        return conversion.main(parsed)
     return _bench(bench, parsed, arguments)
 
 
 def _bench(
     parser: argparse.ArgumentParser, parsed: argparse.Namespace, arguments: list[str]
 ) -> int:
-    try:
-        from mlx_recurrent import _native
-    except ImportError as error:
-        print(f"{error}\nmlx-recurrent doctor says more.", file=sys.stderr)
-        return 1
+    from mlx_recurrent import _native
     from mlx_recurrent.benchmarks import run
     from mlx_recurrent.benchmarks.options import options_of
 

@@ -150,7 +150,7 @@ def choose(nonlinearity: Nonlinearity | None, stream: StreamOrDevice) -> Choice:
     if nonlinearity is None:
         choice = _TANH
     else:
-        choice = _recognise(nonlinearity) or Choice(None, nonlinearity)
+        choice = recognise(nonlinearity) or Choice(None, nonlinearity)
     if not _on_cpu(stream):
         choice = choice.composed(
             "the call is on the GPU, where the native kernels, written for the CPU, "
@@ -220,7 +220,8 @@ def _on_cpu(stream: StreamOrDevice) -> bool:
     return bool(getattr(device, "type", device) == mx.cpu)
 
 
-def _recognise(nonlinearity: Nonlinearity) -> Choice | None:
+def recognise(nonlinearity: Nonlinearity) -> Choice | None:
+    """Return the native path for a nonlinearity that the kernels have built in."""
     choice = _FUNCTIONS.get(id(nonlinearity))
     return _MODULES.get(type(nonlinearity)) if choice is None else choice
 

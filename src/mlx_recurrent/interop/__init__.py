@@ -6,6 +6,8 @@ A framework is imported by the function that needs it, and only then.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mlx_recurrent.interop.reversed import Reversed
+
 if TYPE_CHECKING:
     from mlx_recurrent.interop.flax import from_flax, to_flax
     from mlx_recurrent.interop.keras import from_keras, to_keras
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from mlx_recurrent.interop.torch import from_torch, to_torch
 
 __all__ = [
+    "Reversed",
     "from_flax",
     "from_keras",
     "from_onnx",

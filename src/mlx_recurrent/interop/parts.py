@@ -2,14 +2,26 @@
 
 from collections.abc import Collection
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeAlias
 
 import mlx.core as mx
 import numpy as np
+from mlx.nn.layers.base import Module
+from mlx.nn.layers.dropout import Dropout
 
+from mlx_recurrent.bidirectional import Bidirectional
 from mlx_recurrent.dispatch import Nonlinearity
-from mlx_recurrent.judging import type_name
+from mlx_recurrent.judging import dtype_name, type_name
 from mlx_recurrent.layers import RNN
+from mlx_recurrent.stack import Stack
+
+Layer: TypeAlias = RNN | Bidirectional | Stack
+
+_DTYPES = {
+    dtype_name(dtype): dtype
+    for dtype in (mx.float32, mx.float64, mx.float16, mx.bfloat16)
+}
+_LISTED = "float32, float64, float16 or bfloat16"
 
 # What mlx.nn.RNN does not have, and a framework may not have either.
 _OPTIONS = ("leak", "zoneout", "input_dropout", "recurrent_dropout", "hidden0")
@@ -24,11 +36,48 @@ def framework(name: str, caller: str) -> Any:
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
+        # Keras has no backend of its own: what is missing may be that.
+        missing = (error.name or name).partition(".")[0]
         raise ImportError(
             f"{caller} needs {name.partition('.')[0]}, which cannot be imported "
-            f"({error}): pip install {name.partition('.')[0]}",
+            f"({error}): pip install {missing}",
             name=error.name,
         ) from error
+
+
+def array_of(name: str, values: Any, shape: tuple[int, ...] | None = None) -> mx.array:
+    """Return a copy of an array of MLX, NumPy or what NumPy reads, in its dtype.
+
+    Args:
+        name (str): What the framework calls it.
+        values (array): The values, a tensor of PyTorch too. Of NumPy's float64 MLX
+            itself would make float32.
+        shape (tuple, optional): The shape that it must have. Default: ``None``.
+
+    Raises:
+        ValueError: If the dtype or the shape does not fit.
+    """
+    if hasattr(values, "detach"):
+        values = _of_tensor(name, values)
+    if not isinstance(values, mx.array):
+        values = np.array(values, order="C")
+    dtype = str(values.dtype).removeprefix("mlx.core.")
+    if dtype not in _DTYPES:
+        raise ValueError(f"{name} must be {_LISTED}, but is {dtype}")
+    if shape is not None and values.shape != shape:
+        raise ValueError(f"{name} must be {shape}, but is {values.shape}")
+    return mx.array(values, dtype=_DTYPES[dtype])
+
+
+def _of_tensor(name: str, tensor: Any) -> mx.array | np.ndarray:
+    """Return the values of a tensor of PyTorch, wherever it is."""
+    if tensor.is_meta:
+        raise ValueError(f"{name} must have values, but is on PyTorch's meta device")
+    tensor = tensor.detach().cpu()
+    if str(tensor.dtype) == "torch.bfloat16":  # which NumPy does not have
+        return mx.array(tensor.float().numpy()).astype(mx.bfloat16)
+    values: np.ndarray = tensor.numpy()
+    return values
 
 
 def layer_of(
@@ -49,10 +98,82 @@ def layer_of(
     """
     H, D = Wxh.shape
     layer = RNN(D, H, bias is not None, nonlinearity, **options)
-    layer.Wxh, layer.Whh = mx.array(Wxh), mx.array(Whh)
+    layer.Wxh, layer.Whh = array_of("Wxh", Wxh), array_of("Whh", Whh)
     if bias is not None:
-        layer.bias = mx.array(bias)
+        layer.bias = array_of("bias", bias)
     return layer
+
+
+def judge_used(nonlinearity: Nonlinearity | None, model: Module) -> None:
+    """Judge a nonlinearity that stands for one without a name in MLX.
+
+    Raises:
+        ValueError: If no layer of the model needed it.
+    """
+    if nonlinearity is not None and not any(
+        isinstance(layer, RNN) and layer.nonlinearity is nonlinearity
+        for layer in model.modules()  # type: ignore[no-untyped-call]
+    ):
+        raise ValueError(
+            "nonlinearity must be None where every layer's own is known, but is "
+            f"{named(nonlinearity)}"
+        )
+
+
+def named(function: Any) -> str:
+    """Return what to call a function in a message."""
+    return getattr(function, "__name__", None) or type_name(function)
+
+
+def weights_of(layer: RNN, name: str) -> tuple[dict[str, np.ndarray], str]:
+    """Return a layer's weights by name, and the name of their dtype.
+
+    NumPy has no bfloat16: float32 holds those values.
+
+    Args:
+        layer (RNN): The layer.
+        name (str): What the caller calls it.
+
+    Raises:
+        ValueError: If the shapes do not fit, or the dtypes differ.
+    """
+    weights = {"Wxh": layer.Wxh, "Whh": layer.Whh}
+    if layer.bias is not None:
+        weights["bias"] = layer.bias
+    if layer.Wxh.ndim != 2:
+        raise ValueError(f"{name}.Wxh must have two axes, but is {layer.Wxh.shape}")
+    H, D = layer.Wxh.shape
+    for key, shape in (("Whh", (H, H)), ("bias", (H,))):
+        if key in weights and weights[key].shape != shape:
+            raise ValueError(
+                f"{name}.{key} must be {shape} where Wxh is {(H, D)}, but is "
+                f"{weights[key].shape}"
+            )
+    dtypes = {key: dtype_name(a.dtype) for key, a in weights.items()}
+    if len(set(dtypes.values())) > 1:
+        raise ValueError(f"{name} must have weights of one dtype, but has {dtypes}")
+    dtype = dtypes["Wxh"]
+    if dtype not in _DTYPES:
+        raise ValueError(f"{name} must have weights in {_LISTED}, but has {dtype}")
+    return {
+        key: np.array(a.astype(mx.float32) if dtype == "bfloat16" else a)
+        for key, a in weights.items()
+    }, dtype
+
+
+def dropout_of(stack: Stack) -> float:
+    """Return the probability of a stack's dropout.
+
+    Raises:
+        ValueError: If it has something else there.
+    """
+    if type(stack.dropout) is not Dropout:
+        raise ValueError(
+            "layer.dropout must be an mlx.nn.Dropout, but is "
+            f"{type_name(stack.dropout)}"
+        )
+    # MLX keeps one minus it.
+    return round(1 - stack.dropout._p_1, 15)
 
 
 def judge_layer(layer: Any, name: str, target: str, carried: Collection[str]) -> RNN:

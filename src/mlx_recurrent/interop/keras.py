@@ -1,0 +1,366 @@
+"""Keras's recurrent layers as layers, and the way back."""
+
+from typing import Any
+
+import mlx.core as mx
+from mlx.nn.layers import activations
+from mlx.nn.layers.linear import Identity
+
+from mlx_recurrent.bidirectional import Bidirectional
+from mlx_recurrent.dispatch import Nonlinearity, recognise
+from mlx_recurrent.interop.parts import (
+    Layer,
+    array_of,
+    dropout_of,
+    framework,
+    judge_layer,
+    judge_used,
+    layer_of,
+    named,
+    weights_of,
+)
+from mlx_recurrent.judging import type_name
+from mlx_recurrent.layers import RNN
+from mlx_recurrent.stack import Stack
+from mlx_recurrent.terms import judge_flag
+
+
+def leaky_relu(a: mx.array) -> mx.array:
+    """Return ``a``, or a fifth of it below zero: Keras's default slope."""
+    return mx.maximum(0.2 * a, a)
+
+
+def selu(a: mx.array) -> mx.array:
+    """Return SELU, whose constants :func:`mlx.nn.selu` has to six places only.
+
+    They are those of Klambauer et al., "Self-Normalizing Neural Networks" (2017).
+    """
+    below = 1.6732632423543772 * mx.expm1(a)
+    return 1.0507009873554805 * mx.where(a > 0, a, below)
+
+
+def hard_sigmoid(a: mx.array) -> mx.array:
+    """Return ``relu6(a + 3) / 6``, Keras's since version 3."""
+    return mx.clip(a + 3, 0, 6) / 6
+
+
+# Keras's names for what the kernels have built in,
+_NATIVE: dict[str, Nonlinearity | None] = {
+    "tanh": None,
+    "relu": activations.relu,
+    "sigmoid": mx.sigmoid,
+    "linear": Identity(),
+}
+# and for all else that has the same meaning in both.
+_OTHERS: dict[str, Nonlinearity] = {
+    "celu": activations.celu,
+    "elu": activations.elu,
+    "exponential": mx.exp,
+    "gelu": activations.gelu,
+    "hard_shrink": activations.hard_shrink,
+    "hard_sigmoid": hard_sigmoid,
+    "hard_silu": activations.hardswish,
+    "hard_tanh": activations.hard_tanh,
+    "leaky_relu": leaky_relu,
+    "log_sigmoid": activations.log_sigmoid,
+    "log_softmax": activations.log_softmax,
+    "mish": activations.mish,
+    "relu6": activations.relu6,
+    "selu": selu,
+    "silu": activations.silu,
+    "soft_shrink": activations.softshrink,
+    "softmax": activations.softmax,
+    "softplus": activations.softplus,
+    "softsign": activations.softsign,
+}
+_BUILT_IN_NAMES = {"identity": "linear"}
+_MERGES = {"ave": "mean"}
+_MERGE_MODES = {"mean": "ave"}
+
+
+def from_keras(layer: Any, *, nonlinearity: Nonlinearity | None = None) -> Layer:
+    """Make a layer of Keras's.
+
+    The weights are copied, the kernels transposed; ``dropout`` becomes
+    ``input_dropout``. What Keras decides at construction is here an argument of the
+    call: the layer returns the whole sequence unless ``return_state`` is ``"only"``.
+
+    Args:
+        layer (Layer or list): A ``SimpleRNN``, a ``SimpleRNNCell``, an ``RNN`` of such
+            cells, a ``Bidirectional`` of these, or a ``Sequential`` or list of them,
+            between whose layers may be ``Dropout`` of one rate. All of them built.
+        nonlinearity (callable, optional): What stands here for activations that no
+            function of MLX equals, such as one's own. Default: ``None``.
+
+    Returns:
+        RNN or Bidirectional or Stack: The layer. Several, or stacked cells, are a
+        stack.
+
+    Raises:
+        ImportError: If Keras is not installed.
+        TypeError: If it is, or holds, another layer.
+        ValueError: If it is not built, or does what a layer does not do here.
+    """
+    keras = framework("keras", "from_keras")
+    converted = _read(keras, layer, "layer", nonlinearity)
+    judge_used(nonlinearity, converted)
+    return converted
+
+
+def to_keras(layer: Layer, *, return_sequences: bool = True) -> Any:
+    """Make a layer Keras's, built and with its weights.
+
+    Args:
+        layer (RNN or Bidirectional or Stack): The layer.
+        return_sequences (bool, optional): Whether the Keras layer returns the whole
+            sequence, as the layer does, or its last output. Default: ``True``.
+
+    Returns:
+        Layer: A ``SimpleRNN``, a ``Bidirectional`` of two, or for a stack a
+        ``Sequential`` of those, with ``Dropout`` between them where the stack has it.
+
+    Raises:
+        ImportError: If Keras is not installed.
+        TypeError: If an argument is of the wrong type.
+        ValueError: If the layer has what Keras's does not have.
+    """
+    keras = framework("keras", "to_keras")
+    return_sequences = judge_flag("return_sequences", return_sequences)
+    if not isinstance(layer, Stack):
+        return _write(keras, layer, "layer", return_sequences)
+    if layer.residual:
+        raise ValueError("layer has residual, which keras.Sequential does not have")
+    rate = dropout_of(layer)
+    last = len(layer.layers) - 1
+    written: list[Any] = []
+    for i, inner in enumerate(layer.layers):
+        written.append(
+            _write(keras, inner, f"layers[{i}]", i < last or return_sequences)
+        )
+        if rate and i < last:
+            written.append(keras.layers.Dropout(rate, dtype=written[-1].dtype_policy))
+    D, dtype = _features(layer.layers[0]), written[0].variable_dtype
+    return keras.Sequential([keras.Input((None, D), dtype=dtype), *written])
+
+
+def _read(
+    keras: Any, layer: Any, name: str, nonlinearity: Nonlinearity | None
+) -> Layer:
+    """Make a layer of one of Keras's, of any of the kinds that there are."""
+    known = keras.layers
+    kind = type(layer)  # a subclass may do anything
+    if kind is keras.Sequential or isinstance(layer, (list, tuple)):
+        return _read_several(keras, layer, name, nonlinearity)
+    if kind is known.StackedRNNCells:
+        return Stack(
+            [
+                _read(keras, cell, f"{name}.cells[{i}]", nonlinearity)
+                for i, cell in enumerate(layer.cells)
+            ]
+        )
+    if kind is known.SimpleRNNCell:
+        return _read_cell(keras, layer, name, nonlinearity)
+    if kind in (known.SimpleRNN, known.RNN):
+        _judge_call(layer, name)
+        if layer.go_backwards:
+            raise ValueError(
+                f"{name} has go_backwards=True, but here reverse=True is an argument "
+                "of the call, with outputs at their inputs' places: convert it with "
+                "go_backwards=False"
+            )
+        return _read(keras, layer.cell, f"{name}.cell", nonlinearity)
+    if kind is known.Bidirectional:
+        return _read_both(keras, layer, name, nonlinearity)
+    raise TypeError(
+        f"{name} must be a Keras layer that is recurrent and simple (SimpleRNN, "
+        "SimpleRNNCell, RNN, StackedRNNCells, Bidirectional, or a Sequential or list "
+        f"of these), but is {type_name(layer)}"
+    )
+
+
+def _read_several(
+    keras: Any, layers: Any, name: str, nonlinearity: Nonlinearity | None
+) -> Stack:
+    """Make a stack of a Sequential or of a list."""
+    if not isinstance(layers, (list, tuple)):
+        layers, name = layers.layers, f"{name}.layers"
+    read: list[Layer] = []
+    rates: list[float] = []
+    for i, layer in enumerate(layers):
+        if type(layer) is keras.layers.Dropout and len(rates) == len(read) - 1:
+            if layer.noise_shape is not None:
+                raise ValueError(
+                    f"{name}[{i}] has noise_shape, which a Stack's dropout does "
+                    "not have"
+                )
+            rates.append(layer.rate)
+            continue
+        if len(rates) < len(read):
+            rates.append(0.0)
+        inner = f"{name}[{i}]"
+        read.append(_read(keras, layer, inner, nonlinearity))
+        if any(
+            type(other) is not keras.layers.Dropout for other in layers[i + 1 :]
+        ) and not getattr(layer, "return_sequences", True):
+            raise ValueError(
+                f"{inner} has return_sequences=False, but the layer after it takes a "
+                "sequence"
+            )
+    if len(rates) == len(read) and read:
+        raise ValueError(
+            f"{name} must not end with Dropout, which a Stack has between layers only"
+        )
+    if len(set(rates)) > 1:
+        raise ValueError(
+            f"{name} must have one rate of dropout between its layers, as a Stack has, "
+            f"but has {rates}"
+        )
+    return Stack(read, rates[0] if rates else 0.0)
+
+
+def _read_both(
+    keras: Any, layer: Any, name: str, nonlinearity: Nonlinearity | None
+) -> Bidirectional:
+    """Make both directions of Keras's."""
+    directions = []
+    for part, backwards in (("forward_layer", False), ("backward_layer", True)):
+        inner, at = getattr(layer, part), f"{name}.{part}"
+        if type(inner) not in (keras.layers.SimpleRNN, keras.layers.RNN):
+            raise TypeError(
+                f"{at} must be a Keras SimpleRNN or RNN, but is {type_name(inner)}"
+            )
+        _judge_call(inner, at)
+        if inner.go_backwards is not backwards:
+            raise ValueError(
+                f"{at} must have go_backwards={backwards}: with directions exchanged "
+                "Keras returns the steps in reverse"
+            )
+        directions.append(_read(keras, inner.cell, f"{at}.cell", nonlinearity))
+    merge = _MERGES.get(layer.merge_mode, layer.merge_mode)
+    return Bidirectional(directions[0], directions[1], merge)
+
+
+def _judge_call(layer: Any, name: str) -> None:
+    if layer.stateful:
+        raise ValueError(
+            f"{name} has stateful=True, but the state is an argument of the call here "
+            "(outputs, state = layer(x, state, return_state=True)): convert it with "
+            "stateful=False"
+        )
+
+
+def _read_cell(
+    keras: Any, cell: Any, name: str, nonlinearity: Nonlinearity | None
+) -> RNN:
+    """Make a layer of a SimpleRNNCell."""
+    if not cell.built:
+        raise ValueError(
+            f"{name} is not built, so that it has no weights: call the Keras layer "
+            "once or use its build()"
+        )
+
+    def values(variable: Any) -> mx.array:
+        # The backend's own: of it Keras would make NumPy's with a warning.
+        return array_of(f"{name}.{variable.name}", variable.value)
+
+    return layer_of(
+        values(cell.kernel).T,
+        values(cell.recurrent_kernel).T,
+        None if cell.bias is None else values(cell.bias),
+        _nonlinearity(keras, cell, name, nonlinearity),
+        input_dropout=cell.dropout,
+        recurrent_dropout=cell.recurrent_dropout,
+    )
+
+
+def _nonlinearity(
+    keras: Any, cell: Any, name: str, nonlinearity: Nonlinearity | None
+) -> Nonlinearity | None:
+    """Return what a cell's activation is in MLX."""
+    for known, function in (_NATIVE | _OTHERS).items():
+        if getattr(keras.activations, known, None) is cell.activation:
+            return function
+    if nonlinearity is not None:
+        return nonlinearity
+    raise ValueError(
+        f"{name} has the activation {named(cell.activation)}, which no function of MLX "
+        "is known to equal: give one as nonlinearity"
+    )
+
+
+def _write(keras: Any, layer: Any, name: str, return_sequences: bool) -> Any:
+    """Make one of Keras's layers of a layer or of both directions."""
+    if not isinstance(layer, Bidirectional):
+        single, weights = _write_single(keras, layer, name, return_sequences)
+        single.build((None, None, _features(layer)))
+        single.set_weights(weights)
+        return single
+    merge = layer.merge
+    if callable(merge):
+        raise ValueError(
+            f"{name} has the merge {named(merge)}, which keras.layers.Bidirectional "
+            "does not have"
+        )
+    forward, weights = _write_single(
+        keras, layer.forward, f"{name}.forward", return_sequences
+    )
+    backward, others = _write_single(
+        keras, layer.backward, f"{name}.backward", return_sequences, go_backwards=True
+    )
+    if forward.units != backward.units:
+        raise ValueError(
+            f"{name}.backward must have {forward.units} hidden features as forward has "
+            f"for keras.layers.Bidirectional, but has {backward.units}"
+        )
+    both = keras.layers.Bidirectional(
+        forward,
+        merge_mode=_MERGE_MODES.get(merge, merge) if merge else None,
+        backward_layer=backward,
+        dtype=forward.dtype_policy,
+    )
+    both.build((None, None, _features(layer)))
+    # It has made a layer of its own like the first.
+    both.forward_layer.set_weights(weights)
+    both.backward_layer.set_weights(others)
+    return both
+
+
+def _write_single(
+    keras: Any, layer: Any, name: str, return_sequences: bool, **options: Any
+) -> tuple[Any, list[Any]]:
+    """Make a SimpleRNN, and its weights in Keras's order."""
+    target = "keras.layers.SimpleRNN"
+    judge_layer(layer, name, target, ("input_dropout", "recurrent_dropout"))
+    weights, dtype = weights_of(layer, name)
+    choice = recognise(layer.nonlinearity)
+    if choice is not None:
+        activation = _BUILT_IN_NAMES.get(str(choice.activation), choice.activation)
+    else:
+        same = [key for key, f in _OTHERS.items() if f is layer.nonlinearity]
+        if not same:
+            raise ValueError(
+                f"{name} has the nonlinearity {named(layer.nonlinearity)}, which no "
+                "activation of Keras is known to equal"
+            )
+        activation = same[0]
+    if dtype in ("float16", "bfloat16"):
+        # The default needs a decomposition that backends lack for these.
+        options["recurrent_initializer"] = "glorot_uniform"
+    single = keras.layers.SimpleRNN(
+        layer.hidden_size,
+        activation=activation,
+        use_bias="bias" in weights,
+        dropout=layer.input_dropout,
+        recurrent_dropout=layer.recurrent_dropout,
+        return_sequences=return_sequences,
+        dtype=dtype,
+        **options,
+    )
+    kernels = [weights["Wxh"].T, weights["Whh"].T]
+    return single, kernels + ([weights["bias"]] if "bias" in weights else [])
+
+
+def _features(layer: Any) -> int:
+    """Return the number of input features of a layer or of both directions."""
+    single = layer.forward if isinstance(layer, Bidirectional) else layer
+    return int(single.Wxh.shape[1])

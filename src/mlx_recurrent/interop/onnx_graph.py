@@ -1,0 +1,250 @@
+"""An ONNX graph with RNN nodes, followed node by node."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import onnx
+from onnx import NodeProto, external_data_helper, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from mlx_recurrent.interop.onnx_operators import RULES, moved
+from mlx_recurrent.interop.onnx_tensors import (
+    Axis,
+    Fixed,
+    Loose,
+    Opaque,
+    Output,
+    Run,
+    Source,
+    Spread,
+    Tracked,
+    Value,
+    attributes_of,
+    inputs_of,
+    label_of,
+    last_run,
+    why_of,
+)
+
+# Their results are no larger than what they are given.
+_MOVES = frozenset(
+    {
+        "Concat",
+        "Gather",
+        "Reshape",
+        "Slice",
+        "Split",
+        "Squeeze",
+        "Transpose",
+        "Unsqueeze",
+    }
+)
+_FOLDED = _MOVES | {"Cast", "Identity"}
+# What ONNX and NumPy raise for files that are not what they say.
+_DAMAGE = (
+    ValueError,
+    TypeError,
+    KeyError,
+    OSError,
+    OverflowError,
+    MemoryError,
+    NotImplementedError,
+    RuntimeError,
+    onnx.checker.ValidationError,
+)
+
+
+class Graph:
+    """What the nodes of a graph make of its inputs.
+
+    Any way to write a transposition or to join two directions is understood, and what
+    no layer does is found, with the node that does it.
+
+    Args:
+        model (ModelProto): The model, found right by ONNX's checker.
+        name (str): What messages call it.
+        folder (Path, optional): Where its external data are. ``None`` is nowhere.
+    """
+
+    def __init__(self, model: onnx.ModelProto, name: str, folder: Path | None) -> None:
+        self.name, self.folder = name, folder
+        self.graph = model.graph
+        self.opsets = list(model.opset_import)
+        self.runs: list[Run] = []
+        self.values: dict[str, Value] = {"": None}
+        version = next(
+            (o.version for o in self.opsets if o.domain in ("", "ai.onnx")), 0
+        )
+        if version < 7:
+            self.refuse(f"has opset {version}, but 7 is the first that can be read")
+        self._follow()
+
+    def refuse(self, why: str) -> NoReturn:
+        """Raise a ``ValueError`` that names the model."""
+        raise ValueError(f"{self.name} {why}")
+
+    def _follow(self) -> None:
+        for given in self.graph.input:
+            shape = given.type.tensor_type
+            sizes: list[int | None] = [None] * 3
+            if shape.HasField("shape"):
+                sizes = [
+                    d.dim_value if d.HasField("dim_value") else None
+                    for d in shape.shape.dim
+                ]
+            axes = tuple(Axis(size) for size in sizes)
+            self.values[given.name] = Tracked(axes, Source(given.name))
+        for tensor in self.graph.initializer:
+            self.values[tensor.name] = self._constant(tensor)
+        for tensor in self.graph.sparse_initializer:
+            name = tensor.values.name
+            self.values[name] = Opaque(f"is the sparse constant {name!r}")
+        for node in self.graph.node:
+            inputs = [
+                self.values.get(name, Opaque(f"is made of {name!r}, which is nowhere"))
+                for name in node.input
+            ]
+            outputs = self._node(node, inputs)
+            for name, value in zip(node.output, outputs, strict=False):
+                if name:
+                    self.values[name] = value
+
+    def _node(self, node: NodeProto, inputs: list[Value]) -> list[Value]:
+        kind = node.op_type
+        missing: Value = Opaque(f"is made by the node {label_of(node)!r} ({kind})")
+        made: list[Value] = [missing] * len(node.output)
+        for value in inputs:
+            if isinstance(value, Opaque):
+                made = [value] * len(node.output)
+        if node.domain not in ("", "ai.onnx"):
+            return made
+        if kind == "RNN":
+            return self._run(node, inputs)
+        found: Value | list[Value] | None = None
+        if kind == "Constant":
+            found = self._constant_node(node)
+        elif kind == "ConstantOfShape":
+            found = Spread(self._fill(node))
+        elif (
+            kind in _FOLDED
+            and inputs
+            and all(value is None or isinstance(value, Fixed) for value in inputs)
+        ):
+            found = self._folded(node, inputs)
+        elif (rule := RULES.get(kind)) is not None:
+            with suppress(IndexError, ZeroDivisionError):  # axes that are not there
+                found = rule(node, inputs)
+        if found is None and kind in _MOVES:
+            found = moved(node, inputs)
+        if found is None:
+            return made
+        return found if isinstance(found, list) else [found]
+
+    def _run(self, node: NodeProto, inputs: list[Value]) -> list[Value]:
+        attributes = attributes_of(node)
+        batch_first = attributes.get("layout", 0) == 1
+        inputs = inputs + [None] * (6 - len(inputs))
+        x, obstacle = inputs[0], ""
+        if isinstance(x, Tracked) and len(x.axes) == 3:
+            batch, time = x.axes[:2] if batch_first else x.axes[1::-1]
+            before = last_run(x.of)
+            if before is not None and (time, batch) != (before.time, before.batch):
+                obstacle = f"whose X has not the axes of {before.label!r} in its places"
+            elif isinstance(x.of, Output) and x.of.part is not None:
+                obstacle = f"whose X is one direction of {x.of.run.label!r} alone"
+            elif x.masked is not None and x.masked != inputs_of(inputs[4]):
+                obstacle = "whose X is masked, but not by its own sequence_lens"
+        else:
+            batch, time = Axis(None), Axis(None)
+            obstacle = f"whose X {why_of(x)}"
+        run = Run(node, inputs, time, batch, obstacle)
+        self.runs.append(run)
+        both = run.directions == 2
+        direction = Axis(2, "direction") if both else Axis(1, "one")
+        size = run.attributes.get("hidden_size")
+        features = Axis(size if isinstance(size, int) else None, "features")
+        if batch_first:
+            axes = (batch, time, direction, features)
+        else:
+            axes = (time, direction, batch, features)
+        state = Loose(states=frozenset({run}))
+        return [Tracked(axes, Output(run)), state]
+
+    def _constant(self, tensor: onnx.TensorProto) -> Fixed:
+        def load() -> np.ndarray:
+            where = f"has the tensor {tensor.name!r}"
+            loaded = tensor
+            try:
+                if external_data_helper.uses_external_data(tensor):
+                    loaded = onnx.TensorProto()
+                    loaded.CopyFrom(tensor)
+                    external_data_helper.load_external_data_for_tensor(
+                        loaded, str(self.folder or "")
+                    )
+                return np.asarray(numpy_helper.to_array(loaded))
+            except _DAMAGE as error:
+                raise ValueError(
+                    f"{self.name} {where}, which cannot be read: {_line(error)}"
+                ) from error
+
+        return Fixed(load)
+
+    def _constant_node(self, node: NodeProto) -> Value:
+        for attribute in node.attribute:
+            if attribute.name == "value":
+                return self._constant(attribute.t)
+            if attribute.name in ("value_float", "value_floats"):
+                return _held(helper.get_attribute_value(attribute), np.float32)
+            if attribute.name in ("value_int", "value_ints"):
+                return _held(helper.get_attribute_value(attribute), np.int64)
+        return None
+
+    def _fill(self, node: NodeProto) -> Fixed:
+        tensor = attributes_of(node).get("value")
+        return _held([0], np.float32) if tensor is None else self._constant(tensor)
+
+    def _folded(self, node: NodeProto, inputs: list[Value]) -> list[Value]:
+        arrays: dict[str, np.ndarray] = {}
+
+        def load(i: int) -> np.ndarray:
+            if not arrays:
+                given = {
+                    name: value.array
+                    for name, value in zip(node.input, inputs, strict=True)
+                    if isinstance(value, Fixed)
+                }
+                infos = [
+                    helper.make_tensor_value_info(
+                        name, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape
+                    )
+                    for name, a in given.items()
+                ]
+                names = [name for name in node.output if name]
+                outputs = [onnx.ValueInfoProto(name=name) for name in names]
+                graph = helper.make_graph([node], "constant", infos, outputs)
+                model = helper.make_model(graph, opset_imports=self.opsets)
+                try:
+                    results = ReferenceEvaluator(model).run(None, given)
+                except Exception as error:
+                    raise ValueError(
+                        f"{self.name} has the node {label_of(node)!r} "
+                        f"({node.op_type}), which fails: {_line(error)}"
+                    ) from error
+                arrays.update(zip(names, map(np.asarray, results), strict=True))
+            return arrays[node.output[i]]
+
+        def value(i: int) -> Value:
+            return Fixed(lambda: load(i))
+
+        return [value(i) for i in range(len(node.output))]
+
+
+def _line(error: BaseException) -> str:
+    """Return an error's first line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _held(values: Any, dtype: type) -> Fixed:
+    return Fixed(lambda: np.array(values, dtype))

@@ -1,0 +1,494 @@
+"""What each operator makes of the tensors that it is given.
+
+A rule returns ``None`` for what it does not know.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import numpy as np
+import onnx
+from onnx import NodeProto
+
+from mlx_recurrent.interop.onnx_tensors import (
+    DIRECTIONS,
+    Axis,
+    Counted,
+    Dims,
+    Fixed,
+    Joined,
+    Loose,
+    Mask,
+    Opaque,
+    Output,
+    Residual,
+    Run,
+    Source,
+    Spread,
+    Tracked,
+    Value,
+    attributes_of,
+    inputs_of,
+    label_of,
+    last_run,
+)
+
+
+def _identity(node: NodeProto, inputs: list[Value]) -> Value:
+    return inputs[0]
+
+
+def _dropout(node: NodeProto, inputs: list[Value]) -> Value | list[Value]:
+    training = inputs[2] if len(inputs) > 2 else None
+    if training is not None and not (
+        isinstance(training, Fixed) and not training.array.any()
+    ):
+        return None
+    dropped: Value = Opaque(f"is the mask of {label_of(node)!r} (Dropout)")
+    return [inputs[0], dropped]
+
+
+def _cast(node: NodeProto, inputs: list[Value]) -> Value:
+    # Of sizes and lengths: integers all the same.
+    value = inputs[0]
+    is_integer = attributes_of(node)["to"] in (
+        onnx.TensorProto.INT32,
+        onnx.TensorProto.INT64,
+    )
+    if is_integer and isinstance(value, (Dims, Counted, Spread, Loose)):
+        return value
+    if is_integer and isinstance(value, Tracked) and len(value.axes) == 1:
+        return value
+    return None
+
+
+def _transpose(node: NodeProto, inputs: list[Value]) -> Value:
+    value = inputs[0]
+    if not isinstance(value, Tracked):
+        return None
+    order = attributes_of(node).get("perm")
+    order = order or list(reversed(range(len(value.axes))))
+    return replace(value, axes=tuple(value.axes[i] for i in order))
+
+
+def _squeeze(node: NodeProto, inputs: list[Value]) -> Value:
+    value, axes = inputs[0], _integers(node, inputs, 1, "axes")
+    if isinstance(value, Dims) and len(value.entries) == 1:
+        return replace(value, scalar=True)
+    if not isinstance(value, Tracked) or axes is None:
+        return None
+    rank = len(value.axes)
+    places = {axis % rank for axis in axes}
+    if any(value.axes[i].size != 1 for i in places):
+        return None
+    kept = tuple(a for i, a in enumerate(value.axes) if i not in places)
+    return replace(value, axes=kept)
+
+
+def _unsqueeze(node: NodeProto, inputs: list[Value]) -> Value:
+    value, axes = inputs[0], _integers(node, inputs, 1, "axes")
+    if isinstance(value, Dims):
+        return replace(value, scalar=False) if value.scalar else None
+    if isinstance(value, (Counted, Mask)):
+        return value
+    if not isinstance(value, Tracked) or axes is None:
+        return None
+    rank = len(value.axes) + len(axes)
+    places = {axis % rank for axis in axes}
+    rest = iter(value.axes)
+    return replace(
+        value,
+        axes=tuple(Axis(1, "one") if i in places else next(rest) for i in range(rank)),
+    )
+
+
+def _reshape(node: NodeProto, inputs: list[Value]) -> Value:
+    value, shape = inputs[0], inputs[1] if len(inputs) > 1 else None
+    sizes: tuple[int | Axis, ...]
+    if isinstance(shape, Dims):
+        sizes = shape.entries
+    elif isinstance(shape, Fixed):
+        sizes = tuple(int(n) for n in shape.array.reshape(-1))
+    else:
+        return None
+    if isinstance(value, Dims):
+        if len(value.entries) == 1 and sizes in ((), (1,), (-1,)):
+            return replace(value, scalar=sizes == ())
+        return None
+    if not isinstance(value, Tracked):
+        return None
+    exact = bool(attributes_of(node).get("allowzero", 0))
+    axes = tuple(a for a in value.axes if a.kind != "one")
+    if (found := _matched(value.axes, axes, sizes, exact)) is not None:
+        return replace(value, axes=found)
+    # The directions into the features.
+    *lead, direction, features = axes if len(axes) > 1 else (None, None)
+    if (
+        isinstance(value.of, Output)
+        and direction is not None
+        and features is not None
+        and (direction.kind, features.kind) == ("direction", "features")
+    ):
+        width = Axis(features.size and 2 * features.size, "features")
+        found = _matched(value.axes, (*lead, width), sizes, exact)
+        if found is not None:
+            run = value.of.run
+            return Tracked(found, Joined("concat", run, run), value.masked)
+    return None
+
+
+def _split(node: NodeProto, inputs: list[Value]) -> list[Value] | None:
+    value, axis = inputs[0], attributes_of(node).get("axis", 0)
+    if len(node.output) != 2:
+        return None
+    parts = [_part(value, axis, i) for i in range(2)]
+    return None if None in parts else parts
+
+
+def _slice(node: NodeProto, inputs: list[Value]) -> Value:
+    value = inputs[0]
+    starts = _integers(node, inputs, 1, "starts")
+    ends = _integers(node, inputs, 2, "ends")
+    axes = _integers(node, inputs, 3, "axes")
+    steps = _integers(node, inputs, 4, "steps") or [1]
+    if starts is None or ends is None or len(starts) != 1 or steps != [1]:
+        return None
+    start, end = starts[0], ends[0]
+    axis = 0 if axes is None else axes[0]
+    if isinstance(value, Dims):
+        return Dims(value.entries[start:end])
+    if isinstance(value, Spread):
+        return _of_one_number(value)
+    if not isinstance(value, Tracked):
+        return None
+    size = value.axes[axis].size if -len(value.axes) <= axis < len(value.axes) else 0
+    if start == 0 and end >= (size or 2**31 - 1):
+        return value
+    kept = range(size or 0)[start:end]
+    return _part(value, axis, kept[0]) if len(kept) == 1 else None
+
+
+def _gather(node: NodeProto, inputs: list[Value]) -> Value:
+    value, indices = inputs[:2]
+    if not isinstance(indices, Fixed):
+        return None
+    axis = attributes_of(node).get("axis", 0)
+    if isinstance(value, Dims):
+        try:
+            entries = tuple(value.entries[i] for i in indices.array.reshape(-1))
+        except IndexError:
+            return None
+        return Dims(entries, indices.array.ndim == 0)
+    if isinstance(value, Tracked) and indices.array.size == 1:
+        index = int(indices.array.reshape(-1)[0])
+        part = _part(value, axis, index % 2) if -2 <= index < 2 else None
+        if isinstance(part, Tracked) and indices.array.ndim == 0:
+            place = axis % len(part.axes)
+            return replace(part, axes=part.axes[:place] + part.axes[place + 1 :])
+        return part
+    return None
+
+
+def _shape(node: NodeProto, inputs: list[Value]) -> Value:
+    if not isinstance(inputs[0], Tracked):
+        return None
+    attributes = attributes_of(node)
+    entries = inputs[0].axes[attributes.get("start", 0) : attributes.get("end")]
+    return Dims(tuple(1 if a.kind == "one" else a for a in entries))
+
+
+def _expand(node: NodeProto, inputs: list[Value]) -> Value:
+    value = inputs[0]
+    if isinstance(value, Fixed):
+        return Spread(value)
+    if isinstance(value, Dims) and len(value.entries) == 1:
+        (entry,) = value.entries
+        return Spread(entry) if isinstance(entry, Axis) else None
+    return _of_one_number(value)
+
+
+def _tile(node: NodeProto, inputs: list[Value]) -> Value:
+    value = inputs[0]
+    if isinstance(value, Fixed) and value.array.size == 1:
+        return Spread(value)
+    return _expand(node, inputs) if isinstance(value, Dims) else None
+
+
+def _range(node: NodeProto, inputs: list[Value]) -> Value:
+    start, limit, delta = inputs
+    if not (isinstance(start, Fixed) and isinstance(delta, Fixed)):
+        return None
+    if not (isinstance(limit, Dims) and start.array == 0 and delta.array == 1):
+        return None
+    (entry,) = limit.entries
+    return Counted(entry) if isinstance(entry, Axis) else None
+
+
+def _less(node: NodeProto, inputs: list[Value]) -> Value:
+    counted, lengths = inputs
+    if isinstance(counted, Counted) and inputs_of(lengths):
+        return Mask(inputs_of(lengths))
+    return None
+
+
+def _where(node: NodeProto, inputs: list[Value]) -> Value:
+    mask, value, zero = inputs
+    if (
+        isinstance(mask, Mask)
+        and isinstance(value, Tracked)
+        and isinstance(zero, Fixed)
+        and not zero.array.any()
+    ):
+        return replace(value, masked=mask.lengths)
+    return None
+
+
+def _concat(node: NodeProto, inputs: list[Value]) -> Value:
+    if all(isinstance(value, (Dims, Fixed)) for value in inputs):
+        entries: list[int | Axis] = []
+        for value in inputs:
+            if isinstance(value, Dims):
+                entries += value.entries
+            elif isinstance(value, Fixed):
+                entries += [int(n) for n in value.array.reshape(-1)]
+        return Dims(tuple(entries))
+    joined = _joined("concat", inputs)
+    if joined is None:
+        return None
+    axis = attributes_of(node)["axis"] % len(joined.axes)
+    return joined if joined.axes[axis].kind == "features" else None
+
+
+def _add(node: NodeProto, inputs: list[Value]) -> Value:
+    return _joined("sum", inputs) or _residual(inputs)
+
+
+def _mul(node: NodeProto, inputs: list[Value]) -> Value:
+    value, factor = inputs
+    if isinstance(value, Fixed):
+        value, factor = factor, value
+    if isinstance(factor, Fixed):
+        return _mean(value, factor.array, 0.5)
+    return _joined("mul", inputs)
+
+
+def _div(node: NodeProto, inputs: list[Value]) -> Value:
+    value, divisor = inputs
+    return _mean(value, divisor.array, 2) if isinstance(divisor, Fixed) else None
+
+
+def _reduce_sum(node: NodeProto, inputs: list[Value]) -> Value:
+    return _reduced("sum", node, inputs)
+
+
+def _reduce_mean(node: NodeProto, inputs: list[Value]) -> Value:
+    return _reduced("mean", node, inputs)
+
+
+def _reduce_prod(node: NodeProto, inputs: list[Value]) -> Value:
+    return _reduced("mul", node, inputs)
+
+
+def _reduced(merge: str, node: NodeProto, inputs: list[Value]) -> Value:
+    value, axes = inputs[0], _integers(node, inputs, 1, "axes")
+    if not isinstance(value, Tracked) or axes is None or len(axes) != 1:
+        return None
+    place = axes[0] % len(value.axes)
+    if value.axes[place].kind != "direction" or not isinstance(value.of, Output):
+        return None
+    ones = (Axis(1, "one"),) if attributes_of(node).get("keepdims", 1) else ()
+    run = value.of.run
+    return Tracked(
+        value.axes[:place] + ones + value.axes[place + 1 :],
+        Joined(merge, run, run),
+        value.masked,
+    )
+
+
+def moved(node: NodeProto, inputs: list[Value]) -> list[Value] | None:
+    """Parts of inputs or states, whatever the order: for the call to sort out."""
+    names: set[str] = set()
+    states: set[Run] = set()
+    for value in inputs[: len(inputs) if node.op_type == "Concat" else 1]:
+        if isinstance(value, Loose):
+            names |= value.inputs
+            states |= value.states
+        elif isinstance(value, Tracked) and isinstance(value.of, Source):
+            names.add(value.of.name)
+        elif isinstance(value, Spread):
+            if (same := _of_one_number(value)) is None:
+                return None
+            return [same] * len(node.output)
+        else:
+            return None
+    by = f"is made by the node {label_of(node)!r} ({node.op_type})"
+    return [Loose(frozenset(names), frozenset(states), by)] * len(node.output)
+
+
+def _integers(
+    node: NodeProto, inputs: list[Value], i: int, attribute: str
+) -> list[int] | None:
+    """Return integers that an operator takes as an attribute or as a constant input."""
+    if len(inputs) > i:
+        value = inputs[i]
+        if not isinstance(value, Fixed):
+            return None
+        return [int(n) for n in value.array.reshape(-1)]
+    found = attributes_of(node).get(attribute)
+    return None if found is None else list(found)
+
+
+def _of_one_number(value: Value) -> Value:
+    if isinstance(value, Spread) and isinstance(value.of, Fixed):
+        return value if value.of.array.size == 1 else None
+    return value if isinstance(value, Spread) else None
+
+
+def _part(value: Value, axis: int, i: int) -> Value:
+    """Return one direction of an output, its axis of size one."""
+    if not isinstance(value, Tracked) or not isinstance(value.of, Output):
+        return None
+    place = axis % len(value.axes)
+    if value.axes[place].kind != "direction":
+        return None
+    axes = (*value.axes[:place], Axis(1, "one"), *value.axes[place + 1 :])
+    return Tracked(axes, Output(value.of.run, i), value.masked)
+
+
+def _matched(
+    before: Iterable[Axis],
+    axes: tuple[Axis, ...],
+    sizes: tuple[int | Axis, ...],
+    exact: bool,
+) -> tuple[Axis, ...] | None:
+    """Return axes as the sizes of a Reshape name them, with axes of one among them."""
+    before = tuple(before)
+    rest = list(axes)
+    found: list[Axis] = []
+    open_size = False
+    for i, size in enumerate(sizes):
+        if size == 0 and not exact and i < len(before):
+            size = before[i]
+        axis = rest[0] if rest else None
+        if isinstance(size, Axis):
+            same = size is axis
+            one = size.size == 1 and not same
+        elif size == -1:
+            same = axis is not None and not open_size
+            one = not same and not open_size
+            open_size = True
+        else:
+            same = axis is not None and axis.size in (None, size) and axis.size != 1
+            same = same and not (size == 1 and axis is not None and axis.size is None)
+            one = size == 1 and not same
+        if same:
+            found.append(rest.pop(0))
+        elif one:
+            found.append(Axis(1, "one"))
+        else:
+            return None
+    return None if rest else tuple(found)
+
+
+def _joined(merge: str, inputs: list[Value]) -> Tracked | None:
+    """Return two directions of one input, merged."""
+    if len(inputs) != 2:
+        return None
+    a, b = inputs
+    if not (isinstance(a, Tracked) and isinstance(b, Tracked)):
+        return None
+    if not (isinstance(a.of, Output) and isinstance(b.of, Output)):
+        return None
+    if merge != "concat" and _place(b) < _place(a):
+        a, b = b, a
+    assert isinstance(a.of, Output) and isinstance(b.of, Output)
+    forward, backward = a.of.run, b.of.run
+    if (_place(a), _place(b)) != (0, 1) or a.masked != b.masked:
+        return None
+    if forward is not backward and (
+        forward.x != backward.x or forward.obstacle or backward.obstacle
+    ):
+        return None
+    if not _same_axes(a, b, but_features=merge == "concat"):
+        return None
+    axes = a.axes
+    if merge == "concat":
+        sizes = a.axes[-1].size, b.axes[-1].size
+        wide = None if None in sizes else sum(n for n in sizes if n)
+        axes = (*a.axes[:-1], Axis(wide, "features"))
+    return Tracked(axes, Joined(merge, forward, backward), a.masked)
+
+
+def _place(value: Tracked) -> int:
+    """Return the direction of an output: 0 is forward, 1 backward, 2 both."""
+    assert isinstance(value.of, Output)
+    if value.of.part is not None:
+        return value.of.part
+    return DIRECTIONS.index(value.of.run.direction)
+
+
+def _same_axes(a: Tracked, b: Tracked, but_features: bool = False) -> bool:
+    if len(a.axes) != len(b.axes) or a.axes[-1].kind == "one":
+        return False
+    return all(
+        x is y
+        or (x.kind == y.kind == "one")
+        or (i == len(a.axes) - 1 and (but_features or None in (x.size, y.size)))
+        or (i == len(a.axes) - 1 and x.size == y.size)
+        for i, (x, y) in enumerate(zip(a.axes, b.axes, strict=True))
+    )
+
+
+def _residual(inputs: list[Value]) -> Tracked | None:
+    """Return a layer's outputs with its input added."""
+    a, b = inputs
+    if not (isinstance(a, Tracked) and isinstance(b, Tracked)):
+        return None
+    for y, x in ((a, b), (b, a)):
+        if isinstance(y.of, Residual) or (run := last_run(y.of)) is None:
+            continue
+        whole = not (isinstance(y.of, Output) and run.directions == 2)
+        masked = x.masked in (None, inputs_of(run.inputs[4]))
+        whole = whole and masked and not run.obstacle
+        if whole and run.x == x.of and _same_axes(y, x):
+            return Tracked(y.axes, Residual(y.of, x.of), y.masked)
+    return None
+
+
+def _mean(value: Value, factor: np.ndarray, rule: float) -> Value:
+    if (
+        isinstance(value, Tracked)
+        and isinstance(value.of, Joined)
+        and value.of.merge == "sum"
+        and factor.size == 1
+        and factor.reshape(-1)[0] == rule
+    ):
+        return replace(value, of=replace(value.of, merge="mean"))
+    return None
+
+
+RULES: dict[str, Callable[[NodeProto, list[Value]], Value | list[Value]]] = {
+    "Add": _add,
+    "Cast": _cast,
+    "Concat": _concat,
+    "Div": _div,
+    "Dropout": _dropout,
+    "Expand": _expand,
+    "Gather": _gather,
+    "Identity": _identity,
+    "Less": _less,
+    "Mul": _mul,
+    "Range": _range,
+    "ReduceMean": _reduce_mean,
+    "ReduceProd": _reduce_prod,
+    "ReduceSum": _reduce_sum,
+    "Reshape": _reshape,
+    "Shape": _shape,
+    "Slice": _slice,
+    "Split": _split,
+    "Squeeze": _squeeze,
+    "Tile": _tile,
+    "Transpose": _transpose,
+    "Unsqueeze": _unsqueeze,
+    "Where": _where,
+}

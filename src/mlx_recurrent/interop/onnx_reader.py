@@ -1,0 +1,380 @@
+"""The RNN nodes of an ONNX graph as layers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import mlx.core as mx
+import numpy as np
+import onnx
+
+from mlx_recurrent.bidirectional import Bidirectional
+from mlx_recurrent.interop.activations import Activation, complete, nonlinearity_of
+from mlx_recurrent.interop.onnx_graph import Graph
+from mlx_recurrent.interop.onnx_tensors import (
+    DIRECTIONS,
+    Axis,
+    Expression,
+    Fixed,
+    Joined,
+    Loose,
+    Opaque,
+    Output,
+    Run,
+    Source,
+    Spread,
+    Tracked,
+    inputs_of,
+    label_of,
+    last_run,
+    why_of,
+)
+from mlx_recurrent.interop.parts import layer_of
+from mlx_recurrent.interop.reversed import Reversed
+from mlx_recurrent.layers import RNN
+from mlx_recurrent.stack import Stack
+
+_DTYPES = {
+    "float32": mx.float32,
+    "float64": mx.float64,
+    "float16": mx.float16,
+    "bfloat16": mx.bfloat16,
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One layer: its node, or the nodes of its two directions."""
+
+    forward: Run
+    backward: Run
+    merge: str | None = "concat"
+    residual: bool = False
+
+    @property
+    def runs(self) -> set[Run]:
+        return {self.forward, self.backward}
+
+
+class Reader:
+    """The layers of a graph.
+
+    Args:
+        model (ModelProto): The model, found right by ONNX's checker.
+        name (str): What messages call it.
+        folder (Path, optional): Where its external data are. ``None`` is nowhere.
+    """
+
+    def __init__(self, model: onnx.ModelProto, name: str, folder: Path | None) -> None:
+        self.graph = Graph(model, name, folder)
+
+    def network(self) -> Any:
+        """Return the layers of the whole graph."""
+        self._judge_runs()
+        ends: list[Expression] = []
+        states: list[Expression] = []
+        for output in self.graph.graph.output:
+            value = self.graph.values.get(output.name)
+            if isinstance(value, Tracked) and (run := last_run(value.of)) is not None:
+                if value.masked not in (None, inputs_of(run.inputs[4])):
+                    self._refuse_rest(
+                        f"has the output {output.name!r}, masked by other lengths than "
+                        f"the sequence_lens of {run.label!r}"
+                    )
+                ends.append(value.of)
+            elif isinstance(value, Loose) and value.states and not value.inputs:
+                states += [Output(run) for run in value.states]
+            else:
+                why = value.why if isinstance(value, Opaque) else "is of no RNN node"
+                self._refuse_rest(f"has the output {output.name!r}, which {why}")
+        steps: list[Step] = []
+        for i, end in enumerate(ends + states):
+            found = self._chain(end, is_end=True, is_state=i >= len(ends))
+            if len(found) > len(steps):
+                steps = found
+        known = {run for step in steps for run in step.runs}
+        for end in ends + states:
+            found = self._chain(end, is_end=True)
+            if others := {run for step in found for run in step.runs} - known:
+                label = next(iter(others)).label
+                self._refuse_rest(
+                    f"has RNN nodes that do not follow each other: {label!r} and "
+                    f"{steps[-1].forward.label!r}"
+                )
+        for run in known:
+            if run.obstacle:
+                self._refuse_rest(f"has the RNN node {run.label!r}, {run.obstacle}")
+        self._judge_lengths(steps)
+        return self._built(steps, strict=True)
+
+    def chosen(self, names: Sequence[str]) -> Any:
+        """Return the layers of RNN nodes by their names, in their order."""
+        self._judge_runs()
+        runs = [self._named(name) for name in names]
+        last: Expression = Output(runs[-1])
+        for value in self.graph.values.values():
+            if isinstance(value, Tracked) and isinstance(value.of, Joined):
+                if runs[-1] in (value.of.forward, value.of.backward) and (
+                    {value.of.forward, value.of.backward} <= set(runs)
+                ):
+                    last = value.of
+                    break
+        steps: list[Step] = []
+        for step in reversed(self._chain(last, is_end=True)):
+            if not step.runs <= set(runs):
+                break
+            steps.insert(0, step)
+        if missing := set(runs) - {run for step in steps for run in step.runs}:
+            label = next(run.label for run in runs if run in missing)
+            self.graph.refuse(
+                f"has the RNN node {label!r}, which does not lead to "
+                f"{runs[-1].label!r} through the nodes in node"
+            )
+        return self._built(steps, strict=False)
+
+    def _chain(
+        self, end: Expression, is_end: bool = False, is_state: bool = False
+    ) -> list[Step]:
+        """Return the layers up to an expression, the first one first."""
+        if isinstance(end, Source):
+            return []
+        if isinstance(end, Output):
+            run = end.run
+            merge = None if is_end and not is_state else "concat"
+            return [*self._chain(run.x), Step(run, run, merge)]
+        if isinstance(end, Joined):
+            step = Step(end.forward, end.backward, end.merge)
+            return [*self._chain(end.forward.x), step]
+        steps = self._chain(end.outputs)
+        return [*steps[:-1], replace(steps[-1], residual=True)]
+
+    def _built(self, steps: list[Step], strict: bool) -> Any:
+        layers: list[Any] = []
+        for step in steps:
+            if step.forward is step.backward:
+                run = step.forward
+                made = self._layers(run, strict)
+                if run.directions == 2:
+                    forward, backward = made
+                    layers.append(Bidirectional(forward, backward, step.merge))
+                elif run.direction == "reverse":
+                    layers.append(Reversed(*made))
+                else:
+                    layers += made
+            else:
+                (forward,) = self._layers(step.forward, strict)
+                (backward,) = self._layers(step.backward, strict)
+                layers.append(Bidirectional(forward, backward, step.merge))
+        if not any(step.residual for step in steps):
+            return layers[0] if len(layers) == 1 else Stack(layers)
+        stack = Stack(layers, residual=True)
+        for step, layer in zip(steps, stack.layers, strict=True):
+            D, H = Stack([layer])._sizes
+            if (D == H) is not step.residual:
+                does = "is" if step.residual else "is not"
+                self.graph.refuse(
+                    f"has the RNN node {step.forward.label!r}, whose input {does} "
+                    "added to its outputs: a Stack does so wherever both have the "
+                    "same number of features, or nowhere"
+                )
+        return stack
+
+    def _layers(self, run: Run, strict: bool) -> list[RNN]:
+        """Return a layer for each direction of a node."""
+        W = self._weights(run, 1, "W")
+        R = self._weights(run, 2, "R")
+        B = None if run.inputs[3] is None else self._weights(run, 3, "B")
+        directions = run.directions
+        if W.ndim != 3 or W.shape[0] != directions:
+            self._refuse_shape(run, "W", f"({directions}, H, D)", W)
+        _, H, _ = W.shape
+        if R.shape != (directions, H, H):
+            self._refuse_shape(run, "R", f"({directions}, {H}, {H})", R)
+        if B is not None and B.shape != (directions, 2 * H):
+            self._refuse_shape(run, "B", f"({directions}, {2 * H})", B)
+        size = run.attributes.get("hidden_size", H)
+        if size != H:
+            self._refuse_run(run, f"hidden_size {size}", f"W has {H}")
+        activations = self._activations(run)
+        hidden0 = self._hidden0(run, directions, H, strict)
+        layers = []
+        for i in range(directions):
+            bias = None
+            if B is not None:
+                bias = mx.add(B[i, :H], B[i, H:], stream=mx.cpu)
+                mx.eval(bias)
+            row = None if hidden0 is None else hidden0[i]
+            layer = layer_of(
+                W[i],
+                R[i],
+                bias,
+                nonlinearity_of(activations[i]),
+                learn_hidden=row is not None,
+            )
+            if row is not None:
+                layer.hidden0 = mx.array(row)
+            mx.eval(layer.parameters())  # type: ignore[no-untyped-call]
+            layers.append(layer)
+        return layers
+
+    def _weights(self, run: Run, i: int, name: str) -> mx.array:
+        value = run.inputs[i]
+        if not isinstance(value, Fixed):
+            self._refuse_run(run, name, f"it must be a constant, but {why_of(value)}")
+        array = value.array
+        dtype = _DTYPES.get(array.dtype.name)
+        if dtype is None:
+            self._refuse_run(run, name, f"it has dtype {array.dtype.name}")
+        return mx.array(array, dtype=dtype)
+
+    def _activations(self, run: Run) -> list[Activation]:
+        attributes = run.attributes
+        directions = run.directions
+        names = attributes.get("activations", [b"Tanh"] * directions)
+        if len(names) < directions:
+            self._refuse_run(
+                run, "activations", f"there must be {directions}, but are {len(names)}"
+            )
+        names = [name.decode("utf-8", "replace") for name in names[:directions]]
+        try:
+            bare = [complete(name, 1.0, 1.0, None) for name in names]
+            alphas = self._consumed(run, "alpha", [a.alpha is not None for a in bare])
+            betas = self._consumed(run, "beta", [a.beta is not None for a in bare])
+            return [
+                complete(name, alpha, beta, attributes.get("clip"))
+                for name, alpha, beta in zip(names, alphas, betas, strict=True)
+            ]
+        except ValueError as error:
+            if str(error).startswith(self.graph.name):
+                raise
+            raise ValueError(
+                f"{self.graph.name} has the RNN node {run.label!r}, of which {error}"
+            ) from error
+
+    def _consumed(self, run: Run, which: str, takes: list[bool]) -> list[float | None]:
+        """Return the parameter of each function, of those that have it.
+
+        The standard says that values are consumed in the order of the functions. ONNX
+        Runtime skips those without the parameter, ONNX's reference evaluator does not.
+        """
+        given = run.attributes.get(f"activation_{which}") or []
+        rest = iter(given)
+        skipping = [next(rest, None) if takes_one else None for takes_one in takes]
+        by_place = [
+            given[i] if takes_one and i < len(given) else None
+            for i, takes_one in enumerate(takes)
+        ]
+        if len(given) > len(takes) or (
+            len(given) > sum(takes) and any(takes) and skipping != by_place
+        ):
+            self._refuse_run(
+                run,
+                f"activation_{which}",
+                f"{len(given)} values are given, where {sum(takes)} are used",
+            )
+        return skipping
+
+    def _hidden0(
+        self, run: Run, directions: int, H: int, strict: bool
+    ) -> mx.array | None:
+        value = run.inputs[5]
+        if value is None or (isinstance(value, Spread) and isinstance(value.of, Axis)):
+            if value is None:
+                return None
+            self._refuse_run(run, "initial_h", "it is the size of an axis")
+        if isinstance(value, (Fixed, Spread)):
+            fixed = value if isinstance(value, Fixed) else value.of
+            assert isinstance(fixed, Fixed)
+            array = fixed.array
+            if not array.astype(np.float32).any():
+                return None
+            if array.ndim == 3 and run.attributes.get("layout", 0) == 1:
+                array = np.swapaxes(array, 0, 1)
+            if array.ndim == 3 and array.shape[1] > 1:
+                same = (array == array[:, :1]).all()
+                array = array[:, :1] if same else array
+            dtype = _DTYPES.get(array.dtype.name)
+            try:
+                rows = np.broadcast_to(array, (directions, 1, H))
+            except ValueError:
+                rows = None
+            if rows is None or dtype is None:
+                self._refuse_run(
+                    run,
+                    "initial_h",
+                    "it is a constant with another state for each row, where a layer "
+                    "has one for all (hidden0): make it an input of the graph",
+                )
+            return mx.array(np.ascontiguousarray(rows[:, 0]), dtype=dtype)
+        if not strict or inputs_of(value):
+            return None  # the call's hidden
+        if isinstance(value, Loose) and value.states:
+            before = ", ".join(repr(r.label) for r in value.states)
+            self._refuse_run(
+                run, "initial_h", f"it is the last state of {before}, not an input"
+            )
+        self._refuse_run(run, "initial_h", f"it {why_of(value)}")
+
+    def _judge_lengths(self, steps: list[Step]) -> None:
+        seen: dict[frozenset[str], Run] = {}
+        for run in (run for step in steps for run in step.runs):
+            value = run.inputs[4]
+            if isinstance(value, Spread) and value.of is run.time:
+                value = None
+            if isinstance(value, Fixed) and run.time.size is not None:
+                if (value.array == run.time.size).all():
+                    value = None
+            if value is not None and not inputs_of(value):
+                constant = isinstance(value, (Fixed, Spread))
+                why = "is a constant" if constant else why_of(value)
+                self._refuse_run(
+                    run,
+                    "sequence_lens",
+                    f"it {why}, where a layer's call takes lengths: make it an input",
+                )
+            seen[frozenset() if value is None else inputs_of(value)] = run
+        if len(seen) > 1:
+            labels = " and ".join(repr(run.label) for run in seen.values())
+            self.graph.refuse(
+                f"has the RNN nodes {labels} with different sequence_lens, where the "
+                "lengths of a call are those of every layer"
+            )
+
+    def _judge_runs(self) -> None:
+        if not self.graph.runs:
+            others = [n for n in self.graph.graph.node if n.op_type in ("LSTM", "GRU")]
+            has = f", but {others[0].op_type} {label_of(others[0])!r}" if others else ""
+            self.graph.refuse(f"has no RNN node{has}")
+        for run in self.graph.runs:
+            if run.direction not in DIRECTIONS:
+                self._refuse_run(
+                    run,
+                    "direction",
+                    f"it must be of {', '.join(DIRECTIONS)}, but is {run.direction!r}",
+                )
+            if (layout := run.attributes.get("layout", 0)) not in (0, 1):
+                self._refuse_run(run, "layout", f"it must be 0 or 1, but is {layout}")
+
+    def _named(self, name: str) -> Run:
+        for run in self.graph.runs:
+            if name in (run.node.name, run.label):
+                return run
+        raise ValueError(
+            f"node must be an RNN node of {self.graph.name}, of {self._all()}, but is "
+            f"{name!r}"
+        )
+
+    def _all(self) -> str:
+        return ", ".join(repr(run.label) for run in self.graph.runs)
+
+    def _refuse_rest(self, why: str) -> NoReturn:
+        self.graph.refuse(f"{why}; node= takes RNN nodes alone, of {self._all()}")
+
+    def _refuse_run(self, run: Run, what: str, why: str) -> NoReturn:
+        self.graph.refuse(f"has the RNN node {run.label!r} with {what}: {why}")
+
+    def _refuse_shape(
+        self, run: Run, name: str, rule: str, found: mx.array
+    ) -> NoReturn:
+        self._refuse_run(run, name, f"its shape must be {rule}, but is {found.shape}")

@@ -1,0 +1,214 @@
+"""What is known of the tensors of an ONNX graph with RNN nodes.
+
+Each is known by what became of the sequence on the way to it: its axes, by identity,
+and which RNN nodes it went through.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+from onnx import NodeProto, helper
+
+DIRECTIONS = ("forward", "reverse", "bidirectional")
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """An axis, known by its identity; ``size`` is ``None`` where the graph is open."""
+
+    size: int | None
+    kind: str = "given"
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """An RNN node.
+
+    Args:
+        node (NodeProto): The node.
+        inputs (list): What is known of its inputs, six of them.
+        time (Axis): The axis of time.
+        batch (Axis): The axis of rows.
+        obstacle (str): Why its input is none that a layer could have. Default: ``""``.
+    """
+
+    node: NodeProto
+    inputs: "Sequence[Value]"
+    time: Axis
+    batch: Axis
+    obstacle: str = ""
+
+    @property
+    def label(self) -> str:
+        return label_of(self.node)
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        return attributes_of(self.node)
+
+    @property
+    def direction(self) -> str:
+        return str(
+            self.attributes.get("direction", b"forward").decode("utf-8", "replace")
+        )
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.direction == "bidirectional" else 1
+
+    @property
+    def x(self) -> "Expression":
+        x = self.inputs[0]
+        return x.of if isinstance(x, Tracked) and not self.obstacle else Source("")
+
+
+@dataclass(frozen=True)
+class Source:
+    """An input of the graph."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Output:
+    """What an RNN node gives, of both directions or of one."""
+
+    run: Run
+    part: int | None = None
+
+
+@dataclass(frozen=True)
+class Joined:
+    """What was made of two directions, of one node or of two."""
+
+    merge: str
+    forward: Run
+    backward: Run
+
+
+@dataclass(frozen=True)
+class Residual:
+    """A layer's outputs and its input, added."""
+
+    outputs: "Expression"
+    x: "Expression"
+
+
+Expression: TypeAlias = Source | Output | Joined | Residual
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """A sequence.
+
+    Args:
+        axes (tuple(Axis)): Its axes.
+        of (Expression): Where it comes from.
+        masked (frozenset, optional): The lengths that its padding was set to zero by.
+            Default: ``None``.
+    """
+
+    axes: tuple[Axis, ...]
+    of: Expression
+    masked: frozenset[str] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Fixed:
+    """A constant, loaded when it is looked at."""
+
+    load: Callable[[], np.ndarray]
+
+    @cached_property
+    def array(self) -> np.ndarray:
+        return self.load()
+
+
+@dataclass(frozen=True)
+class Dims:
+    """Sizes of axes as numbers of the graph, a vector or a scalar."""
+
+    entries: tuple[int | Axis, ...]
+    scalar: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """A constant, or the size of an axis, repeated along axes of any size."""
+
+    of: "Fixed | Axis"
+
+
+@dataclass(frozen=True)
+class Counted:
+    """The numbers of the steps: 0, 1, ... along an axis."""
+
+    axis: Axis
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Which steps are not padding."""
+
+    lengths: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Loose:
+    """Moved parts of inputs of the graph or of last states, in any order."""
+
+    inputs: frozenset[str] = frozenset()
+    states: frozenset[Run] = frozenset()
+    by: str = ""
+
+
+@dataclass(frozen=True)
+class Opaque:
+    """What no layer does, and where it was done."""
+
+    why: str
+
+
+Value: TypeAlias = (
+    Tracked | Fixed | Dims | Spread | Counted | Mask | Loose | Opaque | None
+)
+
+
+def label_of(node: NodeProto) -> str:
+    return node.name or next((name for name in node.output if name), node.op_type)
+
+
+def attributes_of(node: NodeProto) -> dict[str, Any]:
+    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
+
+
+def why_of(value: Value) -> str:
+    if isinstance(value, Opaque):
+        return value.why
+    if isinstance(value, Loose):
+        return value.by or "is the last state of an RNN node"
+    if isinstance(value, Tracked):
+        if isinstance(value.of, Source):
+            return f"is the input {value.of.name!r}"
+        return f"has {len(value.axes)} axes"
+    return "is missing" if value is None else "is computed"
+
+
+def inputs_of(value: Value) -> frozenset[str]:
+    """Return the inputs that a value is a part of, and of nothing else."""
+    if isinstance(value, Tracked) and isinstance(value.of, Source):
+        return frozenset({value.of.name})
+    if isinstance(value, Loose) and not value.states:
+        return value.inputs
+    return frozenset()
+
+
+def last_run(of: Expression) -> Run | None:
+    if isinstance(of, Residual):
+        return last_run(of.outputs)
+    if isinstance(of, Joined):
+        return of.forward
+    return of.run if isinstance(of, Output) else None

@@ -1,0 +1,432 @@
+"""Layers as nodes of an ONNX graph, all of them time first."""
+
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from mlx_recurrent.bidirectional import Bidirectional
+from mlx_recurrent.interop.activations import Activation, activation_of, describe
+from mlx_recurrent.interop.parts import judge_layer
+from mlx_recurrent.interop.reversed import Reversed
+from mlx_recurrent.judging import dtype_name
+from mlx_recurrent.layers import RNN
+from mlx_recurrent.stack import Stack
+
+_TYPES = {
+    mx.float32: TensorProto.FLOAT,
+    mx.float64: TensorProto.DOUBLE,
+    mx.float16: TensorProto.FLOAT16,
+    mx.bfloat16: TensorProto.BFLOAT16,
+}
+# The operator itself; bfloat16 came later.
+FIRST_OPSET = 14
+_BFLOAT16_OPSET = 22
+# Options that act in training alone: a model of ONNX's is evaluated.
+_TRAINING = ("input_dropout", "recurrent_dropout", "hidden0")
+
+
+class Writer:
+    """The graph of a network.
+
+    Args:
+        network (Module): The layers.
+        layout (int): 0 for sequences ``(L, N, D)``, 1 for ``(N, L, D)``.
+        sequence_lens (bool): Whether lengths are an input.
+        initial_h (bool): Whether states are inputs.
+    """
+
+    def __init__(
+        self, network: Any, layout: int, sequence_lens: bool, initial_h: bool
+    ) -> None:
+        self.layout, self.initial_h = layout, initial_h
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[TensorProto] = []
+        self.layers = _single_layers(network, "")
+        self.dtype = self._common_dtype()
+        self.type = _TYPES[self.dtype]
+        D = self.layers[0][1].Wxh.shape[1]
+        self.inputs = [self._value("X", self._sequence_axes(D))]
+        self.outputs: list[onnx.ValueInfoProto] = []
+        self.lengths = "sequence_lens" if sequence_lens else ""
+        if sequence_lens:
+            value = helper.make_tensor_value_info
+            self.inputs.append(value(self.lengths, TensorProto.INT32, ["N"]))
+        x = self._transposed("X", "X_time_first")
+        y, axes, states = self._network(network, x, D, "")
+        if layout == 1:
+            # (L, N, H), or (L, 2, N, H) of a pair.
+            order = [1, 0, 2] if len(axes) == 1 else [2, 0, 1, 3]
+            y = self._add("Transpose", [y], "Y_batch_first", perm=order)
+        self._rename(y, "Y")
+        self.outputs = [self._value("Y", self._sequence_axes(*axes)), *states]
+
+    def model(self, opset: int | None) -> onnx.ModelProto:
+        """Return the graph as a model.
+
+        Raises:
+            ValueError: If the operator does not take the weights' dtype there.
+        """
+        least = _BFLOAT16_OPSET if self.dtype == mx.bfloat16 else FIRST_OPSET
+        opset = least if opset is None else opset
+        if opset < least:
+            raise ValueError(
+                f"opset must be at least {least} for {dtype_name(self.dtype)}, but is "
+                f"{opset}"
+            )
+        graph = helper.make_graph(
+            self.nodes, "mlx_recurrent", self.inputs, self.outputs, self.constants
+        )
+        opsets = [helper.make_opsetid("", opset)]
+        return helper.make_model(
+            graph,
+            opset_imports=opsets,
+            # The oldest that has it: runtimes refuse what is newer than they are.
+            ir_version=helper.find_min_ir_version_for(opsets),
+            producer_name="mlx-recurrent",
+        )
+
+    def _network(
+        self, layer: Any, x: str, D: int, path: str
+    ) -> tuple[str, list[int], list[onnx.ValueInfoProto]]:
+        """Write a layer; return its outputs, their last axes, and its states."""
+        if isinstance(layer, Stack):
+            return self._stack(layer, x, D, path)
+        if isinstance(layer, Bidirectional):
+            return self._bidirectional(layer, x, path)
+        reverse = isinstance(layer, Reversed)
+        single = layer.backward if isinstance(layer, Reversed) else layer
+        H = single.Whh.shape[0]
+        name = f"{path}backward." if reverse else path
+        direction = "reverse" if reverse else "forward"
+        h = self._hidden([(name, single)], f"{path}initial_h", x)
+        if h and self.initial_h:
+            h = self._add("Unsqueeze", [h, self._integers([0])], f"{path}initial")
+        y, state = self._node([(name, single)], x, h, direction, path)
+        y = self._add("Squeeze", [y, self._integers([1])], f"{path}outputs")
+        self._add("Squeeze", [state, self._integers([0])], f"{path}Y_h")
+        return y, [H], [self._value(f"{path}Y_h", ["N", H])]
+
+    def _stack(
+        self, stack: Stack, x: str, D: int, path: str
+    ) -> tuple[str, list[int], list[onnx.ValueInfoProto]]:
+        states: list[onnx.ValueInfoProto] = []
+        axes: list[int] = []
+        for i, layer in enumerate(stack.layers):
+            inner = f"{path}layers.{i}."
+            y, axes, state = self._network(layer, x, D, inner)
+            states += state
+            if stack.residual and axes == [D]:
+                if i == 0 and self.lengths:
+                    x = self._without_padding(x, inner)
+                y = self._add("Add", [y, x], f"{inner}residual")
+            x, D = y, axes[-1]
+        return x, axes, states
+
+    def _bidirectional(
+        self, layer: Bidirectional, x: str, path: str
+    ) -> tuple[str, list[int], list[onnx.ValueInfoProto]]:
+        pair = [
+            (f"{path}forward.", layer.forward),
+            (f"{path}backward.", layer.backward),
+        ]
+        H, also_H = (single.Whh.shape[0] for _, single in pair)
+        if callable(layer.merge):
+            raise ValueError(
+                f"{_called(path)} has the merge {describe(layer.merge)}, which no node "
+                'of ONNX\'s is known to stand for: it must be "concat", "sum", "mul", '
+                '"mean" or None'
+            )
+        clips = {_activation(name, single).clip for name, single in pair}
+        if H == also_H and len(clips) == 1:
+            return self._both(pair, layer.merge, x, H, path)
+        if layer.merge != "concat" or H != also_H:
+            self._refuse_unlike(path, H, also_H, len(clips))
+        return self._apart(pair, x, H, path)
+
+    def _both(
+        self,
+        pair: list[tuple[str, RNN]],
+        merge: Any,
+        x: str,
+        H: int,
+        path: str,
+    ) -> tuple[str, list[int], list[onnx.ValueInfoProto]]:
+        h = self._hidden(pair, f"{path}initial_h", x)
+        y, state = self._node(pair, x, h, "bidirectional", path, f"{path}Y_h")
+        states = [self._value(state, [2, "N", H])]
+        if merge is None:
+            return y, [2, H], states
+        if merge == "concat":
+            y = self._add("Transpose", [y], f"{path}side_by_side", perm=[0, 2, 1, 3])
+            shape = self._integers([0, 0, 2 * H])
+            return self._add("Reshape", [y, shape], f"{path}outputs"), [2 * H], states
+        parts = [f"{path}forward", f"{path}backward"]
+        self._add("Split", [y, self._integers([1, 1])], *parts, axis=1)
+        parts = [
+            self._add("Squeeze", [part, self._integers([1])], f"{part}_outputs")
+            for part in parts
+        ]
+        operator = "Mul" if merge == "mul" else "Add"
+        y = self._add(operator, parts, f"{path}{merge}")
+        if merge == "mean":
+            half = self._constant(f"{path}half", mx.array(0.5, self.dtype))
+            y = self._add("Mul", [y, half], f"{path}outputs")
+        return y, [H], states
+
+    def _apart(
+        self, pair: list[tuple[str, RNN]], x: str, H: int, path: str
+    ) -> tuple[str, list[int], list[onnx.ValueInfoProto]]:
+        """Write two nodes: one has a single clip for both directions."""
+        hs = [""] * 2
+        h = self._hidden(pair, f"{path}initial_h", x)
+        if h:
+            hs = [f"{path}forward.initial", f"{path}backward.initial"]
+            self._add("Split", [h, self._integers([1, 1])], *hs, axis=0)
+        ys, states = [], []
+        for (name, single), first, direction in zip(
+            pair, hs, ("forward", "reverse"), strict=True
+        ):
+            y, state = self._node([(name, single)], x, first, direction, name)
+            ys.append(self._add("Squeeze", [y, self._integers([1])], f"{name}outputs"))
+            states.append(state)
+        y = self._add("Concat", ys, f"{path}outputs", axis=2)
+        self._add("Concat", states, f"{path}Y_h", axis=0)
+        return y, [2 * H], [self._value(f"{path}Y_h", [2, "N", H])]
+
+    def _node(
+        self,
+        singles: list[tuple[str, RNN]],
+        x: str,
+        h: str,
+        direction: str,
+        path: str,
+        state: str = "",
+    ) -> tuple[str, str]:
+        """Write one RNN node; return its two outputs."""
+        activations = [_activation(name, single) for name, single in singles]
+        attributes: dict[str, Any] = {
+            "hidden_size": singles[0][1].Whh.shape[0],
+            "direction": direction,
+            "activations": [activation.name for activation in activations],
+        }
+        for which in ("alpha", "beta"):
+            values = [getattr(activation, which) for activation in activations]
+            given = [value for value in values if value is not None]
+            if given:
+                # One value for each direction, also where one has no use for it:
+                # runtimes differ in whether they skip that.
+                attributes[f"activation_{which}"] = [
+                    float(given[0] if value is None else value) for value in values
+                ]
+        if activations[0].clip is not None:
+            attributes["clip"] = float(activations[0].clip)
+        self._judge_exact(singles, activations)
+        biased = any(single.bias is not None for _, single in singles)
+        inputs = [
+            x,
+            self._stacked(f"{path}W", [single.Wxh for _, single in singles]),
+            self._stacked(f"{path}R", [single.Whh for _, single in singles]),
+            self._biases(f"{path}B", singles) if biased else "",
+            self.lengths,
+            h,
+        ]
+        while not inputs[-1]:
+            inputs.pop()
+        outputs = [f"{path}Y_steps", state or f"{path}Y_last"]
+        self.nodes.append(
+            helper.make_node("RNN", inputs, outputs, f"{path}RNN", **attributes)
+        )
+        return outputs[0], outputs[1]
+
+    def _hidden(self, singles: list[tuple[str, RNN]], name: str, x: str) -> str:
+        """Return the states before the first step, an input or what was learned."""
+        H = singles[0][1].Whh.shape[0]
+        learned = [single.hidden0 for _, single in singles]
+        if self.initial_h:
+            for path, single in singles:
+                if single.hidden0 is not None:
+                    raise ValueError(
+                        f"initial_h must be False where {_called(path)} has "
+                        "learn_hidden, whose state the model would not hold"
+                    )
+            both = [2] if len(singles) == 2 else []
+            self.inputs.append(self._value(name, [*both, "N", H]))
+            return name
+        if all(row is None for row in learned):
+            return ""
+        rows = [mx.zeros((H,)) if row is None else row for row in learned]
+        states = self._stacked(f"{name}_row", [row[None] for row in rows])
+        sizes = self._add("Shape", [x], f"{name}_sizes")
+        batch = self._add("Gather", [sizes, self._integers([1])], f"{name}_batch")
+        one = self._integers([1])
+        shape = self._add("Concat", [one, batch, one], f"{name}_shape", axis=0)
+        return self._add("Expand", [states, shape], name)
+
+    def _without_padding(self, x: str, path: str) -> str:
+        # As the layers do: what is in the padding of an input reaches no output.
+        sizes = self._add("Shape", [x], f"{path}sizes")
+        zero, one = (
+            self._constant(f"{path}{name}", mx.array(i, mx.int64))
+            for i, name in enumerate(("zero", "one"))
+        )
+        length = self._add("Gather", [sizes, zero], f"{path}length")
+        steps = self._add("Range", [zero, length, one], f"{path}steps")
+        column = self._add("Unsqueeze", [steps, self._integers([1])], f"{path}column")
+        ends = self._add("Cast", [self.lengths], f"{path}ends", to=TensorProto.INT64)
+        runs = self._add("Less", [column, ends], f"{path}runs")
+        mask = self._add("Unsqueeze", [runs, self._integers([2])], f"{path}mask")
+        nothing = self._constant(f"{path}nothing", mx.array(0, self.dtype))
+        return self._add("Where", [mask, x, nothing], f"{path}without_padding")
+
+    def _transposed(self, x: str, name: str) -> str:
+        return self._add("Transpose", [x], name, perm=[1, 0, 2]) if self.layout else x
+
+    def _add(
+        self, kind: str, inputs: list[str], *outputs: str, **attributes: Any
+    ) -> str:
+        name = f"{outputs[0]}_{kind}"
+        self.nodes.append(helper.make_node(kind, inputs, outputs, name, **attributes))
+        return outputs[0]
+
+    def _rename(self, old: str, new: str) -> None:
+        for node in self.nodes:
+            for names in (node.input, node.output):
+                for i, name in enumerate(names):
+                    if name == old:
+                        names[i] = new
+
+    def _integers(self, values: list[int]) -> str:
+        name = "_".join(["integers", *map(str, values)])
+        if all(constant.name != name for constant in self.constants):
+            self._constant(name, mx.array(values, mx.int64))
+        return name
+
+    def _stacked(self, name: str, arrays: list[mx.array]) -> str:
+        arrays = [a.astype(self.dtype, stream=mx.cpu) for a in arrays]
+        return self._constant(name, mx.stack(arrays, stream=mx.cpu))
+
+    def _biases(self, name: str, singles: list[tuple[str, RNN]]) -> str:
+        rows = []
+        for _, single in singles:
+            zeros = mx.zeros((single.Whh.shape[0],), self.dtype)
+            bias = zeros if single.bias is None else single.bias
+            both = [bias.astype(self.dtype, stream=mx.cpu), zeros]
+            rows.append(mx.concatenate(both, stream=mx.cpu))
+        return self._stacked(name, rows)
+
+    def _constant(self, name: str, a: mx.array) -> str:
+        kind = TensorProto.INT64 if a.dtype == mx.int64 else self.type
+        if a.dtype == mx.bfloat16:
+            a = a.view(mx.uint16, stream=mx.cpu)
+        raw = np.array(mx.contiguous(a, stream=mx.cpu)).tobytes()
+        self.constants.append(helper.make_tensor(name, kind, a.shape, raw, raw=True))
+        return name
+
+    def _value(self, name: str, shape: list[int | str]) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, self.type, shape)
+
+    def _sequence_axes(self, *axes: int) -> list[int | str]:
+        """Return the shape of a sequence whose last axes are these."""
+        if self.layout == 1:
+            return ["N", "L", *axes]
+        *directions, features = axes
+        return ["L", *directions, "N", features]
+
+    def _common_dtype(self) -> mx.Dtype:
+        arrays = [
+            a
+            for _, layer in self.layers
+            for a in (layer.Wxh, layer.Whh, layer.bias, layer.hidden0)
+            if a is not None
+        ]
+        dtype = mx.result_type(*arrays)
+        if dtype not in _TYPES:
+            raise ValueError(
+                "the weights must be of a real floating dtype, but are "
+                f"{dtype_name(dtype)}"
+            )
+        return dtype
+
+    def _judge_exact(
+        self, singles: list[tuple[str, RNN]], activations: list[Activation]
+    ) -> None:
+        # The standard's parameters are float32, whatever the weights are.
+        for (path, _), activation in zip(singles, activations, strict=True):
+            for which in ("alpha", "beta", "clip"):
+                value = getattr(activation, which)
+                if value is None:
+                    continue
+                held = float(np.float32(value))
+                if not np.isfinite(held) or (
+                    self.dtype == mx.float64 and held != value
+                ):
+                    raise ValueError(
+                        f"{_called(path)} has a nonlinearity with {which} {value}, "
+                        "which must be a finite float32 number: ONNX holds it as one"
+                    )
+
+    def _refuse_unlike(self, path: str, H: int, also_H: int, clips: int) -> None:
+        if H != also_H:
+            unlike = f"{H} and {also_H} hidden features"
+        else:
+            unlike = f"nonlinearities with {clips} different clips"
+        raise ValueError(
+            f"{_called(path)} has directions with {unlike}, which ONNX's RNN cannot "
+            "have"
+        )
+
+
+def _single_layers(layer: Any, path: str) -> list[tuple[str, RNN]]:
+    """Return every RNN of a network with its path, each found fit for ONNX's RNN."""
+    if isinstance(layer, Stack):
+        found = []
+        for i, inner in enumerate(layer.layers):
+            found += _single_layers(inner, f"{path}layers.{i}.")
+        return found
+    if isinstance(layer, Bidirectional):
+        return [
+            *_single_layers_of(layer.forward, f"{path}forward."),
+            *_single_layers_of(layer.backward, f"{path}backward."),
+        ]
+    if isinstance(layer, Reversed):
+        return _single_layers_of(layer.backward, f"{path}backward.")
+    return _single_layers_of(layer, path)
+
+
+def _single_layers_of(layer: Any, path: str) -> list[tuple[str, RNN]]:
+    name = _called(path)
+    judge_layer(layer, name, "ONNX's RNN", _TRAINING)
+    H = layer.Wxh.shape[0]
+    for what, a, shape in (
+        ("Whh", layer.Whh, (H, H)),
+        ("bias", layer.bias, (H,)),
+        ("hidden0", layer.hidden0, (H,)),
+    ):
+        if a is not None and a.shape != shape:
+            raise ValueError(
+                f"{name} has {what} of shape {a.shape}, which must be {shape}"
+            )
+    _activation(path, layer)
+    return [(path, layer)]
+
+
+def _activation(path: str, layer: RNN) -> Activation:
+    activation = activation_of(layer.nonlinearity)
+    if activation is None:
+        raise ValueError(
+            f"{_called(path)} has the nonlinearity {describe(layer.nonlinearity)}, "
+            "which is none of ONNX's activations"
+        )
+    return activation
+
+
+def _called(path: str) -> str:
+    """Return what a message calls a layer, such as ``layers[0].forward``."""
+    if not path:
+        return "layer"
+    words = path.rstrip(".").split(".")
+    name = "".join(f"[{word}]" if word.isdigit() else f".{word}" for word in words)
+    return name.lstrip(".")

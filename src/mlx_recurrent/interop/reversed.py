@@ -1,0 +1,83 @@
+from typing import Any
+
+import mlx.core as mx
+from mlx.nn.layers.base import Module
+
+from mlx_recurrent.functional import ReturnState
+from mlx_recurrent.judging import type_name
+from mlx_recurrent.sizes import sizes_of
+from mlx_recurrent.terms import Values, judge_flag
+
+
+class Reversed(Module):
+    """A layer that runs backward in time: the second half of a bidirectional one.
+
+    Its call takes what the layer's takes. The parameters are ``backward.Wxh`` and so
+    on, as those of :class:`mlx_recurrent.Bidirectional`.
+
+    Args:
+        backward (Module): The layer: :class:`mlx_recurrent.RNN`, or what is called like
+            it.
+
+    Raises:
+        TypeError: If ``backward`` cannot be called.
+    """
+
+    def __init__(self, backward: Any) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        if not callable(backward):
+            raise TypeError(f"backward must be a layer, but is {type_name(backward)}")
+        self.backward = backward
+
+    def __call__(
+        self,
+        x: mx.array,
+        hidden: mx.array | None = None,
+        *,
+        lengths: Values | None = None,
+        reset: Values | None = None,
+        reverse: bool = False,
+        return_state: ReturnState = False,
+        checkpoint_every: int | None = None,
+        truncate_every: int | None = None,
+    ) -> Any:
+        """Run the layer over a sequence, from its end.
+
+        Args:
+            x (array): The sequence, ``NLD`` or ``LD``.
+            hidden (array, optional): The state before the first step that runs, which
+                is the last one of the sequence. Default: ``None``.
+            lengths (array, optional): As for :class:`mlx_recurrent.RNN`.
+                Default: ``None``.
+            reset (array, optional): As for :class:`mlx_recurrent.RNN`.
+                Default: ``None``.
+            reverse (bool, optional): Whether to turn the direction again, so that the
+                layer runs forward. Default: ``False``.
+            return_state (bool or str, optional): As for :class:`mlx_recurrent.RNN`.
+                Default: ``False``.
+            checkpoint_every (int, optional): As for :class:`mlx_recurrent.RNN`.
+                Default: ``None``.
+            truncate_every (int, optional): As for :class:`mlx_recurrent.RNN`.
+                Default: ``None``.
+
+        Returns:
+            array or tuple(array, array): What the layer returns.
+
+        Raises:
+            TypeError: If an argument is of the wrong type.
+            ValueError: If a shape, a dtype or a value does not fit.
+        """
+        return self.backward(
+            x,
+            hidden,
+            lengths=lengths,
+            reset=reset,
+            reverse=not judge_flag("reverse", reverse),
+            return_state=return_state,
+            checkpoint_every=checkpoint_every,
+            truncate_every=truncate_every,
+        )
+
+    @property
+    def _sizes(self) -> tuple[int | None, int | None]:
+        return sizes_of(self.backward)

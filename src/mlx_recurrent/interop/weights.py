@@ -1,0 +1,351 @@
+"""Layers in a safetensors file: their parameters, and what arrays do not say.
+
+The names are the layers' own (``layers.0.forward.Wxh``), so ``load_weights`` takes the
+file. What is not in the arrays is JSON in the file's metadata.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from mlx_recurrent.bidirectional import Bidirectional
+from mlx_recurrent.interop import files
+from mlx_recurrent.interop.activations import (
+    Activation,
+    activation_of,
+    complete,
+    describe,
+    nonlinearity_of,
+)
+from mlx_recurrent.interop.parts import layer_of
+from mlx_recurrent.interop.reversed import Reversed
+from mlx_recurrent.judging import dtype_name
+from mlx_recurrent.layers import RNN
+from mlx_recurrent.stack import Stack
+
+_KEY = "mlx_recurrent"
+_VERSION = 1
+_MERGES = ("concat", "sum", "mul", "mean", None)
+_FLOATING = (mx.float32, mx.float16, mx.bfloat16)
+_REQUIRED = ("Wxh", "Whh")
+_OPTIONAL = ("bias", "hidden0")
+
+
+@dataclass(frozen=True)
+class Unsaid:
+    """What a file without this package's metadata leaves open.
+
+    Args:
+        activation (Activation, optional): Every layer's nonlinearity.
+        merge (str, optional): What is made of two directions; ``"none"`` is ``None``.
+        residual (bool): Whether a stack has residuals. Default: ``False``.
+    """
+
+    activation: Activation | None = None
+    merge: str | None = None
+    residual: bool = False
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is given."""
+        return self == Unsaid()
+
+
+def write(layer: Any, path: str | os.PathLike[str]) -> None:
+    """Write layers to a safetensors file, in one go.
+
+    Args:
+        layer (Module): An :class:`mlx_recurrent.RNN`, :class:`Reversed`,
+            :class:`mlx_recurrent.Bidirectional` or :class:`mlx_recurrent.Stack`.
+        path (str): The file.
+
+    Raises:
+        ValueError: If a part of it cannot be written.
+        OSError: If the file cannot be written.
+    """
+    described = {"version": _VERSION, "network": _described(layer)}
+    arrays = dict(tree_flatten(layer.parameters()))
+    for name, a in arrays.items():
+        if a.dtype not in _FLOATING:
+            raise ValueError(
+                f"{name} must be float32, float16 or bfloat16 to be written by MLX to "
+                f"safetensors, but is {dtype_name(a.dtype)}"
+            )
+    mx.eval(arrays)
+    metadata = {"format": "mlx", _KEY: json.dumps(described)}
+    files.write(path, lambda file: mx.save_safetensors(file, arrays, metadata))
+
+
+def read(path: str | os.PathLike[str], unsaid: Unsaid) -> Any:
+    """Make the layers of a safetensors file.
+
+    Args:
+        path (str): The file.
+        unsaid (Unsaid): What it leaves open.
+
+    Returns:
+        Module: The layers.
+
+    Raises:
+        ValueError: If the file is damaged, holds what is no layer's, or leaves more
+            open.
+        OSError: If it cannot be opened.
+    """
+    name = repr(os.fspath(path))
+    with open(path, "rb"):  # an OSError of Python's, which says more
+        pass
+    try:
+        loaded: Any = mx.load(
+            str(Path(path)), format="safetensors", return_metadata=True
+        )
+        arrays, metadata = loaded
+        mx.eval(arrays)
+    except (RuntimeError, ValueError, MemoryError) as error:
+        raise ValueError(f"{name} is no valid safetensors file: {error}") from error
+    for key, a in arrays.items():
+        if a.dtype not in _FLOATING:
+            raise ValueError(
+                f"{name} has {key} of dtype {dtype_name(a.dtype)}, which must be "
+                "float32, float16 or bfloat16"
+            )
+    try:
+        structure = _structure(arrays)
+        if _KEY in metadata:
+            if not unsaid.is_empty:
+                raise ValueError(
+                    "says itself what the network is: --nonlinearity, --merge and "
+                    "--residual must not be given"
+                )
+            network = _parsed(metadata[_KEY])
+        else:
+            network = _completed(structure, unsaid, arrays, "", None)
+        return _built(network, structure, arrays, "")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} {error}") from error
+
+
+def _described(layer: Any) -> dict[str, Any]:
+    if isinstance(layer, Stack):
+        inner = [_described(item) for item in layer.layers]
+        return {"kind": "Stack", "residual": layer.residual, "layers": inner}
+    if isinstance(layer, Bidirectional):
+        if callable(layer.merge):
+            raise ValueError(f"merge {describe(layer.merge)} has no name in a file")
+        return {
+            "kind": "Bidirectional",
+            "merge": layer.merge,
+            "forward": _described(layer.forward),
+            "backward": _described(layer.backward),
+        }
+    if isinstance(layer, Reversed):
+        return {"kind": "Reversed", "backward": _described(layer.backward)}
+    activation = activation_of(layer.nonlinearity)
+    if activation is None:
+        raise ValueError(
+            f"nonlinearity {describe(layer.nonlinearity)} has no name in a file"
+        )
+    return {"kind": "RNN", **activation._asdict()}
+
+
+def _structure(names: Iterable[str]) -> Any:
+    """Return what the names say: a list, a dictionary, or the names of one layer."""
+    heads: dict[str, list[str]] = {}
+    for name in names:
+        head, _, rest = name.partition(".")
+        heads.setdefault(head, []).append(rest)
+    if set(heads) == {"layers"}:
+        return _stacked(heads["layers"])
+    if set(heads) in ({"forward", "backward"}, {"backward"}):
+        inner = {head: _structure(rest) for head, rest in heads.items()}
+        if all(isinstance(names, frozenset) for names in inner.values()):
+            return inner
+    if missing := [name for name in _REQUIRED if name not in heads]:
+        if not heads:
+            raise ValueError("holds no arrays")
+        raise ValueError(
+            f"has {_listed(names)}, which is no layer's: {', '.join(missing)} must be "
+            "there, or layers.0, forward and backward before it"
+        )
+    if others := [n for n in names if n not in _REQUIRED + _OPTIONAL]:
+        raise ValueError(f"has {_listed(others)}, which no layer to convert has")
+    return frozenset(heads)
+
+
+def _stacked(names: list[str]) -> list[Any]:
+    layers: dict[str, list[str]] = {}
+    for name in names:
+        index, _, rest = name.partition(".")
+        layers.setdefault(index, []).append(rest)
+    if set(layers) != {str(i) for i in range(len(layers))}:
+        raise ValueError(
+            f"has layers {', '.join(sorted(layers))}, which must be 0, 1, ... without "
+            "gaps"
+        )
+    return [_structure(layers[str(i)]) for i in range(len(layers))]
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    try:
+        described = json.loads(text)
+        version, network = described["version"], described["network"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"has damaged metadata {_KEY}: {error}") from error
+    if version != _VERSION or not isinstance(network, dict):
+        raise ValueError(
+            f"has metadata of version {version!r}, which this mlx_recurrent cannot "
+            f"read: it knows {_VERSION}"
+        )
+    return network
+
+
+def _completed(
+    structure: Any,
+    unsaid: Unsaid,
+    arrays: dict[str, mx.array],
+    path: str,
+    following: int | None,
+) -> dict[str, Any]:
+    """Return the description that names, shapes and options give.
+
+    Args:
+        structure: What the names say.
+        unsaid (Unsaid): The options.
+        arrays (dict): The arrays by name.
+        path (str): What is before the names.
+        following (int, optional): How many features the next layer takes.
+    """
+    if isinstance(structure, list):
+        widths = [
+            _input_size(inner, arrays, f"{path}layers.{i}.")
+            for i, inner in enumerate(structure)
+        ]
+        inner = [
+            _completed(layer, unsaid, arrays, f"{path}layers.{i}.", width)
+            for i, (layer, width) in enumerate(
+                zip(structure, [*widths[1:], following], strict=True)
+            )
+        ]
+        return {"kind": "Stack", "residual": unsaid.residual, "layers": inner}
+    if isinstance(structure, dict):
+        directions = {
+            key: _completed(value, unsaid, arrays, f"{path}{key}.", None)
+            for key, value in structure.items()
+        }
+        if "forward" not in structure:
+            return {"kind": "Reversed", **directions}
+        merge = unsaid.merge
+        widths = [arrays[f"{path}{key}.Whh"].shape[-1] for key in structure]
+        if following is not None and following == sum(widths):
+            merge = "concat" if merge is None or merge == "none" else merge
+        if merge is None:
+            raise ValueError(
+                f"does not say what {path.rstrip('.') or 'the network'} makes of two "
+                "directions: give --merge"
+            )
+        merge = None if merge == "none" else merge
+        return {"kind": "Bidirectional", "merge": merge, **directions}
+    if unsaid.activation is None:
+        raise ValueError("does not say the nonlinearity: give --nonlinearity")
+    return {"kind": "RNN", **unsaid.activation._asdict()}
+
+
+def _input_size(structure: Any, arrays: dict[str, mx.array], path: str) -> int:
+    if isinstance(structure, list):
+        return _input_size(structure[0], arrays, f"{path}layers.0.")
+    if isinstance(structure, dict):
+        path += "backward."
+    a = arrays[f"{path}Wxh"]
+    return a.shape[-1] if a.ndim else 0
+
+
+def _built(network: Any, structure: Any, arrays: dict[str, mx.array], path: str) -> Any:
+    """Return the layers of a description; what is against the names is refused."""
+    kinds: dict[str, Any] = {"Stack": list, "Bidirectional": dict, "Reversed": dict}
+    kind = str(network.get("kind")) if isinstance(network, dict) else ""
+    keys = {
+        "Stack": {"residual", "layers"},
+        "Bidirectional": {"merge", "forward", "backward"},
+        "Reversed": {"backward"},
+        "RNN": set(Activation._fields),
+    }
+    if (
+        kind not in keys
+        or set(network) != {"kind", *keys[kind]}
+        or not isinstance(structure, kinds.get(kind, frozenset))
+    ):
+        raise ValueError(
+            f"has metadata {_KEY} that do not fit its arrays at {path or 'the root'}"
+        )
+    if kind == "Stack":
+        inner = network["layers"]
+        if not isinstance(inner, list) or len(inner) != len(structure):
+            raise ValueError(
+                f"has metadata {_KEY} of another number of layers than its arrays have"
+            )
+        return Stack(
+            [
+                _built(item, names, arrays, f"{path}layers.{i}.")
+                for i, (item, names) in enumerate(zip(inner, structure, strict=True))
+            ],
+            residual=network["residual"] is True,
+        )
+    if kind == "RNN":
+        return _layer(network, structure, arrays, path)
+    if set(structure) != keys[kind] - {"merge"}:
+        raise ValueError(f"has metadata {_KEY} of other directions than its arrays")
+    made = {
+        key: _built(network[key], structure[key], arrays, f"{path}{key}.")
+        for key in structure
+    }
+    if kind == "Reversed":
+        return Reversed(made["backward"])
+    if network["merge"] not in _MERGES:
+        raise ValueError(f"has metadata with the merge {network['merge']!r}")
+    return Bidirectional(made["forward"], made["backward"], network["merge"])
+
+
+def _layer(
+    network: dict[str, Any],
+    names: frozenset[str],
+    arrays: dict[str, mx.array],
+    path: str,
+) -> RNN:
+    given = [network[field] for field in Activation._fields]
+    if not isinstance(given[0], str) or not all(
+        value is None or (isinstance(value, (int, float)) and value is not True)
+        for value in given[1:]
+    ):
+        raise ValueError(f"has metadata {_KEY} with the nonlinearity {given!r}")
+    activation = complete(*given)
+    held = {name: arrays[path + name] for name in names}
+    H = held["Wxh"].shape[0] if held["Wxh"].ndim == 2 else None
+    if H is None or H < 1:
+        raise ValueError(
+            f"has {path}Wxh of shape {held['Wxh'].shape}, which must be (H, D)"
+        )
+    for name, shape in (("Whh", (H, H)), ("bias", (H,)), ("hidden0", (H,))):
+        if name in held and held[name].shape != shape:
+            raise ValueError(
+                f"has {path}{name} of shape {held[name].shape}, which must be {shape}"
+            )
+    layer = layer_of(
+        held["Wxh"],
+        held["Whh"],
+        held.get("bias"),
+        nonlinearity_of(activation),
+        learn_hidden="hidden0" in held,
+    )
+    if "hidden0" in held:
+        layer.hidden0 = held["hidden0"]
+    return layer
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:4]) + (", ..." if names[4:] else "")

@@ -1,0 +1,112 @@
+"""ONNX models of the operator RNN, written by hand, and what runs them."""
+
+import mlx.core as mx
+import numpy as np
+from onnx import TensorProto, checker, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from conftest import draw
+
+TYPES = {
+    mx.float32: TensorProto.FLOAT,
+    mx.float64: TensorProto.DOUBLE,
+    mx.float16: TensorProto.FLOAT16,
+    mx.bfloat16: TensorProto.BFLOAT16,
+}
+
+
+def numpy(a):
+    """An MLX array in NumPy, in its own dtype, but bfloat16 as ONNX's integers."""
+    return np.array(a.view(mx.uint16) if a.dtype == mx.bfloat16 else a)
+
+
+def tensor(name, a):
+    """A constant from an MLX or NumPy array."""
+    if isinstance(a, np.ndarray):
+        return numpy_helper.from_array(a, name)
+    return helper.make_tensor(name, TYPES[a.dtype], a.shape, numpy(a).tobytes(), True)
+
+
+def weights(rng, directions=1, D=3, H=4, dtype=mx.float32, bias=True):
+    """W, R and B by name."""
+    arrays = {
+        "W": draw(rng, (directions, H, D), dtype, D**-0.5),
+        "R": draw(rng, (directions, H, H), dtype, H**-0.5),
+        "B": draw(rng, (directions, 2 * H), dtype, 0.5),
+    }
+    return arrays if bias else {"W": arrays["W"], "R": arrays["R"]}
+
+
+def model_of(nodes, inputs, outputs, constants, opset=22, dtype=mx.float32):
+    """A model; inputs and outputs are shapes by name, those of lengths int32."""
+
+    def infos(shapes):
+        return [
+            helper.make_tensor_value_info(
+                name,
+                TensorProto.INT32 if name == "sequence_lens" else TYPES[dtype],
+                shape,
+            )
+            for name, shape in shapes.items()
+        ]
+
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        infos(inputs),
+        infos(outputs),
+        [tensor(name, a) for name, a in constants.items()],
+    )
+    opsets = [helper.make_opsetid("", opset)]
+    model = helper.make_model(
+        graph,
+        opset_imports=opsets,
+        # From 4 on weights need not be inputs.
+        ir_version=max(4, helper.find_min_ir_version_for(opsets)),
+    )
+    checker.check_model(model, full_check=True)
+    return model
+
+
+def single(rng, direction="forward", initial_h=False, dtype=mx.float32, **attributes):
+    """One RNN node alone, with lengths and without a known number of rows or steps."""
+    directions = 2 if direction == "bidirectional" else 1
+    H = 4
+    batch_first = attributes.get("layout") == 1
+    inputs = {
+        "X": ["N", "L", 3] if batch_first else ["L", "N", 3],
+        "sequence_lens": ["N"],
+    }
+    state = ["N", directions, H] if batch_first else [directions, "N", H]
+    if initial_h:
+        inputs["initial_h"] = state
+    node = helper.make_node(
+        "RNN",
+        ["X", "W", "R", "B", "sequence_lens", "initial_h" if initial_h else ""],
+        ["Y", "Y_h"],
+        "rnn",
+        hidden_size=H,
+        direction=direction,
+        **attributes,
+    )
+    y = ["N", "L", directions, H] if batch_first else ["L", directions, "N", H]
+    arrays = weights(rng, directions, 3, H, dtype)
+    return model_of([node], inputs, {"Y": y, "Y_h": state}, arrays, dtype=dtype)
+
+
+def in_runtime(model, inputs):
+    """The outputs of ONNX Runtime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return session.run(None, inputs)
+
+
+def in_evaluator(model, inputs):
+    """The outputs of ONNX's reference evaluator."""
+    return ReferenceEvaluator(model).run(None, inputs)

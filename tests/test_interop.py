@@ -1,0 +1,69 @@
+"""What is imported for interchange, and when."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from mlx_recurrent import RNN, interop
+
+# The function that needs it, with arguments.
+NEEDS = {
+    "torch": ["from_torch(object())", "to_torch(RNN(2, 3))"],
+    "keras": ["from_keras(object())", "to_keras(RNN(2, 3))"],
+    "flax": ["from_flax(object())"],
+}
+
+
+def python(code):
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True
+    )
+
+
+def test_nothing_is_imported_before_it_is_used():
+    run = python(
+        "import sys, mlx_recurrent.interop\n"
+        "from mlx_recurrent.interop import from_torch, from_keras, from_flax\n"
+        "print({'torch', 'keras', 'flax', 'jax', 'onnx', 'onnxruntime'} "
+        "& set(sys.modules))"
+    )
+    assert (run.returncode, run.stdout) == (0, "set()\n"), run.stderr
+
+
+@pytest.mark.parametrize("name", NEEDS)
+def test_what_is_not_installed(name):
+    lines = [
+        f"import sys; sys.modules[{name!r}] = None",
+        "from mlx_recurrent import RNN",
+    ]
+    for call in NEEDS[name]:
+        lines += [
+            f"from mlx_recurrent.interop import {call.partition('(')[0]}",
+            "try:",
+            f"    {call}",
+            "except ImportError as error:",
+            "    print(error)",
+        ]
+    run = python("\n".join(lines))
+    assert run.returncode == 0, run.stderr
+    sentences = run.stdout.splitlines()
+    for call, sentence in zip(NEEDS[name], sentences, strict=True):
+        assert sentence.startswith(f"{call.partition('(')[0]} needs {name}, which")
+        assert sentence.endswith(f"): pip install {name}")
+
+
+def test_names():
+    assert set(dir(interop)) == set(interop.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'from_caffe'"):
+        getattr(interop, "from_" + "caffe")
+
+
+def test_trees_need_no_framework():
+    layer = interop.from_flax(interop.to_flax(RNN(2, 3)))
+    weights = {
+        "weight_ih": np.array(layer.Wxh),
+        "weight_hh": np.array(layer.Whh),
+    }
+    assert "bias" not in interop.from_torch(weights)

@@ -1,0 +1,436 @@
+"""Layers made of Keras's, and Keras's made of layers."""
+
+import os
+from importlib.util import find_spec
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+
+from conftest import DTYPES, draw
+from interchange import check, equal_weights
+from mlx_recurrent import RNN, Bidirectional, Stack
+from mlx_recurrent.interop import from_keras, to_keras
+from networks import in_dtype
+from tolerances import agree
+
+BACKEND = "torch" if find_spec("torch") else "jax"
+if not find_spec(BACKEND):
+    pytest.skip("Keras has no backend here", allow_module_level=True)
+# Keras reads it when it is imported; one's own choice stays.
+os.environ.setdefault("KERAS_BACKEND", BACKEND)
+keras = pytest.importorskip("keras", reason="Keras is not installed")
+
+# Keras's own get_weights, on PyTorch.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+)
+
+layers = keras.layers
+N, L, D, H = 3, 7, 5, 6
+EVERYTHING = {"return_sequences": True, "return_state": True}
+
+
+def built(layer, features=D):
+    """The layer with weights, none of them zero."""
+    layer.build((None, None, features))
+    layer.set_weights(
+        [
+            np.random.default_rng(i).standard_normal(w.shape).astype(w.dtype) * 0.4
+            for i, w in enumerate(layer.get_weights())
+        ]
+    )
+    return layer
+
+
+def simple(units=H, features=D, **options):
+    return built(layers.SimpleRNN(units, **EVERYTHING, **options), features)
+
+
+def both(merge):
+    return built(
+        layers.Bidirectional(layers.SimpleRNN(H, **EVERYTHING), merge_mode=merge)
+    )
+
+
+def numpy_of(a):
+    return np.array(keras.ops.convert_to_numpy(a))
+
+
+def cells_of(layer):
+    """The cells in the order of our parameters, with our names before them."""
+    if isinstance(layer, (list, tuple)):
+        return [
+            (f"layers.{i}.{name}", cell)
+            for i, inner in enumerate(layer)
+            for name, cell in cells_of(inner)
+        ]
+    if isinstance(layer, layers.Bidirectional):
+        return [
+            ("forward.", layer.forward_layer.cell),
+            ("backward.", layer.backward_layer.cell),
+        ]
+    if isinstance(layer.cell, layers.StackedRNNCells):
+        return [(f"layers.{i}.", cell) for i, cell in enumerate(layer.cell.cells)]
+    return [("", layer.cell)]
+
+
+def runner(layer, lengths=None):
+    """The layer, or a list of layers, as `check` calls it."""
+    import torch
+
+    mask = None if lengths is None else np.arange(L) < np.array(lengths)[:, None]
+
+    def run(x, hidden, c, last):
+        tensors = [torch.tensor(a, requires_grad=True) for a in (x, *hidden)]
+        outputs, given = tensors[0], tensors[1:]
+        states = []
+        for one in layer if isinstance(layer, list) else [layer]:
+            count = len(cells_of(one))
+            outputs, *found = one(outputs, initial_state=given[:count], mask=mask)
+            given = given[count:]
+            states += found
+        total = (outputs * torch.tensor(c)).sum()
+        for state, factor in zip(states, last, strict=True):
+            total = total + (state * torch.tensor(factor)).sum()
+        total.backward()
+        gradients = {"x": tensors[0].grad.numpy()}
+        for name, cell in cells_of(layer):
+            gradients[f"{name}Wxh"] = cell.kernel.value.grad.numpy().T
+            gradients[f"{name}Whh"] = cell.recurrent_kernel.value.grad.numpy().T
+            if cell.use_bias:
+                gradients[f"{name}bias"] = cell.bias.value.grad.numpy()
+        return numpy_of(outputs), [numpy_of(s) for s in states], gradients
+
+    return run
+
+
+def states_for(rng, layer):
+    if isinstance(layer, Stack):
+        return [states_for(rng, inner) for inner in layer.layers]
+    if isinstance(layer, Bidirectional):
+        return tuple(states_for(rng, one) for one in (layer.forward, layer.backward))
+    return draw(rng, (N, layer.hidden_size), mx.float32, 0.5)
+
+
+# In float64 Keras on PyTorch has float32's precision.
+CASES = {
+    "one": (lambda: simple(), {}),
+    "relu": (lambda: simple(activation="relu"), {"activation": "relu"}),
+    "linear": (lambda: simple(activation=None), {"activation": "identity"}),
+    "sigmoid": (
+        lambda: simple(activation="sigmoid", use_bias=False),
+        {"activation": "sigmoid"},
+    ),
+    "cell": (lambda: built(layers.RNN(layers.SimpleRNNCell(H), **EVERYTHING)), {}),
+    "stacked cells": (
+        lambda: built(
+            layers.RNN([layers.SimpleRNNCell(4), layers.SimpleRNNCell(H)], **EVERYTHING)
+        ),
+        {},
+    ),
+    "list": (lambda: [simple(4), simple(H, 4, use_bias=False)], {}),
+    **{
+        f"both, {mode}": (
+            lambda mode=mode: both(mode),
+            {"merge": {"ave": "mean"}.get(mode, mode)},
+        )
+        for mode in ("concat", "sum", "mul", "ave")
+    },
+}
+
+
+@pytest.mark.skipif(
+    os.environ["KERAS_BACKEND"] != "torch", reason="Keras's backend is not PyTorch"
+)
+@pytest.mark.parametrize("std", [1.0, 10.0], ids=["random", "saturating"])
+@pytest.mark.parametrize("lengths", [None, [7, 1, 4]], ids=["full", "masked"])
+@pytest.mark.parametrize("name", CASES)
+def test_agreement(rng, name, lengths, std):
+    make, of_network = CASES[name]
+    theirs = make()
+    layer = from_keras(theirs)
+    x = draw(rng, (N, L, D), mx.float32, std)
+    hidden = states_for(rng, layer)
+    check(rng, layer, x, hidden, runner(theirs, lengths), lengths, **of_network)
+
+
+def outputs_of(model, x):
+    return mx.array(numpy_of(model(np.array(x))))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: RNN(D, H, input_dropout=0.25, recurrent_dropout=0.5),
+        lambda: RNN(D, H, bias=False, nonlinearity=nn.silu),
+        lambda: Bidirectional(RNN(D, H), merge="mean"),
+        lambda: Bidirectional(RNN(D, H), merge=None),
+        lambda: Stack([RNN(D, 4), Bidirectional(RNN(4, H))], dropout=0.25),
+        lambda: Stack([RNN(D, 4), RNN(4, H, nonlinearity=nn.Sigmoid())]),
+    ],
+    ids=["dropouts", "no bias", "both ways", "pair", "stack with dropout", "stack"],
+)
+def test_round_trip(layer, dtype):
+    if dtype == mx.float64 and keras.backend.backend() == "jax":
+        pytest.skip("JAX has no float64 unless told")
+    layer = in_dtype(layer(), dtype)
+    model = to_keras(layer)
+    again = from_keras(model)
+    equal_weights(again, layer)
+    first = layer.layers[0] if isinstance(layer, Stack) else layer
+    if isinstance(first, RNN):
+        for option in ("input_dropout", "recurrent_dropout"):
+            other = again.layers[0] if isinstance(again, Stack) else again
+            assert getattr(other, option) == getattr(first, option)
+    if isinstance(layer, Stack):
+        assert repr(again.dropout) == repr(layer.dropout)
+    else:
+        assert type(again) is type(layer)
+    if isinstance(layer, Bidirectional):
+        assert again.merge == layer.merge
+
+
+def test_models_agree(rng):
+    """Made by us, and used by Keras as its own; saved and loaded too."""
+    x = draw(rng, (N, L, D), mx.float32)
+    layer = Stack([RNN(D, 4), Bidirectional(RNN(4, H), merge="sum")], dropout=0.5)
+    layer.eval()
+    agree(layer(x), outputs_of(to_keras(layer), x))
+    model = to_keras(RNN(D, H), return_sequences=False)
+    assert model(np.array(x)).shape == (N, H)
+    agree(from_keras(model)(x, return_state="only"), outputs_of(model, x))
+    ways = to_keras(Bidirectional(RNN(D, H)), return_sequences=False)
+    last = mx.concatenate(from_keras(ways)(x, return_state="only"), axis=-1)
+    agree(last, outputs_of(ways, x))
+    # One direction of several cells.
+    cells = [layers.SimpleRNNCell(4), layers.SimpleRNNCell(H)]
+    ways = built(layers.Bidirectional(layers.RNN(cells, return_sequences=True)))
+    agree(from_keras(ways)(x), outputs_of(ways, x))
+
+
+def test_saved_models(rng, tmp_path):
+    x = draw(rng, (N, L, D), mx.float32)
+    model = to_keras(Stack([RNN(D, 4), RNN(4, H)]))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    equal_weights(from_keras(loaded), from_keras(model))
+    agree(from_keras(loaded)(x), outputs_of(model, x))
+
+
+SAME = (
+    "celu elu exponential gelu hard_shrink hard_sigmoid hard_silu hard_tanh leaky_relu "
+    "linear log_sigmoid log_softmax mish relu relu6 selu sigmoid silu soft_shrink "
+    "softmax softplus softsign tanh"
+).split()
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_activations(rng, name):
+    x = 3 * draw(rng, (N, 4, D), mx.float32)
+    model = built(layers.SimpleRNN(H, activation=name, return_sequences=True))
+    if name == "exponential":  # which would soon be infinite
+        model.set_weights([-np.abs(w) for w in model.get_weights()])
+        x = mx.abs(x)
+    layer = from_keras(model)
+    agree(layer(x), outputs_of(model, x))
+    again = to_keras(layer)
+    assert again.activation is model.activation
+    agree(layer(x), outputs_of(again, x))
+
+
+def test_every_activation_is_known_or_refused():
+    refused = []
+    for name, f in vars(keras.activations).items():
+        if name.startswith("_") or name in ("get", "serialize", "deserialize"):
+            continue
+        try:
+            from_keras(built(layers.SimpleRNN(H, activation=f)))
+        except ValueError as error:
+            assert f"has the activation {f.__name__}, which no" in str(error)
+            refused.append(name)
+        else:
+            assert f.__name__ in SAME
+    assert {"glu", "sparsemax", "threshold"} <= set(refused)
+
+
+def own(a):
+    return keras.ops.sin(a)
+
+
+def test_activation_of_ones_own(rng):
+    model = built(layers.SimpleRNN(H, activation=own, return_sequences=True))
+    x = draw(rng, (N, L, D), mx.float32)
+    agree(from_keras(model, nonlinearity=mx.sin)(x), outputs_of(model, x))
+    with pytest.raises(ValueError, match="has the activation own, which no function"):
+        from_keras(model)
+    with pytest.raises(ValueError, match="nonlinearity must be None where every layer"):
+        from_keras(simple(), nonlinearity=mx.sin)
+
+
+class Other(layers.SimpleRNN):
+    pass
+
+
+def built_cell():
+    cell = layers.SimpleRNNCell(H)
+    cell.build((None, D))
+    return cell
+
+
+def noisy():
+    dropout = layers.Dropout(0.5, noise_shape=(None, 1, None))
+    return [simple(), dropout, simple(features=H)]
+
+
+@pytest.mark.parametrize(
+    "layer, error, message",
+    [
+        (lambda: layers.LSTM(H), TypeError, r"layer must be .* but is keras\S+\.LSTM$"),
+        (lambda: layers.GRUCell(H), TypeError, r"but is keras\S+\.GRUCell$"),
+        (lambda: Other(H), TypeError, r"but is \S+\.Other$"),
+        (
+            lambda: layers.RNN([built_cell(), layers.LSTMCell(H)]),
+            TypeError,
+            r"layer\.cell\.cells\[1\] must be .* but is keras\S+\.LSTMCell$",
+        ),
+        (
+            lambda: layers.Bidirectional(layers.GRU(H)),
+            TypeError,
+            r"layer\.forward_layer must be a Keras SimpleRNN or RNN, but is \S+\.GRU$",
+        ),
+        (
+            lambda: keras.Sequential([simple(), layers.Dense(3)]),
+            TypeError,
+            r"layer\.layers\[1\] must be .* but is keras\S+\.Dense$",
+        ),
+        (lambda: "rnn.keras", TypeError, "layer must be .* but is str$"),
+        (
+            lambda: [layers.Dropout(0.5), simple()],
+            TypeError,
+            r"layer\[0\] must be .* but is keras\S+\.Dropout$",
+        ),
+        (
+            lambda: layers.SimpleRNN(H),
+            ValueError,
+            r"layer\.cell is not built, so that it has no weights: call",
+        ),
+        (
+            lambda: simple(go_backwards=True),
+            ValueError,
+            "layer has go_backwards=True, but here reverse=True is an argument of the "
+            "call, .*: convert it with go_backwards=False",
+        ),
+        (
+            lambda: layers.Bidirectional(
+                layers.SimpleRNN(H, go_backwards=True),
+                backward_layer=layers.SimpleRNN(H),
+            ),
+            ValueError,
+            r"layer\.forward_layer must have go_backwards=False",
+        ),
+        (
+            lambda: layers.SimpleRNN(H, stateful=True),
+            ValueError,
+            "layer has stateful=True, but the state is an argument of the call here",
+        ),
+        (
+            lambda: layers.Bidirectional(layers.SimpleRNN(H, stateful=True)),
+            ValueError,
+            r"layer\.forward_layer has stateful=True",
+        ),
+        (
+            lambda: [built(layers.SimpleRNN(H)), simple(features=H)],
+            ValueError,
+            r"layer\[0\] has return_sequences=False, but the layer after it takes a",
+        ),
+        (
+            lambda: [simple(), simple(features=4)],
+            ValueError,
+            r"layers\[1\] must take the 6 features that layers\[0\] gives, but takes 4",
+        ),
+        (lambda: [], ValueError, "layers must hold at least one layer"),
+        (noisy, ValueError, r"layer\[1\] has noise_shape"),
+        (
+            lambda: [simple(), layers.Dropout(0.5)],
+            ValueError,
+            "layer must not end with Dropout",
+        ),
+        (
+            lambda: [
+                simple(), layers.Dropout(0.5), simple(features=H), simple(features=H)
+            ],
+            ValueError,
+            r"layer must have one rate of dropout .* but has \[0.5, 0.0\]",
+        ),
+        (
+            lambda: simple(recurrent_dropout=1.0),
+            ValueError,
+            "recurrent_dropout must be",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_refused(layer, error, message):
+    with pytest.raises(error, match=message):
+        from_keras(layer())
+
+
+@pytest.mark.parametrize(
+    "layer, error, message",
+    [
+        (
+            RNN(D, H, leak=0.5),
+            ValueError,
+            r"layer has leak, which keras\.layers\.SimpleRNN does not have",
+        ),
+        (RNN(D, H, zoneout=0.5), ValueError, "layer has zoneout"),
+        (
+            Stack([RNN(D, H), RNN(H, H, learn_hidden=True)]),
+            ValueError,
+            r"layers\[1\] has learn_hidden",
+        ),
+        (
+            RNN(D, H, nonlinearity=nn.gelu_approx),
+            ValueError,
+            "layer has the nonlinearity gelu_approx, which no activation of Keras",
+        ),
+        (
+            RNN(D, H, nonlinearity=nn.LeakyReLU(0.1)),
+            ValueError,
+            r"layer has the nonlinearity mlx\.nn\S+LeakyReLU, which no",
+        ),
+        (
+            Bidirectional(RNN(D, H), merge=mx.add),
+            ValueError,
+            r"layer has the merge add, which keras\.layers\.Bidirectional does not",
+        ),
+        (
+            Bidirectional(RNN(D, H), RNN(D, 4)),
+            ValueError,
+            r"layer\.backward must have 6 hidden features as forward has .* but has 4",
+        ),
+        (
+            Stack.build(D, H, 2, residual=True),
+            ValueError,
+            r"layer has residual, which keras\.Sequential does not have",
+        ),
+        (
+            Stack([Stack([RNN(D, H)])]),
+            TypeError,
+            r"layers\[0\] must be an mlx_recurrent\.RNN, but is",
+        ),
+        (nn.RNN(D, H), TypeError, r"layer must be an mlx_recurrent\.RNN, but is mlx"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_layers_that_keras_does_not_have(layer, error, message):
+    with pytest.raises(error, match=message):
+        to_keras(layer)
+
+
+def test_refused_arguments():
+    with pytest.raises(TypeError, match="return_sequences must be"):
+        to_keras(RNN(D, H), return_sequences="yes")

@@ -1,0 +1,432 @@
+"""Layers made of PyTorch's, and PyTorch's made of layers."""
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from conftest import DTYPES, draw
+from interchange import check, equal_weights
+from mlx_recurrent import RNN, Bidirectional, Stack
+from mlx_recurrent.interop import from_torch, to_torch
+from networks import in_dtype
+from tolerances import agree
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+N, L, D, H = 3, 7, 5, 6
+
+
+def to_torch_dtype(dtype):
+    return getattr(torch, str(dtype).rpartition(".")[2])
+
+
+def names_of(layer):
+    """PyTorch's name of each of our parameters."""
+    kinds = {"Wxh": "weight_ih", "Whh": "weight_hh", "bias": "bias_ih"}
+    names = {}
+    for name, _ in tree_flatten(layer.parameters()):
+        parts = name.split(".")
+        i = parts[1] if "layers" in parts else 0
+        suffix = "_reverse" if "backward" in parts else ""
+        names[name] = f"{kinds[parts[-1]]}_l{i}{suffix}"
+    return names
+
+
+def runner(module, layer, lengths=None):
+    """The module as `check` calls it."""
+
+    def run(x, hidden, c, last):
+        x, hidden = (torch.tensor(np.stack(a), requires_grad=True) for a in (x, hidden))
+        given = x if module.batch_first else x.transpose(0, 1)
+        if lengths is not None:
+            given = torch.nn.utils.rnn.pack_padded_sequence(
+                given, lengths, module.batch_first, enforce_sorted=False
+            )
+        outputs, states = module(given, hidden)
+        if lengths is not None:
+            outputs, _ = torch.nn.utils.rnn.pad_packed_sequence(
+                outputs, module.batch_first, total_length=L
+            )
+        if not module.batch_first:
+            outputs = outputs.transpose(0, 1)
+        total = (outputs * torch.tensor(c)).sum()
+        (total + (states * torch.tensor(np.stack(last))).sum()).backward()
+        gradients = {
+            name: getattr(module, theirs).grad
+            for name, theirs in names_of(layer).items()
+        }
+        return outputs.detach().numpy(), states.detach().numpy(), {
+            name: a.numpy() for name, a in {"x": x.grad, **gradients}.items()
+        }  # fmt: skip
+
+    return run
+
+
+def states_for(rng, layer, dtype, size=H):
+    """States of a layer, in its structure."""
+
+    def state():
+        return draw(rng, (N, size), dtype, 0.5)
+
+    if isinstance(layer, Stack):
+        return [states_for(rng, inner, dtype) for inner in layer.layers]
+    return (state(), state()) if isinstance(layer, Bidirectional) else state()
+
+
+@pytest.mark.parametrize("std", [1.0, 10.0], ids=["random", "saturating"])
+@pytest.mark.parametrize("lengths", [None, [7, 1, 4]], ids=["full", "packed"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"bias": False, "dtype": torch.float64},
+        {"nonlinearity": "relu", "batch_first": False},
+        {"bidirectional": True},
+        {"num_layers": 3, "dtype": torch.float64},
+        {"num_layers": 2, "bidirectional": True, "nonlinearity": "relu"},
+    ],
+    ids=str,
+)
+def test_agreement(rng, seed, options, lengths, std):
+    torch.manual_seed(seed)
+    options = {"batch_first": True, **options}
+    module = torch.nn.RNN(D, H, **options)
+    dtype = mx.float64 if options.get("dtype") else mx.float32
+    layer = from_torch(module)
+    x = draw(rng, (N, L, D), dtype, std)
+    activation = options.get("nonlinearity", "tanh")
+    check(
+        rng,
+        layer,
+        x,
+        states_for(rng, layer, dtype),
+        runner(module, layer, lengths),
+        lengths,
+        activation=activation,
+    )
+    # And back, with the sum of the biases.
+    again = to_torch(layer, batch_first=options["batch_first"])
+    assert again.state_dict().keys() == module.state_dict().keys()
+    equal_weights(from_torch(again), layer)
+    assert again.nonlinearity == activation
+    for theirs in (module, again):
+        theirs.zero_grad()
+    check(
+        rng,
+        layer,
+        x,
+        states_for(rng, layer, dtype),
+        runner(again, layer, lengths),
+        lengths,
+        activation=activation,
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: RNN(D, H),
+        lambda: RNN(D, H, bias=False, nonlinearity=nn.ReLU()),
+        lambda: Bidirectional(RNN(D, H)),
+        lambda: Stack.build(D, H, 2, bidirectional=True, dropout=0.25),
+        lambda: Stack.build(D, H, 3, nonlinearity=nn.relu),
+    ],
+    ids=["one", "relu", "both ways", "stack of both", "stack"],
+)
+def test_round_trip(layer, dtype):
+    layer = in_dtype(layer(), dtype)
+    module = to_torch(layer)
+    assert module.batch_first and module.weight_hh_l0.dtype == to_torch_dtype(dtype)
+    again = from_torch(module)
+    equal_weights(again, layer)
+    assert type(again) is type(layer)
+    state = from_torch(module.state_dict(), nonlinearity=module.nonlinearity)
+    equal_weights(state, layer)
+
+
+def test_weights_are_copies():
+    module = torch.nn.RNN(D, H)
+    layer = from_torch(module)
+    before = mx.array(layer.Wxh)
+    with torch.no_grad():
+        module.weight_ih_l0.zero_()
+    assert mx.array_equal(layer.Wxh, before)
+
+
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+def test_cells(rng, nonlinearity):
+    cell = torch.nn.RNNCell(D, H, nonlinearity=nonlinearity)
+    layer = from_torch(cell)
+    equal_weights(from_torch(cell.state_dict(), nonlinearity=nonlinearity), layer)
+    again = to_torch(layer, cell=True)
+    assert isinstance(again, torch.nn.RNNCell)
+    x, hidden = draw(rng, (N, D), mx.float32), draw(rng, (N, H), mx.float32)
+    mine = layer.step(x, hidden)
+    for theirs in (cell, again):
+        other = theirs(*(torch.tensor(np.array(a)) for a in (x, hidden)))
+        agree(mine, mx.array(other.detach().numpy()))
+
+
+def test_what_else_is_carried(rng):
+    module = torch.nn.RNN(D, H, num_layers=2, dropout=0.5)
+    layer = from_torch(module)
+    assert layer.training and layer.dropout.training
+    assert to_torch(layer).dropout == 0.5 and to_torch(layer).training
+    assert not from_torch(module.eval()).dropout.training
+    assert not to_torch(from_torch(module)).training
+    module.requires_grad_(False)
+    equal_weights(from_torch(module), layer)
+    # Its dropout is between no layers.
+    assert to_torch(Stack([RNN(D, H)], dropout=0.5)).dropout == 0
+    state = torch.get_rng_state()
+    to_torch(layer)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_parametrized_weights(rng):
+    module = torch.nn.RNN(D, H, batch_first=True)
+    torch.nn.utils.parametrizations.weight_norm(module, "weight_hh_l0")
+    with torch.no_grad():
+        module.parametrizations.weight_hh_l0.original0.mul_(0.25)
+    x = draw(rng, (N, L, D), mx.float32)
+    outputs, _ = module(torch.tensor(np.array(x)))
+    agree(from_torch(module)(x), mx.array(outputs.detach().numpy()))
+
+
+def test_state_dict_of_arrays(tmp_path):
+    """As MLX reads it from a file, without PyTorch."""
+    module = torch.nn.RNN(D, H, num_layers=2)
+    arrays = {name: a.numpy() for name, a in module.state_dict().items()}
+    equal_weights(from_torch(arrays), from_torch(module))
+    mx.save_safetensors(
+        str(tmp_path / "rnn.safetensors"), {k: mx.array(v) for k, v in arrays.items()}
+    )
+    loaded = mx.load(str(tmp_path / "rnn.safetensors"))
+    equal_weights(from_torch(loaded), from_torch(module))
+
+
+def hooked():
+    from torch.nn.utils import prune
+
+    module = torch.nn.RNN(D, H)
+    prune.l1_unstructured(module, "weight_hh_l0", 0.5)
+    return module
+
+
+def state(**changes):
+    made = {k: v.numpy() for k, v in torch.nn.RNN(D, H).state_dict().items()}
+    made |= changes
+    return {name: a for name, a in made.items() if a is not None}
+
+
+class Other(torch.nn.RNN):
+    def forward(self, x):
+        return x
+
+
+@pytest.mark.parametrize(
+    "module, error, message",
+    [
+        (lambda: torch.nn.LSTM(D, H), TypeError, r"but is torch\.nn\.\S+\.LSTM$"),
+        (lambda: torch.nn.GRUCell(D, H), TypeError, r"but is torch\.nn\.\S+\.GRUCell$"),
+        (lambda: torch.nn.Linear(D, H), TypeError, r"but is torch\.nn\.\S+\.Linear$"),
+        (lambda: Other(D, H), TypeError, r"but is \S+\.Other$"),
+        (hooked, ValueError, r"weight_hh_l0 must be a parameter, but a hook"),
+        (
+            lambda: torch.nn.RNN(D, H, device="meta"),
+            ValueError,
+            r"weight_ih_l0 must have values, but is on PyTorch's meta device",
+        ),
+        (
+            lambda: torch.nn.RNN(D, H, num_layers=2, dropout=1.0),
+            ValueError,
+            r"dropout must be",
+        ),
+        (dict, ValueError, r"module must hold weights, but is empty"),
+        (
+            lambda: {"encoder.rnn.weight_ih_l0": np.zeros((H, D))},
+            ValueError,
+            r"but holds 'encoder\.rnn\.weight_ih_l0'",
+        ),
+        (
+            lambda: torch.nn.LSTM(D, H).state_dict(),
+            ValueError,
+            r"weight_hh_l0 must be \(H, H\), but is \(24, 6\), as a torch\.nn\.LSTM",
+        ),
+        (
+            lambda: torch.nn.GRU(D, H).state_dict(),
+            ValueError,
+            r"weight_hh_l0 must be \(H, H\), but is \(18, 6\), as a torch\.nn\.GRU",
+        ),
+        (
+            lambda: state(weight_hh_l0=np.zeros((H, 4))),
+            ValueError,
+            r"weight_hh_l0 must be \(6, 6\), but is \(6, 4\)",
+        ),
+        (
+            lambda: state(bias_hh_l0=np.zeros(4)),
+            ValueError,
+            r"bias_hh_l0 must be \(6,\), but is \(4,\)",
+        ),
+        (
+            lambda: state(weight_ih_l0=np.zeros(4)),
+            ValueError,
+            r"weight_ih_l0 must have two axes, but is \(4,\)",
+        ),
+        (
+            lambda: state(weight_hh_l0=None),
+            ValueError,
+            r"module must hold weight_hh_l0, but does not",
+        ),
+        (
+            lambda: state(weight_ih_l0_reverse=np.zeros((H, D))),
+            ValueError,
+            r"module must hold weight_hh_l0_reverse, but does not",
+        ),
+        (
+            lambda: state(weight_ih_l999999999999=np.zeros((H, D))),
+            ValueError,
+            r"every layer from _l0 on, but holds those of \[0, 999999999999\]",
+        ),
+        (
+            lambda: state(weight_ih=np.zeros((H, D))),
+            ValueError,
+            r"holds both, or odd names",
+        ),
+        (
+            lambda: state(weight_ih_l0=np.zeros((H, D), np.int32)),
+            ValueError,
+            r"weight_ih_l0 must be float32, float64, float16 or bfloat16, but is int32",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_refused(module, error, message):
+    with pytest.raises(error, match=message):
+        from_torch(module())
+
+
+def test_refused_nonlinearities():
+    with pytest.raises(ValueError, match='nonlinearity must be "tanh" or "relu", but'):
+        from_torch(state(), nonlinearity="gelu")
+    with pytest.raises(ValueError, match="nonlinearity must be None for a module"):
+        from_torch(torch.nn.RNN(D, H), nonlinearity="relu")
+
+
+def odd(**arrays):
+    layer = RNN(D, H)
+    layer.update(arrays)
+    return layer
+
+
+@pytest.mark.parametrize(
+    "layer, error, message",
+    [
+        (RNN(D, H, leak=0.5), ValueError, "layer has leak, which torch.nn.RNN does"),
+        (RNN(D, H, leak=mx.ones(H)), ValueError, "layer has leak, which"),
+        (RNN(D, H, zoneout=0.5), ValueError, "layer has zoneout, which"),
+        (RNN(D, H, input_dropout=0.5), ValueError, "layer has input_dropout, which"),
+        (
+            Stack([RNN(D, H), RNN(H, H, recurrent_dropout=0.5)]),
+            ValueError,
+            r"layers\[1\] has recurrent_dropout, which torch.nn.RNN does not have",
+        ),
+        (
+            Bidirectional(RNN(D, H), RNN(D, H, learn_hidden=True)),
+            ValueError,
+            r"layer.backward has learn_hidden, which",
+        ),
+        (
+            RNN(D, H, nonlinearity=nn.gelu),
+            ValueError,
+            "layer must have the nonlinearity tanh or relu for torch.nn.RNN, but has "
+            "gelu",
+        ),
+        (RNN(D, H, nonlinearity=mx.sigmoid), ValueError, "tanh or relu"),
+        (
+            Bidirectional(RNN(D, H), merge="sum"),
+            ValueError,
+            "layer must have the merge \"concat\" for torch.nn.RNN, but has 'sum'",
+        ),
+        (Bidirectional(RNN(D, H), merge=mx.add), ValueError, "but has 'add'"),
+        (
+            Stack.build(D, H, 2, residual=True),
+            ValueError,
+            "layer has residual, which torch.nn.RNN does not have",
+        ),
+        (
+            Stack([RNN(D, 4), RNN(4, H)]),
+            ValueError,
+            r"layers\[1\] has hidden_size 6 and layers\[0\] 4, but torch.nn.RNN has "
+            "one for all",
+        ),
+        (
+            Stack([RNN(D, H), RNN(H, H, nonlinearity=nn.relu)]),
+            ValueError,
+            r"layers\[1\] has nonlinearity relu and layers\[0\] tanh",
+        ),
+        (
+            Bidirectional(RNN(D, H), RNN(D, H, bias=False)),
+            ValueError,
+            r"layer.backward has bias False and layer.forward True",
+        ),
+        (
+            Stack([RNN(D, H), in_dtype(RNN(H, H), mx.float16)]),
+            ValueError,
+            r"layers\[1\] has dtype float16 and layers\[0\] float32",
+        ),
+        (
+            Stack([RNN(D, H), Bidirectional(RNN(H, H))]),
+            ValueError,
+            r"layers\[1\] must run in as many directions as layers\[0\]",
+        ),
+        (
+            Stack([Stack([RNN(D, H)])]),
+            TypeError,
+            r"layers\[0\] must be an mlx_recurrent.RNN, but is mlx_recurrent\S*Stack",
+        ),
+        (
+            nn.RNN(D, H),
+            TypeError,
+            "layer must be an mlx_recurrent.RNN, Bidirectional or Stack, but is mlx.nn",
+        ),
+        (
+            odd(bias=mx.zeros((1, H))),
+            ValueError,
+            r"layer.bias must be \(6,\) where Wxh is \(6, 5\), but is \(1, 6\)",
+        ),
+        (
+            odd(Wxh=mx.zeros(H)),
+            ValueError,
+            r"layer.Wxh must have two axes, but is \(6,\)",
+        ),
+        (
+            odd(Wxh=mx.zeros((H, D), mx.float16)),
+            ValueError,
+            "layer must have weights of one dtype, but has",
+        ),
+        (
+            in_dtype(RNN(D, H), mx.complex64),
+            ValueError,
+            "layer must have weights in float32, .* but has complex64",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_layers_that_pytorch_does_not_have(layer, error, message):
+    with pytest.raises(error, match=message):
+        to_torch(layer)
+
+
+def test_refused_arguments():
+    with pytest.raises(TypeError, match="RNN for cell=True, but is mlx_recurrent"):
+        to_torch(Stack.build(D, H, 2), cell=True)
+    with pytest.raises(TypeError, match="batch_first must be"):
+        to_torch(RNN(D, H), batch_first="yes")
+    replaced = Stack.build(D, H, 2)
+    replaced.dropout = nn.Identity()
+    with pytest.raises(ValueError, match=r"layer.dropout must be an mlx.nn.Dropout"):
+        to_torch(replaced)

@@ -1,0 +1,342 @@
+"""Layers as ONNX models: what others compute from them, and the way back."""
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mlx.utils import tree_flatten, tree_map
+
+from conftest import array, draw, name_of
+from mlx_recurrent import RNN, Bidirectional, Stack, accelerate
+from mlx_recurrent.interop import Reversed, from_onnx, to_onnx
+from mlx_recurrent.interop.activations import (
+    Affine,
+    Clipped,
+    HardSigmoid,
+    LeakyRelu,
+    ScaledTanh,
+    ThresholdedRelu,
+)
+from networks import in_dtype
+from tolerances import agree, equal
+
+onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+
+from onnx_models import in_evaluator, in_runtime  # noqa: E402
+
+N, L, D, H = 3, 6, 4, 4
+
+
+def both(merge):
+    return lambda **keywords: Bidirectional(
+        RNN(D, H, **keywords), RNN(D, H, **keywords), merge
+    )
+
+
+NETWORKS = {
+    "rnn": lambda **keywords: RNN(D, H, **keywords),
+    "no bias": lambda **keywords: RNN(D, H, False, **keywords),
+    "reversed": lambda **keywords: Reversed(RNN(D, H, **keywords)),
+    "concat": both("concat"),
+    "sum": both("sum"),
+    "mul": both("mul"),
+    "mean": both("mean"),
+    "pair": both(None),
+    "stack": lambda **keywords: Stack.build(D, H, 3, **keywords),
+    "residual": lambda **keywords: Stack.build(D, H, 2, residual=True, **keywords),
+    "both, residual": lambda **keywords: Stack.build(
+        D, H, 2, bidirectional=True, merge="mean", residual=True, **keywords
+    ),
+    "mixed": lambda **keywords: Stack(
+        [both("concat")(**keywords), Reversed(RNN(2 * H, 3)), RNN(3, 5)]
+    ),
+}
+NONLINEARITIES = {
+    "tanh": None,
+    "relu": nn.relu,
+    "sigmoid": nn.Sigmoid(),
+    "identity": nn.Identity(),
+    "affine": Affine(0.5, -0.25),
+    "leaky": nn.LeakyReLU(0.25),
+    "steep": LeakyRelu(1.5),
+    "threshold": ThresholdedRelu(0.25),
+    "scaled": ScaledTanh(1.5, 0.5),
+    "hard sigmoid": HardSigmoid(0.25, 0.5),
+    "elu": nn.ELU(0.5),
+    "softsign": nn.softsign,
+    "softplus": nn.Softplus(),
+    "relu6": nn.relu6,
+    "hard tanh": nn.HardTanh(),
+    "clipped": Clipped(nn.ReLU(), 0.75),
+}
+
+
+def drawn(rng, states):
+    """States like these, with other values."""
+    if isinstance(states, mx.array):
+        return draw(rng, states.shape, states.dtype)
+    return type(states)(drawn(rng, state) for state in states)
+
+
+def stacked(state):
+    return state if isinstance(state, mx.array) else mx.stack(state)
+
+
+def compare(
+    rng, layer, run, dtype=mx.float32, layout=0, lens=False, hidden=False, std=1
+):
+    """A layer's call and another's run of its model agree."""
+    layer.eval()
+    x = draw(rng, (N, L, D), dtype, std)
+    lengths = rng.integers(1, L + 1, N) if lens else None
+    state = None
+    inputs = {"X": np.array(x) if layout else np.swapaxes(np.array(x), 0, 1).copy()}
+    if lens:
+        inputs["sequence_lens"] = lengths.astype(np.int32)
+    if hidden:
+        state = drawn(rng, layer(x, return_state=True)[1])
+        states = state if isinstance(state, list) else [state]
+        for i, each in enumerate(states):
+            path = f"layers.{i}." if isinstance(state, list) else ""
+            inputs[f"{path}initial_h"] = np.array(stacked(each))
+    model = to_onnx(layer, layout=layout, sequence_lens=lens, initial_h=hidden)
+    y, *lasts = run(model, inputs)
+    outputs, last = layer(x, state, lengths=lengths, return_state=True)
+    if isinstance(outputs, tuple):
+        y = np.moveaxis(y, 2 if layout else 1, 0)
+        outputs = mx.stack(outputs)
+    y = y if layout else np.swapaxes(y, -3, -2)
+    agree(outputs, array(y, dtype), "Y")
+    for mine, theirs in zip(
+        last if isinstance(last, list) else [last], lasts, strict=True
+    ):
+        agree(stacked(mine), array(theirs, dtype), "Y_h")
+
+
+def same(a, b):
+    """The same structure, weights to the bit and nonlinearities."""
+    assert type(a) is type(b)
+    if isinstance(a, Stack):
+        assert (len(a.layers), a.residual) == (len(b.layers), b.residual)
+        for mine, theirs in zip(a.layers, b.layers, strict=True):
+            same(mine, theirs)
+    elif isinstance(a, Bidirectional):
+        assert a.merge == b.merge
+        same(a.forward, b.forward)
+        same(a.backward, b.backward)
+    ours, others = (dict(tree_flatten(layer.parameters())) for layer in (a, b))
+    assert ours.keys() == others.keys()
+    for name in ours:
+        equal(ours[name], others[name], name)
+
+
+@pytest.mark.parametrize("hidden", [False, True], ids=["", "initial_h"])
+@pytest.mark.parametrize("lens", [False, True], ids=["", "sequence_lens"])
+@pytest.mark.parametrize("layout", [0, 1])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_onnx_runtime_agrees(rng, network, layout, lens, hidden):
+    pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+    compare(
+        rng, NETWORKS[network](), in_runtime, layout=layout, lens=lens, hidden=hidden
+    )
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float64])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_reference_evaluator_agrees(rng, network, dtype):
+    # The evaluator knows no lengths, and of the activations tanh and affine.
+    layer = in_dtype(NETWORKS[network](), dtype)
+    for std in (1, 30):
+        compare(rng, layer, in_evaluator, dtype, layout=1, hidden=True, std=std)
+
+
+@pytest.mark.parametrize("network", ["rnn", "concat", "sum"])
+@pytest.mark.parametrize("name", NONLINEARITIES)
+def test_nonlinearities(rng, name, network):
+    pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+    layer = NETWORKS[network](nonlinearity=NONLINEARITIES[name])
+    # ONNX Runtime's softplus of more than 88 is infinite.
+    for std in (1, 8 if name == "softplus" else 30):
+        compare(rng, layer, in_runtime, lens=True, hidden=True, std=std)
+
+
+@pytest.mark.parametrize("other", [None, nn.LeakyReLU(0.5), nn.relu6], ids=name_of)
+@pytest.mark.parametrize("first", [HardSigmoid(0.25, 0.5), nn.ReLU()], ids=name_of)
+def test_directions_with_nonlinearities_of_their_own(rng, first, other):
+    pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+    for forward, backward in ((first, other), (other, first)):
+        layer = Bidirectional(
+            RNN(D, H, nonlinearity=forward), RNN(D, H, nonlinearity=backward)
+        )
+        compare(rng, layer, in_runtime, hidden=True, lens=True)
+        back = from_onnx(to_onnx(layer))
+        same(layer, back)
+        x = draw(rng, (N, L, D), mx.float32)
+        equal(back(x), layer(x))
+
+
+@pytest.mark.parametrize("network", ["rnn", "concat", "stack"])
+def test_a_learned_state_is_part_of_the_model(rng, network):
+    pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+    layer = NETWORKS[network](learn_hidden=True)
+    layer.update(tree_map(lambda a: draw(rng, a.shape, a.dtype), layer.parameters()))
+    compare(rng, layer, in_runtime)
+    compare(rng, layer, in_runtime, layout=1, lens=True)
+    same(layer, from_onnx(to_onnx(layer)))
+    with pytest.raises(ValueError, match=r"initial_h must be False .* learn_hidden"):
+        to_onnx(layer, initial_h=True)
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float64, mx.float16, mx.bfloat16])
+@given(data=st.data())
+@settings(max_examples=15, deadline=None)
+def test_round_trips_are_exact(dtype, data):
+    network = data.draw(st.sampled_from(list(NETWORKS)))
+    name = data.draw(st.sampled_from(list(NONLINEARITIES)))
+    layer = NETWORKS[network](nonlinearity=NONLINEARITIES[name])
+    layer = in_dtype(layer, dtype)
+    opset = data.draw(st.sampled_from([None, 22, onnx.defs.onnx_opset_version()]))
+    model = to_onnx(
+        layer,
+        layout=data.draw(st.sampled_from([0, 1])),
+        opset=opset,
+        sequence_lens=(lens := data.draw(st.booleans())),
+        initial_h=data.draw(st.booleans()),
+    )
+    back = from_onnx(model.SerializeToString())
+    same(layer, back)
+    x = draw(np.random.default_rng(0), (N, L, D), dtype)
+    lengths = [L, 1, 3] if lens else None
+    ours, others = layer(x, lengths=lengths), back(x, lengths=lengths)
+    equal(stacked(others), stacked(ours))
+    again = to_onnx(back, opset=opset)
+    assert again.graph.initializer == to_onnx(layer, opset=opset).graph.initializer
+
+
+def test_dropout_is_left_out(rng):
+    layer = Stack.build(D, H, 2, dropout=0.5, input_dropout=0.5, recurrent_dropout=0.25)
+    compare(rng, layer, in_evaluator)
+
+
+def test_the_model_is_for_any_rows_and_steps():
+    model = to_onnx(Stack.build(D, H, 2), sequence_lens=True, initial_h=True)
+    shapes = {
+        value.name: [
+            d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim
+        ]
+        for value in (*model.graph.input, *model.graph.output)
+    }
+    assert shapes == {
+        "X": ["L", "N", D],
+        "sequence_lens": ["N"],
+        "layers.0.initial_h": ["N", H],
+        "layers.1.initial_h": ["N", H],
+        "Y": ["L", "N", H],
+        "layers.0.Y_h": ["N", H],
+        "layers.1.Y_h": ["N", H],
+    }
+    assert {node.name for node in model.graph.node if node.op_type == "RNN"} == {
+        "layers.0.RNN",
+        "layers.1.RNN",
+    }
+
+
+def test_opsets():
+    assert to_onnx(RNN(D, H)).opset_import[0].version == 14
+    assert to_onnx(RNN(D, H), opset=17).opset_import[0].version == 17
+    half = in_dtype(RNN(D, H), mx.bfloat16)
+    assert to_onnx(half).opset_import[0].version == 22
+    with pytest.raises(ValueError, match="opset must be at least 22 for bfloat16"):
+        to_onnx(half, opset=21)
+
+
+def odd_bias():
+    layer = RNN(D, H)
+    layer.bias = mx.zeros((L, H))
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "said"),
+    [
+        (lambda: RNN(D, H, leak=0.5), ValueError, "layer has leak"),
+        (lambda: RNN(D, H, zoneout=0.5), ValueError, "layer has zoneout"),
+        (lambda: RNN(D, H, nonlinearity=nn.gelu), ValueError, "layer has the nonlin"),
+        (
+            lambda: Stack([RNN(D, H), both("sum")(nonlinearity=nn.Softmax())]),
+            ValueError,
+            r"layers\[1\]\.forward has the nonlinearity .*Softmax.* ONNX's activations",
+        ),
+        (lambda: both(lambda a, b: a)(), ValueError, "layer has the merge <lambda>"),
+        (odd_bias, ValueError, r"layer has bias of shape \(6, 4\)"),
+        (
+            lambda: Bidirectional(RNN(D, H), RNN(D, 5)),
+            ValueError,
+            "layer has directions with 4 and 5 hidden features",
+        ),
+        (
+            lambda: Bidirectional(RNN(D, H), RNN(D, H, nonlinearity=nn.relu6), "sum"),
+            ValueError,
+            "layer has directions with nonlinearities with 2 different clips",
+        ),
+        (
+            lambda: in_dtype(RNN(D, H, nonlinearity=nn.LeakyReLU(0.1)), mx.float64),
+            ValueError,
+            "layer has a nonlinearity with alpha 0.1, which must be a finite float32",
+        ),
+        (
+            lambda: nn.RNN(D, H),
+            TypeError,
+            "layer must be .*recurrent.RNN",
+        ),
+        (lambda: Stack([nn.Linear(D, H)]), TypeError, r"layers\[0\] must be .*Linear"),
+        (lambda: None, TypeError, "layer must be .* NoneType"),
+    ],
+)
+def test_what_the_operator_does_not_have_is_refused(make, error, said, tmp_path):
+    path = tmp_path / "model.onnx"
+    with pytest.raises(error, match=said):
+        to_onnx(make(), path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("keywords", "said"),
+    [
+        ({"layout": 2}, "layout must be 0 or 1, but is 2"),
+        ({"layout": True}, "layout must be 0 or 1"),
+        ({"opset": 13}, "opset must be an integer from 14 to"),
+        ({"opset": 10_000}, "opset must be an integer from 14 to"),
+        ({"opset": 14.0}, "opset must be an integer from 14 to"),
+    ],
+)
+def test_arguments_are_judged(keywords, said):
+    with pytest.raises(ValueError, match=said):
+        to_onnx(RNN(D, H), **keywords)
+    with pytest.raises((TypeError, ValueError), match="sequence_lens"):
+        to_onnx(RNN(D, H), sequence_lens="yes")
+
+
+def test_what_mlx_has_is_exported_after_accelerate(rng):
+    compare(rng, accelerate(nn.RNN(D, H)), in_evaluator)
+
+
+def test_a_file_is_the_old_one_until_it_is_the_new_one(tmp_path, monkeypatch):
+    import os
+
+    path = tmp_path / "model.onnx"
+    to_onnx(RNN(D, H), path)
+    before = path.read_bytes()
+
+    def fails(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(OSError, match="No space left"):
+        to_onnx(RNN(D, H), path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+    monkeypatch.undo()
+    to_onnx(RNN(D, 5), path)
+    assert from_onnx(path).hidden_size == 5 and list(tmp_path.iterdir()) == [path]
