@@ -47,8 +47,9 @@ def from_flax(
         nonlinearity (callable, optional): What stands for ``activation_fn``, which a
             tree does not tell: ``None`` is tanh there. For a module, what stands for a
             function other than tanh, relu, sigmoid and identity. Default: ``None``.
-        merge (str or callable, optional): As for :class:`Bidirectional`, in place of
-            ``merge_fn``, which a tree does not tell. Default: ``"concat"``.
+        merge (str or callable, optional): As for :class:`mlx_recurrent.Bidirectional`,
+            in place of ``merge_fn``, which a tree does not tell.
+            Default: ``"concat"``.
 
     Returns:
         RNN or Bidirectional or Stack: The layer.
@@ -58,6 +59,13 @@ def from_flax(
         TypeError: If it is, or holds, something else.
         ValueError: If it holds the parameters of something else, or a shape or a dtype
             does not fit.
+
+    Example:
+        >>> import flax.nnx
+        >>> from mlx_recurrent.interop import from_flax
+        >>> cell = flax.nnx.SimpleCell(3, 8, rngs=flax.nnx.Rngs(0))
+        >>> from_flax(cell).Wxh.shape
+        (8, 3)
     """
     layer = _read(params, "params", nonlinearity, merge)
     judge_used(nonlinearity, layer)
@@ -84,6 +92,12 @@ def to_flax(layer: Layer, *, nnx: bool = False) -> dict[str, Any]:
     Raises:
         TypeError: If an argument is of the wrong type.
         ValueError: If the layer has what Flax's does not have.
+
+    Example:
+        >>> from mlx_recurrent import RNN
+        >>> from mlx_recurrent.interop import to_flax
+        >>> sorted(to_flax(RNN(3, 8))["cell"])
+        ['h', 'i']
     """
     names = _NNX if judge_flag("nnx", nnx) else _LINEN
     if not isinstance(layer, Stack):

@@ -100,6 +100,14 @@ def from_keras(layer: Any, *, nonlinearity: Nonlinearity | None = None) -> Layer
         ImportError: If Keras is not installed.
         TypeError: If it is, or holds, another layer.
         ValueError: If it is not built, or does what a layer does not do here.
+
+    Example:
+        >>> import keras
+        >>> from mlx_recurrent.interop import from_keras
+        >>> layer = keras.layers.SimpleRNN(8)
+        >>> layer.build((None, None, 3))
+        >>> from_keras(layer).Wxh.shape
+        (8, 3)
     """
     keras = framework("keras", "from_keras")
     converted = _read(keras, layer, "layer", nonlinearity)
@@ -123,6 +131,12 @@ def to_keras(layer: Layer, *, return_sequences: bool = True) -> Any:
         ImportError: If Keras is not installed.
         TypeError: If an argument is of the wrong type.
         ValueError: If the layer has what Keras's does not have.
+
+    Example:
+        >>> from mlx_recurrent import RNN
+        >>> from mlx_recurrent.interop import to_keras
+        >>> to_keras(RNN(3, 8)).units
+        8
     """
     keras = framework("keras", "to_keras")
     return_sequences = judge_flag("return_sequences", return_sequences)

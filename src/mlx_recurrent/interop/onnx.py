@@ -58,6 +58,13 @@ def from_onnx(
         ValueError: If the model is damaged or against ONNX's rules, or holds what the
             layers cannot: the message names it.
         OSError: If the file cannot be opened.
+
+    Example:
+        >>> from mlx_recurrent import Stack
+        >>> from mlx_recurrent.interop import from_onnx, to_onnx
+        >>> model = to_onnx(Stack.build(3, 8, 2))
+        >>> from_onnx(model).layers[1].Wxh.shape
+        (8, 8)
     """
     framework("onnx", "from_onnx")
     from mlx_recurrent.interop.onnx_reader import Reader
@@ -118,6 +125,13 @@ def to_onnx(
         TypeError: If an argument is of the wrong type.
         ValueError: If a layer has what the operator does not: the message names it.
         OSError: If the file cannot be written.
+
+    Example:
+        >>> from mlx_recurrent import RNN
+        >>> from mlx_recurrent.interop import to_onnx
+        >>> model = to_onnx(RNN(3, 8), "model.onnx")
+        >>> model.graph.node[0].op_type
+        'RNN'
     """
     onnx = framework("onnx", "to_onnx")
     from mlx_recurrent.interop.onnx_writer import FIRST_OPSET, Writer

@@ -21,6 +21,14 @@ class Reversed(Module):
 
     Raises:
         TypeError: If ``backward`` cannot be called.
+
+    Example:
+        >>> import mlx.core as mx
+        >>> from mlx_recurrent import RNN
+        >>> from mlx_recurrent.interop import Reversed
+        >>> layer, x = RNN(3, 8), mx.ones((5, 3))
+        >>> mx.array_equal(Reversed(layer)(x), layer(x, reverse=True)).item()
+        True
     """
 
     def __init__(self, backward: Any) -> None:

@@ -54,6 +54,12 @@ def from_torch(module: Any, *, nonlinearity: str | None = None) -> Layer:
         ImportError: If a module is given and PyTorch is not installed.
         TypeError: If it is another module.
         ValueError: If a name, a shape or a dtype does not fit.
+
+    Example:
+        >>> import torch
+        >>> from mlx_recurrent.interop import from_torch
+        >>> from_torch(torch.nn.RNN(3, 8)).Wxh.shape
+        (8, 3)
     """
     if isinstance(module, Mapping):
         if nonlinearity not in (None, *_NONLINEARITIES):
@@ -99,7 +105,7 @@ def to_torch(layer: Layer, *, batch_first: bool = True, cell: bool = False) -> A
         batch_first (bool, optional): Whether the module takes ``NLD``, as the layer
             does, or ``LND``. Default: ``True``.
         cell (bool, optional): Whether to make a ``torch.nn.RNNCell``, of an
-            :class:`RNN` alone. Default: ``False``.
+            :class:`mlx_recurrent.RNN` alone. Default: ``False``.
 
     Returns:
         torch.nn.RNN or torch.nn.RNNCell: The module.
@@ -108,6 +114,12 @@ def to_torch(layer: Layer, *, batch_first: bool = True, cell: bool = False) -> A
         ImportError: If PyTorch is not installed.
         TypeError: If an argument is of the wrong type.
         ValueError: If the layer has what PyTorch's does not have.
+
+    Example:
+        >>> from mlx_recurrent import RNN
+        >>> from mlx_recurrent.interop import to_torch
+        >>> to_torch(RNN(3, 8))
+        RNN(3, 8, batch_first=True)
     """
     torch = framework("torch", "to_torch")
     batch_first = judge_flag("batch_first", batch_first)
