@@ -43,10 +43,11 @@ import signal
 import statistics
 import sys
 import textwrap
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -78,6 +79,7 @@ ARRAYS = re.compile(r"checkpoint-[0-9a-f]{16}\.safetensors(\.tmp)?")
 # figure always scores all of it.
 CURVE_CHARACTERS = 100_000
 INTACT = "the last checkpoint is intact, --resume continues it"
+LAST_WORD = threading.Lock()
 
 Result = TypeVar("Result")
 
@@ -99,8 +101,11 @@ class Lost(Exception):
 # must take part in each of them, in the same order.
 
 
-def join() -> None:
-    """Joins the ranks, takes a share of the cores and leaves stdout to rank 0."""
+def join() -> int:
+    """Joins the ranks, takes a share of the cores, leaves stdout to rank 0.
+
+    Returns the number of ranks.
+    """
     try:
         group = mx.distributed.init()
     except (RuntimeError, ValueError) as error:
@@ -111,11 +116,34 @@ def join() -> None:
     if group.rank() > 0:
         sys.stdout = open(os.devnull, "w")
     if group.size() > 1:
-        signal.signal(signal.SIGTERM, told_to_stop)
+        read, written = os.pipe()
+        os.set_blocking(written, False)
+        signal.set_wakeup_fd(written)
+        signal.signal(signal.SIGTERM, note_termination)
+        threading.Thread(target=watch, args=(read,), daemon=True).start()
+    return group.size()
 
 
-def told_to_stop(number: int, frame: object) -> NoReturn:
-    raise Lost(f"stopped by SIGTERM, as mlx.launch does if a process ended; {INTACT}")
+def note_termination(number: int, frame: object) -> None:
+    """Nothing: `watch` reads the signal's number."""
+
+
+def watch(signals: int) -> None:
+    """Ends this rank on SIGTERM, which mlx.launch sends where another one has ended.
+
+    The main thread may be in MLX, waiting for a message that will never come.
+    """
+    while os.read(signals, 1)[0] != signal.SIGTERM:
+        pass
+    abandon(f"char_lm: error: another process has ended; {INTACT}", 2)
+
+
+def abandon(line: str, status: int) -> NoReturn:
+    """Ends this rank at once: at a normal end MLX would wait for the others."""
+    LAST_WORD.acquire()
+    if line:
+        print(line, file=sys.stderr, flush=True)
+    os._exit(status)
 
 
 def first() -> bool:
@@ -137,6 +165,12 @@ def gather(rows: mx.array, batch: int) -> mx.array:
     whole = mx.distributed.all_sum(whole)
     mx.eval(whole)
     return whole
+
+
+@cache
+def messages() -> mx.Stream:
+    """A stream beside the one that computes."""
+    return mx.new_stream(mx.cpu)
 
 
 def anywhere(condition: bool) -> bool:
@@ -457,8 +491,10 @@ def make_step(
     @partial(mx.compile, inputs=state, outputs=state)
     def step(*arguments: mx.array) -> tuple[mx.array, mx.array]:
         (nats, hidden), gradients = gradient(model, *arguments)
-        # One message for both.
-        nats, gradients = nn.average_gradients([nats, gradients])
+        # Each array on its own, as soon as it is there: the others are still computed.
+        nats, gradients = nn.average_gradients(
+            [nats, gradients], all_reduce_size=0, communication_stream=messages()
+        )
         gradients, _ = optim.clip_grad_norm(gradients, options.clip)
         optimizer.update(model, gradients)
         return nats / math.log(2), hidden
@@ -966,9 +1002,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     # The native core is the CPU's for now.
     mx.set_default_device(mx.cpu)
-    agreed = False
+    ranks, agreed = 1, False
     try:
-        join()
+        ranks = join()
         arguments = make_parser().parse_args(argv)
         status: int = arguments.command(arguments)
         print(end="", flush=True)
@@ -985,15 +1021,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         status, message = 2, f"error: {explained(error)}"
     except RuntimeError as error:
-        if mx.distributed.init().size() == 1:
+        if ranks == 1:
             raise
         status, message = 2, f"error: {error}; {INTACT}"
     finally:
-        if signal.getsignal(signal.SIGTERM) is told_to_stop:
+        if ranks > 1:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
     line = " ".join(f"char_lm: {message}".split()) if message else ""
     if agreed:
         tell(line)
+    elif ranks > 1:
+        abandon(line, status)
     elif line:
         print(line, file=sys.stderr)
     try:

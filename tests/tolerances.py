@@ -56,6 +56,9 @@ DEMO_COUNTED = 1e-12
 # far a mean of random draws may lie from its expectation, in standard errors.
 FIT = 1e-3
 STANDARD_ERRORS = 5.0
+# Several processes against one, after some steps of Adam: the same float32 sums over
+# rows in another order. Of the largest entry.
+DISTRIBUTED = 1e-4
 
 # Memory: a part of the output for odds and ends, and bytes that no length changes.
 MEMORY_SLACK = 0.02
