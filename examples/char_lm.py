@@ -110,7 +110,7 @@ def join() -> int:
         group = mx.distributed.init()
     except (RuntimeError, ValueError) as error:
         raise Lost(f"cannot join the other processes: {error}") from None
-    here = zlib.crc32(platform.node().encode()) >> 1
+    here = zlib.crc32(platform.node().encode()) >> 1  # fits an int32
     hosts = mx.distributed.all_gather(mx.array([here])).tolist()
     set_num_threads(max(1, get_num_threads() // hosts.count(here)))
     if group.rank() > 0:
@@ -179,7 +179,7 @@ def anywhere(condition: bool) -> bool:
 
 
 def alike(content: str) -> bool:
-    """Whether every rank has the same."""
+    """Whether every rank has the same content."""
     digest = mx.array(list(hashlib.sha256(content.encode()).digest()))
     high, low = mx.distributed.all_max(digest), mx.distributed.all_min(digest)
     return bool(mx.array_equal(high, low).item())

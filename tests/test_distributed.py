@@ -18,7 +18,7 @@ from tolerances import DISTRIBUTED
 LAUNCH = Path(sys.executable).with_name("mlx.launch")
 STEPS = 12
 # Bounds a wait for something that takes a second or two.
-LIMIT = 60
+LIMIT = 240
 
 pytestmark = pytest.mark.skipif(
     not mx.distributed.is_available("ring"), reason="MLX has no ring here"
@@ -258,6 +258,17 @@ def test_errors_are_one_line(train, text, alone, start, tmp_path):
         assert words in line
     assert {status for rank in found for status, _ in rank} == {2}
     assert not (tmp_path / "run").exists()
+
+
+def test_a_report_that_fails(train, start, tmp_path):
+    """Rank 0 is alone then."""
+    out = tmp_path / "run"
+    (out / "curves.png").mkdir(parents=True)
+    command = train(out, "--quiet")
+    (zero, _, lines), other = ends(start(command, command))
+    assert zero == 2 and other == (0, "", [])
+    assert len(lines) == 1 and "curves.png" in lines[0]
+    assert step_of(out) == STEPS
 
 
 def test_no_group(train, tmp_path):

@@ -58,7 +58,7 @@ FIT = 1e-3
 STANDARD_ERRORS = 5.0
 # Several processes against one, after some steps of Adam: the same float32 sums over
 # rows in another order. Of the largest entry.
-DISTRIBUTED = 1e-4
+DISTRIBUTED = 1e-5
 
 # Memory: a part of the output for odds and ends, and bytes that no length changes.
 MEMORY_SLACK = 0.02
