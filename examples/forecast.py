@@ -61,7 +61,8 @@ except KeyboardInterrupt:
 # The ends of the 95 % interval, of the 80 % interval, and the median.
 LEVELS = np.array([0.025, 0.1, 0.5, 0.9, 0.975])
 HIDDEN, LEAK, DROPOUT, LEARNING_RATE = 64, 0.5, 0.5, 1e-3
-EVERY, PATIENCE = 10, 15  # steps between validations; how many of those without gain
+# Steps between two validations; at most so many of those, and so many without a gain.
+EVERY, MOST, PATIENCE = 10, 200, 15
 ROWS, ORIGINS = 5000, 200  # at most so many rows, and so many forecasts for the score
 
 
@@ -239,7 +240,7 @@ def recurrent(task: Task, members: int) -> np.ndarray:
         return (np.mean(each, axis=0) for each in zip(*fits, strict=True))
 
     best, chosen = math.inf, 0
-    for count, quantiles in enumerate(fit(task.trained), 1):
+    for count, quantiles in enumerate(itertools.islice(fit(task.trained), MOST), 1):
         loss = task.validation(quantiles)
         if loss < best:
             best, chosen = loss, count

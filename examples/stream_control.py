@@ -313,9 +313,10 @@ def draw(times: pd.DataFrame, angles: dict[str, np.ndarray], dt: float) -> bytes
     top, bottom = figure.subplots(2, 1)
     high = max(times.max().max(), 1e6 * dt)
     bins = np.geomspace(0.8 * times.min().min(), 1.5 * high, 100)
-    for color, (name, column) in zip(("C0", "C1"), times.items(), strict=True):
-        median, tail = column.quantile([0.5, 0.999])
-        label = f"{name}: median {median:,.0f} µs, 99.9 % below {tail:,.0f} µs"
+    for color, (name, column) in zip(("C1", "C0"), times.items(), strict=True):
+        median, most, tail, longest = column.quantile([0.5, 0.99, 0.999, 1])
+        label = f"{name}: median {median:,.1f}, 99 % below {most:,.0f},"
+        label += f" 99.9 % below {tail:,.0f}, longest {longest:,.0f} µs"
         top.hist(column, bins, color=color, alpha=0.7, label=label)
         top.axvline(tail, color=color, ls="--", lw=1.2)
     top.axvline(1e6 * dt, color="k", lw=1.2, label=f"period: {1e6 * dt:,.0f} µs")
@@ -380,7 +381,7 @@ def by_the_clock(
         times[name] = np.array(clock.latencies) / 1e3
         quantiles = np.percentile(times[name], [50, 99, 99.9, 100])
         table[name] = [*quantiles, 100 * clock.missed / steps]
-    columns = ["median", "99 %", "99.9 %", "longest", "% missed"]
+    columns = ["median", "99 %", "99.9 %", "longest", "% late"]
     table = pd.DataFrame.from_dict(table, "index", columns=columns)
     return pd.DataFrame(times), table, truth[:, 0, 2]
 
