@@ -126,15 +126,18 @@ def test_the_clock_counts_what_is_late(control, monkeypatch):
     durations = [300, 2000, 900, 1, 1001, 700, 5000, 400, 400, 900]
 
     def waiting():
-        now[0] += 50
+        now[0] += 10
         return now[0]
 
-    for t, duration in enumerate(durations):
+    def tick(t):
         with monkeypatch.context() as patch:
             patch.setattr(control.time, "perf_counter_ns", waiting)
             clock.tick(t)
+
+    for t, duration in enumerate(durations):
+        tick(t)
         clock.correct(duration)
-    clock.tick(len(durations))
+    tick(len(durations))
     assert clock.latencies == durations
     assert clock.missed == 3
 
