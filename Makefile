@@ -1,5 +1,5 @@
-# `make demo`, `make test` and `make bench` each work as the only command on a fresh
-# clone.
+# `make demo`, `make test`, `make bench` and `make docs` each work as the only command on
+# a fresh clone.
 #
 #   PYTHON=python3.12   the Python that the environment is made from
 #   PEERS="torch ..."   more packages for the tests that compare with them
@@ -20,7 +20,7 @@ SOURCES := pyproject.toml CMakeLists.txt \
 
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*/*.h csrc/*/*.cpp tests/kernels/*.h tests/kernels/*.cpp)
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test bench docs lint clean
 
 demo: $(VENV)/demo
 	$(RUN) examples/char_lm.py train $(if $(wildcard runs/char_lm/checkpoint.json),--resume)
@@ -33,6 +33,11 @@ bench: $(VENV)/bench
 	@mkdir -p docs
 	$(VENV)/bin/mlx-recurrent bench --csv docs/performance.csv \
 	  --picture docs/performance.png --report docs/performance.md $(BENCH)
+
+docs: $(VENV)/docs
+	$(RUN) -m sphinx --fail-on-warning --keep-going --quiet \
+	  --doctree-dir build/doctrees docs build/site
+	@echo "build/site/index.html"
 
 lint: $(VENV)/test
 	$(RUN) -m ruff check .
@@ -51,6 +56,10 @@ $(VENV)/test: $(SOURCES) | $(MADE)
 
 $(VENV)/bench: $(SOURCES) | $(MADE)
 	$(RUN) -m pip install --quiet ".[cpu,bench]"
+	@touch $@
+
+$(VENV)/docs: $(SOURCES) | $(MADE)
+	$(RUN) -m pip install --quiet ".[cpu,docs]"
 	@touch $@
 
 define require

@@ -32,6 +32,13 @@ def accelerate(model: T) -> T:
 
     Raises:
         TypeError: If ``model`` is none of these.
+
+    Example:
+        >>> import mlx.nn as nn
+        >>> from mlx_recurrent import RNN, accelerate
+        >>> model = accelerate(nn.Sequential(nn.RNN(3, 8), nn.Linear(8, 2)))
+        >>> type(model.layers[0]) is RNN
+        True
     """
     if not isinstance(model, (dict, list, tuple)):
         raise TypeError(

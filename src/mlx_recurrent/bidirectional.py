@@ -51,6 +51,14 @@ class Bidirectional(Module):
         TypeError: If a layer cannot be called, or ``backward`` is ``None`` and
             ``forward`` is no :class:`RNN`.
         ValueError: If ``merge`` is none of these, or the layers' sizes do not fit.
+
+    Example:
+        >>> import mlx.core as mx
+        >>> from mlx_recurrent import RNN, Bidirectional
+        >>> both = Bidirectional(RNN(3, 8))
+        >>> outputs, (forward, backward) = both(mx.zeros((2, 5, 3)), return_state=True)
+        >>> outputs.shape, backward.shape
+        ((2, 5, 16), (2, 8))
     """
 
     def __init__(

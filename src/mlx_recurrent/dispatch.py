@@ -113,12 +113,7 @@ class exporting:
     """Run every layer inside the context in plain MLX operations.
 
     MLX can write only its own operations to a file, so trace a function inside this
-    context to export it:
-
-    .. code-block:: python
-
-        with mlx_recurrent.exporting():
-            mx.export_function("layer.mlxfn", layer, x)
+    context to export it.
 
     All layers and functions of this package then take the composed path, with MLX's own
     products; the values agree within rounding. The graph holds every step, so a file
@@ -127,6 +122,15 @@ class exporting:
     again at any depth.
 
     What :func:`mlx.core.compile` has traced inside, outside of an export, stays slow.
+
+    Example:
+        >>> import mlx.core as mx
+        >>> from mlx_recurrent import RNN, exporting
+        >>> layer, x = RNN(3, 8), mx.zeros((2, 5, 3))
+        >>> with exporting():
+        ...     mx.export_function("layer.mlxfn", layer, x)
+        >>> mx.import_function("layer.mlxfn")(x)[0].shape
+        (2, 5, 8)
     """
 
     def __enter__(self) -> None:

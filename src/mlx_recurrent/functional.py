@@ -121,7 +121,7 @@ def rnn(
 
         h_t = f(W_{xh} x_t + b + W_{hh} h_{t-1})
 
-    With a leak, :math:`h_t = (1 - k) h_{t-1} + k f(W_{xh} x_t + b + W_{hh} h_{t-1})`.
+    With a leak :math:`k`, :math:`h_t = (1 - k) h_{t-1} + k f(\ldots)`.
 
     Args:
         x (array): The sequence, ``NLD`` or ``LD``. Integers promote as in MLX.
@@ -171,6 +171,13 @@ def rnn(
     Raises:
         TypeError: If an argument is of the wrong type.
         ValueError: If a shape, a dtype or a value does not fit.
+
+    Example:
+        >>> import mlx.core as mx
+        >>> from mlx_recurrent import rnn
+        >>> x, Wxh, Whh = mx.ones((5, 3)), mx.ones((8, 3)), mx.zeros((8, 8))
+        >>> rnn(x, Wxh, Whh, reverse=True).shape
+        (5, 8)
     """
     return _run(
         _judge(
@@ -302,6 +309,13 @@ def scan(
     Raises:
         TypeError: If an argument is of the wrong type.
         ValueError: If a shape, a dtype or a value does not fit.
+
+    Example:
+        >>> import mlx.core as mx
+        >>> from mlx_recurrent import scan
+        >>> z, Whh = mx.ones((4, 1)), mx.array([[1.0]])
+        >>> scan(z, Whh, nonlinearity=lambda a: a).tolist()
+        [[1.0], [2.0], [3.0], [4.0]]
     """
     return _run(
         _judge(
@@ -396,6 +410,13 @@ def matmul(
         TypeError: If an argument is of the wrong type.
         ValueError: If the shapes do not fit or the dtypes do not promote to a real
             floating one.
+
+    Example:
+        >>> import mlx.core as mx
+        >>> from mlx_recurrent import matmul
+        >>> x, w, bias = mx.array([1.0, 2.0]), mx.array([[3.0, 4.0]]), mx.array([5.0])
+        >>> matmul(x, w, bias).tolist()
+        [16.0]
     """
     if stream is not None:
         _judge_stream(stream)
@@ -587,6 +608,12 @@ def set_num_threads(n: int) -> None:
     Raises:
         TypeError: If ``n`` is not an integer.
         ValueError: If ``n`` is less than 1.
+
+    Example:
+        >>> from mlx_recurrent import get_num_threads, set_num_threads
+        >>> set_num_threads(1)
+        >>> get_num_threads()
+        1
     """
     try:
         count = operator.index(n)
@@ -598,7 +625,13 @@ def set_num_threads(n: int) -> None:
 
 
 def get_num_threads() -> int:
-    """Return how many threads the kernels may use."""
+    """Return how many threads the kernels may use.
+
+    Example:
+        >>> from mlx_recurrent import get_num_threads
+        >>> get_num_threads() >= 1
+        True
+    """
     return _native.get_num_threads()
 
 

@@ -36,6 +36,13 @@ def orthogonal_(layer: M) -> M:
     Raises:
         TypeError: If ``layer`` is no module.
         ValueError: If there is no ``Whh`` in it, or one is not square.
+
+    Example:
+        >>> import mlx.core as mx
+        >>> from mlx_recurrent import RNN, init
+        >>> Whh = init.orthogonal_(RNN(3, 8)).Whh
+        >>> mx.allclose(Whh @ Whh.T, mx.eye(8), atol=1e-5).item()
+        True
     """
     for rnn in _layers(layer):
         H = rnn.hidden_size
@@ -62,6 +69,13 @@ def identity_(layer: M) -> M:
     Raises:
         TypeError: If ``layer`` is no module.
         ValueError: If there is no ``Whh`` in it, or one is not square.
+
+    Example:
+        >>> import mlx.nn as nn
+        >>> from mlx_recurrent import RNN, init
+        >>> layer = init.identity_(RNN(3, 2, nonlinearity=nn.relu))
+        >>> layer.Whh.tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
     """
     for rnn in _layers(layer):
         _set(rnn, np.eye(rnn.hidden_size))
@@ -87,6 +101,14 @@ def spectral_radius_(layer: M, r: float) -> M:
         ValueError: If ``r`` is out of range, if there is no ``Whh`` in the layer, or if
             one is not square, holds a number that is not finite, or has no eigenvalue
             other than zero.
+
+    Example:
+        >>> import numpy as np
+        >>> from mlx_recurrent import RNN, init
+        >>> reservoir = init.spectral_radius_(RNN(1, 100, leak=0.3), 0.95)
+        >>> radius = np.abs(np.linalg.eigvals(np.array(reservoir.Whh))).max()
+        >>> round(float(radius), 3)
+        0.95
     """
     if not isinstance(r, Real):
         raise TypeError(f"r must be a number, but is {type_name(r)}")

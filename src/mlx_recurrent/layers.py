@@ -71,6 +71,14 @@ class RNN(recurrent.RNN):
         TypeError: If an argument is of the wrong type.
         ValueError: If a size, a probability or a leak is out of range, or the
             nonlinearity is not callable.
+
+    Example:
+        >>> import mlx.core as mx
+        >>> from mlx_recurrent import RNN
+        >>> layer = RNN(3, 8)
+        >>> outputs, state = layer(mx.zeros((2, 5, 3)), return_state=True)
+        >>> outputs.shape, state.shape
+        ((2, 5, 8), (2, 8))
     """
 
     # A layer has its own only where they are not zero; all others stay as MLX's are.
@@ -209,6 +217,14 @@ class RNN(recurrent.RNN):
         Raises:
             TypeError: If an argument is of the wrong type.
             ValueError: If a shape, a dtype or a value does not fit.
+
+        Example:
+            >>> import mlx.core as mx
+            >>> from mlx_recurrent import RNN
+            >>> layer, x = RNN(3, 8), mx.random.normal((2, 5, 3))
+            >>> outputs = layer(x, lengths=[5, 2])
+            >>> outputs[1, 2:].any().item()
+            False
         """
         if (
             lengths is not None
@@ -268,6 +284,14 @@ class RNN(recurrent.RNN):
         Raises:
             TypeError: If an argument is of the wrong type.
             ValueError: If a shape, a dtype or a value does not fit.
+
+        Example:
+            >>> import mlx.core as mx
+            >>> from mlx_recurrent import RNN
+            >>> layer, x = RNN(3, 8), mx.random.normal((5, 3))
+            >>> h = layer.step(x[1], layer.step(x[0]))
+            >>> mx.allclose(h, layer(x)[1], atol=1e-5).item()
+            True
         """
         return functional.step(x, hidden, reset, **self._arguments())
 
@@ -282,6 +306,14 @@ class RNN(recurrent.RNN):
         """Return what a call with the same arguments would run, and why.
 
         The arguments and what they raise are those of the call; nothing is computed.
+
+        Example:
+            >>> import mlx.core as mx
+            >>> import mlx.nn as nn
+            >>> from mlx_recurrent import RNN
+            >>> plan = RNN(3, 8, nonlinearity=nn.softmax).plan(mx.zeros((5, 3)))
+            >>> plan.path
+            'composed'
         """
         return functional.plan(
             x,
@@ -301,6 +333,13 @@ class RNN(recurrent.RNN):
         Raises:
             TypeError: If ``hidden`` is not an array.
             ValueError: If its shape or dtype does not fit.
+
+        Example:
+            >>> import numpy as np
+            >>> from mlx_recurrent import RNN
+            >>> stream = RNN(3, 8).stream()
+            >>> stream(np.ones(3)).shape  # a step
+            (8,)
         """
         return Stream(
             self.Wxh,
@@ -343,6 +382,12 @@ class Linear(linear.Linear):
         input_dims (int): The dimensionality of the input features.
         output_dims (int): The dimensionality of the output features.
         bias (bool, optional): Whether to use a bias. Default: ``True``.
+
+    Example:
+        >>> import mlx.core as mx
+        >>> from mlx_recurrent import Linear
+        >>> Linear(3, 8)(mx.zeros((2, 5, 3))).shape
+        (2, 5, 8)
     """
 
     def __call__(self, x: mx.array) -> mx.array:

@@ -17,6 +17,13 @@ class Plan:
             path.
         partition (str, optional): What the threads divide: ``"batch"``, ``"hidden"``
             or, for one thread, ``"none"``. ``None`` on the composed path.
+
+    Example:
+        >>> import mlx.core as mx
+        >>> from mlx_recurrent import RNN
+        >>> plan = RNN(3, 8).plan(mx.zeros((2, 5, 3)))
+        >>> plan.reason
+        'tanh is built into the native kernel'
     """
 
     path: Literal["native", "traced", "composed"]

@@ -36,6 +36,14 @@ class Stack(Module):
             argument is of the wrong type.
         ValueError: If there is no layer, if a layer does not take what the one before
             it gives, or if ``dropout`` is not in [0, 1).
+
+    Example:
+        >>> import mlx.core as mx
+        >>> from mlx_recurrent import RNN, Stack
+        >>> model = Stack([RNN(3, 8), RNN(8, 4)], dropout=0.1)
+        >>> outputs, states = model(mx.zeros((2, 5, 3)), return_state=True)
+        >>> outputs.shape, [state.shape for state in states]
+        ((2, 5, 4), [(2, 8), (2, 4)])
     """
 
     def __init__(
@@ -92,6 +100,13 @@ class Stack(Module):
         Raises:
             TypeError: If an argument is of the wrong type.
             ValueError: If a size or a value does not fit.
+
+        Example:
+            >>> import mlx.core as mx
+            >>> from mlx_recurrent import Stack
+            >>> model = Stack.build(3, 8, 2, bidirectional=True)
+            >>> model(mx.zeros((2, 5, 3))).shape
+            (2, 5, 16)
         """
         judge_size("num_layers", num_layers, 1)
         bidirectional = judge_flag("bidirectional", bidirectional)

@@ -59,6 +59,14 @@ class Stream:
     Raises:
         TypeError: If an argument is of the wrong type.
         ValueError: If a shape or a dtype does not fit.
+
+    Example:
+        >>> import numpy as np
+        >>> from mlx_recurrent import RNN
+        >>> stream, x = RNN(3, 8).stream(), np.ones((5, 3), np.float32)
+        >>> first, rest = stream(x[0]), stream(x[1:])
+        >>> rest.shape, np.array_equal(stream.state, rest[-1])
+        ((4, 8), True)
     """
 
     def __init__(
@@ -193,6 +201,15 @@ class Stream:
         Raises:
             TypeError: If ``hidden`` is not an array.
             ValueError: If its shape or dtype does not fit.
+
+        Example:
+            >>> import numpy as np
+            >>> from mlx_recurrent import RNN
+            >>> stream, x = RNN(3, 8).stream(), np.ones((5, 3), np.float32)
+            >>> first = stream(x)
+            >>> stream.reset()
+            >>> np.array_equal(stream(x), first)
+            True
         """
         start = self._hidden0 if hidden is None else hidden
         if start is None:

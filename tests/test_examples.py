@@ -1,0 +1,54 @@
+"""Every public name has an example in its docstring, and each gives what it says."""
+
+import doctest
+import importlib.util
+import inspect
+
+import pytest
+
+import mlx_recurrent
+from mlx_recurrent import init, interop
+
+
+def public():
+    """Every public class, function and method, by its full name."""
+    owners = [(mlx_recurrent, name) for name in mlx_recurrent.__all__]
+    owners += [(init, name) for name in vars(init) if name.endswith("_")]
+    for owner, name in owners:
+        value = getattr(owner, name)
+        if name.startswith("_") or inspect.ismodule(value):
+            continue
+        yield f"{owner.__name__}.{name}", value
+        if inspect.isclass(value):
+            for method, function in vars(value).items():
+                function = getattr(function, "__func__", function)
+                if inspect.isfunction(function) and not method.startswith("_"):
+                    yield f"{owner.__name__}.{name}.{method}", function
+
+
+PUBLIC = dict(public())
+
+
+def run(value, name):
+    text = inspect.getdoc(value) or ""
+    example = doctest.DocTestParser().get_doctest(text, {}, name, None, None)
+    assert example.examples, f"{name} has no example"
+    failures, _ = doctest.DocTestRunner().run(example)
+    assert not failures
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_example(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some write files
+    run(PUBLIC[name], name)
+
+
+@pytest.mark.parametrize("name", interop.__all__)
+def test_example_of_a_conversion(name, tmp_path, monkeypatch):
+    peer = name.partition("_")[2]
+    if importlib.util.find_spec(peer) is None:
+        pytest.skip(f"{peer} is not installed")
+    if importlib.util.find_spec(f"mlx_recurrent.interop.{peer}") is None:
+        pytest.skip(f"mlx_recurrent.interop.{peer} is not written yet")
+    monkeypatch.chdir(tmp_path)
+    run(getattr(interop, name), name)
