@@ -4,6 +4,12 @@
     .venv/bin/python examples/char_lm.py train --resume   # after Ctrl-C
     .venv/bin/python examples/char_lm.py generate --prompt "The " --temperature 0.7
 
+`mlx.launch` trains with several processes, "ranks", each with its share of the batch
+and of the machine's cores:
+
+    .venv/bin/mlx.launch -n 2 --backend ring -- \\
+        .venv/bin/python examples/char_lm.py train
+
 The model is an embedding, a recurrent layer and a linear layer:
 
     x_t = E[c_t],   h_t = tanh(Wxh x_t + Whh h_{t-1} + b),   p(c_{t+1}) = softmax(W h_t)
@@ -11,10 +17,12 @@ The model is an embedding, a recurrent layer and a linear layer:
 It learns the Python reference that every CPython carries (`pydoc_data.topics`), or
 `--text FILE`. The last tenth of the text is held out: neither the model nor the
 baselines it is compared with have seen it. The folder `--out` receives
-`checkpoint.json` with the safetensors file that it names, and `curves.png`.
+`checkpoint.json` with the safetensors file that it names, and `curves.png`. A run can
+go on with another number of processes: but for rounding it stays the same run.
 
 Exit status: 0, 2 for an error (one line on stderr; the last checkpoint remains) and 130
-after Ctrl-C (the step is finished and a checkpoint written first).
+after Ctrl-C (the step is finished and a checkpoint written first). `mlx.launch` itself
+always returns 0.
 """
 
 from __future__ import annotations
@@ -28,17 +36,20 @@ import json
 import lzma
 import math
 import os
+import platform
 import re
 import shlex
 import signal
 import statistics
 import sys
 import textwrap
+import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 try:
     import mlx.core as mx
@@ -50,7 +61,7 @@ try:
     from mlx.utils import tree_flatten, tree_unflatten
     from tqdm import tqdm
 
-    from mlx_recurrent import RNN, Linear
+    from mlx_recurrent import RNN, Linear, get_num_threads, set_num_threads
 except ImportError as missing:
     print(
         f"char_lm: error: {missing} (pip install 'mlx-recurrent[cpu,examples]')",
@@ -67,10 +78,147 @@ ARRAYS = re.compile(r"checkpoint-[0-9a-f]{16}\.safetensors(\.tmp)?")
 # Where a text is long, the curve scores this much of the held-out part; the final
 # figure always scores all of it.
 CURVE_CHARACTERS = 100_000
+INTACT = "the last checkpoint is intact, --resume continues it"
+LAST_WORD = threading.Lock()
+
+Result = TypeVar("Result")
 
 
 class Failure(Exception):
     """What the user can mend: shown as one line, exit status 2."""
+
+
+class Elsewhere(Failure):
+    """Another rank failed, and says why."""
+
+
+class Lost(Exception):
+    """The other ranks cannot be reached: nothing can be agreed upon."""
+
+
+# Several processes. Without `mlx.launch` the group has one rank, for which MLX's
+# collectives return what they are given: the same code, no special case. Every rank
+# must take part in each of them, in the same order.
+
+
+def join() -> int:
+    """Joins the ranks, takes a share of the cores, leaves stdout to rank 0.
+
+    Returns the number of ranks.
+    """
+    try:
+        group = mx.distributed.init()
+    except (RuntimeError, ValueError) as error:
+        raise Lost(f"cannot join the other processes: {error}") from None
+    here = zlib.crc32(platform.node().encode()) >> 1  # fits an int32
+    hosts = mx.distributed.all_gather(mx.array([here])).tolist()
+    set_num_threads(max(1, get_num_threads() // hosts.count(here)))
+    if group.rank() > 0:
+        sys.stdout = open(os.devnull, "w")
+    if group.size() > 1:
+        read, written = os.pipe()
+        os.set_blocking(written, False)
+        signal.set_wakeup_fd(written)
+        signal.signal(signal.SIGTERM, note_termination)
+        threading.Thread(target=watch, args=(read,), daemon=True).start()
+    return group.size()
+
+
+def note_termination(number: int, frame: object) -> None:
+    """Nothing: `watch` reads the signal's number."""
+
+
+def watch(signals: int) -> None:
+    """Ends this rank on SIGTERM, which mlx.launch sends where another one has ended.
+
+    The main thread may be in MLX, waiting for a message that will never come.
+    """
+    while os.read(signals, 1)[0] != signal.SIGTERM:
+        pass
+    abandon(f"char_lm: error: another process has ended; {INTACT}", 2)
+
+
+def abandon(line: str, status: int) -> NoReturn:
+    """Ends this rank at once: at a normal end MLX would wait for the others."""
+    LAST_WORD.acquire()
+    if line:
+        print(line, file=sys.stderr, flush=True)
+    os._exit(status)
+
+
+def first() -> bool:
+    """Whether this is rank 0: the one that writes."""
+    return mx.distributed.init().rank() == 0
+
+
+def own_rows(batch: int) -> slice:
+    """The rows of the whole batch that are this rank's; some have one more."""
+    group = mx.distributed.init()
+    rank, size = group.rank(), group.size()
+    return slice(rank * batch // size, (rank + 1) * batch // size)
+
+
+def gather(rows: mx.array, batch: int) -> mx.array:
+    """The whole batch, on every rank, from each one's rows."""
+    whole = mx.zeros((batch, *rows.shape[1:]))
+    whole[own_rows(batch)] = rows
+    whole = mx.distributed.all_sum(whole)
+    mx.eval(whole)
+    return whole
+
+
+@cache
+def messages() -> mx.Stream:
+    """A stream beside the one that computes."""
+    return mx.new_stream(mx.cpu)
+
+
+def anywhere(condition: bool) -> bool:
+    """Whether it holds on at least one rank."""
+    return bool(mx.distributed.all_max(mx.array(int(condition))).item())
+
+
+def alike(content: str) -> bool:
+    """Whether every rank has the same content."""
+    digest = mx.array(list(hashlib.sha256(content.encode()).digest()))
+    high, low = mx.distributed.all_max(digest), mx.distributed.all_min(digest)
+    return bool(mx.array_equal(high, low).item())
+
+
+def together(action: Callable[[], Result]) -> Result:
+    """What `action`, free of collectives, returns; if it fails on a rank, on all."""
+    failure = None
+    try:
+        result = action()
+    except Failure as error:
+        failure = error
+    except OSError as error:
+        failure = Failure(explained(error))
+    failed = anywhere(failure is not None)
+    if failure is not None:
+        raise failure
+    if failed:
+        raise Elsewhere
+    return result
+
+
+def tell(line: str) -> None:
+    """Prints the line of the first rank that has one; no rank goes on before that."""
+    group = mx.distributed.init()
+    claim = mx.array(group.rank() if line else group.size())
+    try:
+        if mx.distributed.all_min(claim).item() == group.rank():
+            print(line, file=sys.stderr)
+        # The first to end makes mlx.launch end the others.
+        anywhere(False)
+    except RuntimeError:  # The others have ended: rank 0 was writing its report.
+        if line:
+            print(line, file=sys.stderr)
+
+
+def explained(error: OSError) -> str:
+    place = f": {error.filename}" if error.filename else ""
+    return f"{error.strerror or error}{place}"
 
 
 def number(kind: type, low: float, high: float) -> Callable[[str], float]:
@@ -178,14 +326,14 @@ def read_text(path: Path | None) -> str:
 
 
 def chunk_at(ids: np.ndarray, step: int, options: Options) -> tuple[mx.array, mx.array]:
-    """Inputs and targets of a step, both ``NL``.
+    """Inputs and targets of a step, both ``NL``: this rank's rows.
 
     The training text is a ring that `N` readers, evenly spaced, walk along without end:
     each chunk begins where the one before ended, so the state can be carried over.
     """
     starts = np.arange(options.batch) * len(ids) // options.batch
     offsets = step * options.chunk + np.arange(options.chunk + 1)
-    window = ids[(starts[:, None] + offsets) % len(ids)]
+    window = ids[(starts[own_rows(options.batch), None] + offsets) % len(ids)]
     return mx.array(window[:, :-1]), mx.array(window[:, 1:])
 
 
@@ -250,7 +398,7 @@ class CharLM(nn.Module):
 
     Args:
         vocabulary_size (int): The number of different characters, ``V``.
-        options (Options): `embedding`, `hidden` and `dropout`.
+        options (Options): `embedding`, `hidden`, `batch` and `dropout`.
         rnn (type): The recurrent layer's class. Default: `mlx_recurrent.RNN`.
         linear (type): The linear layer's class. Default: `mlx_recurrent.Linear`.
     """
@@ -263,6 +411,7 @@ class CharLM(nn.Module):
         linear: type[nn.Module] = Linear,
     ):
         super().__init__()
+        self.batch = options.batch
         self.dropout = options.dropout
         self.embedding = nn.Embedding(vocabulary_size, options.embedding)
         # MLX draws them smaller, and learning then starts slowly.
@@ -289,7 +438,9 @@ class CharLM(nn.Module):
         if key is None or self.dropout == 0:
             return x
         keep = 1 - self.dropout
-        return x * (mx.random.bernoulli(keep, (x.shape[0], 1, x.shape[2]), key) / keep)
+        # Drawn for the whole batch: a row's mask does not depend on who has the row.
+        mask = mx.random.bernoulli(keep, (self.batch, 1, x.shape[2]), key)
+        return x * (mask[own_rows(self.batch)] / keep)
 
 
 class UpstreamRNN(nn.RNN):
@@ -315,19 +466,24 @@ def make_optimizer(model: nn.Module, options: Options) -> optim.Optimizer:
 
 
 def make_step(
-    model: nn.Module, optimizer: optim.Optimizer, clip: float
+    model: nn.Module, optimizer: optim.Optimizer, options: Options
 ) -> Callable[..., tuple[mx.array, mx.array]]:
     """The compiled training step: (inputs, targets, state, key) to (bits, state).
 
     The state enters as an argument that nothing is differentiated by, so gradients stop
-    at the border of the chunk.
+    at the border of the chunk. Inputs, targets and state are this rank's rows; the bits
+    and the gradient are those of the whole batch.
     """
+    rows = own_rows(options.batch)
+    # The mean over ranks is then the mean over rows, also where some have one more.
+    weight = (rows.stop - rows.start) * mx.distributed.init().size() / options.batch
 
     def loss(
         model: nn.Module, inputs: mx.array, targets: mx.array, *rest: mx.array
     ) -> tuple[mx.array, mx.array]:
         logits, hidden = model(inputs, *rest)
-        return nn.losses.cross_entropy(logits, targets, reduction="mean"), hidden
+        nats = nn.losses.cross_entropy(logits, targets, reduction="mean")
+        return weight * nats, hidden
 
     gradient = nn.value_and_grad(model, loss)
     state = [model.state, optimizer.state]
@@ -335,7 +491,11 @@ def make_step(
     @partial(mx.compile, inputs=state, outputs=state)
     def step(*arguments: mx.array) -> tuple[mx.array, mx.array]:
         (nats, hidden), gradients = gradient(model, *arguments)
-        gradients, _ = optim.clip_grad_norm(gradients, clip)
+        # Each array on its own, as soon as it is there: the others are still computed.
+        nats, gradients = nn.average_gradients(
+            [nats, gradients], all_reduce_size=0, communication_stream=messages()
+        )
+        gradients, _ = optim.clip_grad_norm(gradients, options.clip)
         optimizer.update(model, gradients)
         return nats / math.log(2), hidden
 
@@ -428,8 +588,9 @@ class Run:
         self.sha256 = sha256
         self.model = CharLM(len(vocabulary), options)
         self.optimizer = make_optimizer(self.model, options)
-        self.train_step = make_step(self.model, self.optimizer, options.clip)
-        self.hidden = mx.zeros((options.batch, options.hidden))
+        self.train_step = make_step(self.model, self.optimizer, options)
+        rows = own_rows(options.batch)
+        self.hidden = mx.zeros((rows.stop - rows.start, options.hidden))
         self.bits: list[float] = []
         self.heldout: list[tuple[int, float]] = []
         self.seconds = 0.0
@@ -452,24 +613,31 @@ class Run:
         self.bits.append(bits.item())
         return self.bits[-1]
 
-    def arrays(self) -> dict[str, mx.array]:
+    def arrays(self, hidden: mx.array) -> dict[str, mx.array]:
+        """What a checkpoint holds, with the whole batch's state."""
         tree = {
             "model": self.model.parameters(),
             "optimizer": self.optimizer.state,
-            "hidden": self.hidden,
+            "hidden": hidden,
             "bits": mx.array(self.bits, mx.float32),
         }
         return dict(sorted(tree_flatten(tree)))
 
     def save(self, folder: Path) -> None:
-        """Writes a checkpoint; until the last moment the one before stays valid.
+        """Writes a checkpoint; if rank 0 cannot, all ranks fail."""
+        hidden = gather(self.hidden, self.options.batch)
+        together(lambda: self._write(folder, hidden) if first() else None)
+
+    def _write(self, folder: Path, hidden: mx.array) -> None:
+        """Until the last moment the checkpoint before stays valid.
 
         The arrays go to a file named after its contents, then `checkpoint.json`, which
         names it, is replaced: that is the moment the new checkpoint counts.
         """
+        folder.mkdir(parents=True, exist_ok=True)
         # Not MLX's own file writing: it does not notice a full disk.
         buffer = io.BytesIO()
-        mx.save_safetensors(buffer, self.arrays())
+        mx.save_safetensors(buffer, self.arrays(hidden))
         data = buffer.getvalue()
         record = {
             "format": FORMAT,
@@ -520,7 +688,9 @@ class Run:
         def kinds(arrays: dict[str, mx.array]) -> dict[str, str]:
             return {name: f"{a.dtype} {a.shape}" for name, a in arrays.items()}
 
-        found, must = kinds(arrays), kinds({**self.arrays(), "bits": mx.zeros(step)})
+        batch, features = self.options.batch, self.options.hidden
+        whole = self.arrays(mx.zeros((batch, features)))
+        found, must = kinds(arrays), kinds({**whole, "bits": mx.zeros(step)})
         for name in sorted(found.keys() | must.keys()):
             kind = found.get(name, "missing"), must.get(name, "absent")
             if kind[0] != kind[1]:
@@ -528,7 +698,7 @@ class Run:
         tree = tree_unflatten(list(arrays.items()))
         self.model.update(tree["model"])
         self.optimizer.state.update(tree["optimizer"])
-        self.hidden = tree["hidden"]
+        self.hidden = tree["hidden"][own_rows(batch)]
         self.bits = tree["bits"].tolist()
 
 
@@ -583,19 +753,26 @@ def open_run(arguments: argparse.Namespace) -> tuple[Run, Text]:
 
 def train(arguments: argparse.Namespace) -> int:
     """Trains until the last step or Ctrl-C, then reports."""
-    run, text = open_run(arguments)
-    options, folder = run.options, arguments.out
-    folder.mkdir(parents=True, exist_ok=True)
+    run, text = together(lambda: open_run(arguments))
+    options, folder, ranks = run.options, arguments.out, mx.distributed.init().size()
+    if options.batch < ranks:
+        raise Failure(f"--batch is {options.batch}, too few rows for {ranks} processes")
+    if not alike(repr((options, run.step, run.seconds, run.sha256))):
+        raise Failure("text, options and checkpoint differ from process to process")
     run.save(folder)  # What cannot be written should be known now.
 
     count = sum(array.size for _, array in tree_flatten(run.model.parameters()))
-    say = partial(print, file=sys.stderr) if not arguments.quiet else lambda _: None
+    quiet = arguments.quiet or not first()
+    say = partial(print, file=sys.stderr) if not quiet else lambda _: None
     say(
         f"{len(text.content):,} characters, {len(text.vocabulary)} different, "
         f"{len(text.ids) - text.split:,} held out; {count:,} parameters; "
         f"{options.steps:,} steps of {options.batch} x {options.chunk} characters"
+        + (f" in {ranks} processes" if ranks > 1 else "")
     )
-    shown = not arguments.quiet and sys.stderr.isatty()
+    # mlx.launch reads what the ranks print, and tells them how wide its terminal is.
+    launched = ranks > 1 and "COLUMNS" in os.environ
+    shown = not quiet and (sys.stderr.isatty() or launched)
     per_step = options.batch * options.chunk
     total, begin = options.steps * per_step, run.step * per_step
     bar = tqdm(
@@ -604,7 +781,7 @@ def train(arguments: argparse.Namespace) -> int:
     heldout = text.heldout[: CURVE_CHARACTERS + 1]
     with noting_interrupts() as interrupts, bar:
         before, begun = run.seconds, time.perf_counter()
-        while run.step < options.steps and not interrupts:
+        while run.step < options.steps and not anywhere(bool(interrupts)):
             run.advance(text.training)
             run.seconds = before + time.perf_counter() - begun
             recent = statistics.fmean(run.bits[-50:])
@@ -622,17 +799,20 @@ def train(arguments: argparse.Namespace) -> int:
                         f"held-out {run.heldout[-1][1]:.3f}, {speed:,.0f} char/s, "
                         f"{(options.steps - run.step) * per_step / speed:.0f} s left"
                     )
-    if interrupts:
+    if anywhere(bool(interrupts)):
         run.save(folder)
-        python = os.path.relpath(sys.executable)
-        again = [python, sys.argv[0], "train", "--resume", "--out", str(folder)]
-        print(
-            f"char_lm: stopped after step {run.step} of {options.steps}; to continue:",
-            shlex.join(again),
-            file=sys.stderr,
+        python = Path(os.path.relpath(sys.executable))
+        again = [str(python), sys.argv[0], "train", "--resume", "--out", str(folder)]
+        if ranks > 1:
+            launch = [str(python.with_name("mlx.launch")), "-n", str(ranks)]
+            again = [*launch, "--backend", "ring", "--", *again]
+        tell(
+            f"char_lm: stopped after step {run.step} of {options.steps}; "
+            f"to continue: {shlex.join(again)}"
         )
         return 130
-    report(run, text, arguments)
+    if first():
+        report(run, text, arguments)
     return 0
 
 
@@ -654,7 +834,7 @@ def step_times(run: Run, ids: np.ndarray, rounds: int) -> dict[str, float]:
         model = CharLM(len(run.vocabulary), options, rnn, linear)
         model.update(run.model.parameters())
         optimizer = make_optimizer(model, options)
-        step = make_step(model, optimizer, options.clip)
+        step = make_step(model, optimizer, options)
 
         def timed() -> tuple[float, float]:
             begun = time.perf_counter()
@@ -740,7 +920,7 @@ def report(run: Run, text: Text, arguments: argparse.Namespace) -> None:
     picture = arguments.out / "curves.png"
     draw_curves(run, bits, baselines, picture)
     print(f"\nFiles: {arguments.out / RECORD}, {picture}", flush=True)
-    if arguments.compare:
+    if arguments.compare and mx.distributed.init().size() == 1:
         print(
             f"\nOne training step, N={options.batch}, L={options.chunk}, "
             f"D={options.embedding}, H={options.hidden} (median, taking turns):",
@@ -796,7 +976,7 @@ def make_parser() -> argparse.ArgumentParser:
         add(f"--{name}", type=parse, metavar="X", help=text)
     text = "steps between held-out scores, each with a checkpoint (default: 200)"
     add("--every", type=number(int, 1, 10**9), metavar="X", default=200, help=text)
-    text = "rounds of timing against mlx.nn.RNN at the end (default: 5)"
+    text = "rounds of timing against mlx.nn.RNN at the end, if alone (default: 5)"
     add("--compare", type=number(int, 0, 1000), metavar="X", default=5, help=text)
     add("--quiet", action="store_true", help="no progress, only the report")
 
@@ -822,7 +1002,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     # The native core is the CPU's for now.
     mx.set_default_device(mx.cpu)
+    ranks, agreed = 1, False
     try:
+        ranks = join()
         arguments = make_parser().parse_args(argv)
         status: int = arguments.command(arguments)
         print(end="", flush=True)
@@ -832,12 +1014,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         status, message = 141, ""
     except Failure as failure:
-        status, message = 2, f"error: {failure}"
+        status, agreed = 2, True
+        message = "" if isinstance(failure, Elsewhere) else f"error: {failure}"
+    except Lost as lost:
+        status, message = 2, f"error: {lost}"
     except OSError as error:
-        place = f": {error.filename}" if error.filename else ""
-        status, message = 2, f"error: {error.strerror or error}{place}"
-    if message:
-        print("char_lm:", " ".join(message.split()), file=sys.stderr)
+        status, message = 2, f"error: {explained(error)}"
+    except RuntimeError as error:
+        if ranks == 1:
+            raise
+        status, message = 2, f"error: {error}; {INTACT}"
+    finally:
+        if ranks > 1:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    line = " ".join(f"char_lm: {message}".split()) if message else ""
+    if agreed:
+        tell(line)
+    elif ranks > 1:
+        abandon(line, status)
+    elif line:
+        print(line, file=sys.stderr)
     try:
         print(end="", flush=True)
     except OSError:

@@ -56,6 +56,16 @@ DEMO_COUNTED = 1e-12
 # far a mean of random draws may lie from its expectation, in standard errors.
 FIT = 1e-3
 STANDARD_ERRORS = 5.0
+# Several processes against one, after some steps of Adam: the same float32 sums over
+# rows in another order. Of the largest entry.
+DISTRIBUTED = 1e-5
+
+# The example in real time: energy of its plant after 500 steps of a method of second
+# order, gains of recursions that end at 1e-12 a step, and what a short training leaves
+# at most of the filter's error.
+LINEARISED = 1e-4
+REGULATOR = 1e-6
+CLOSED_LOOP = 0.95
 
 # Memory: a part of the output for odds and ends, and bytes that no length changes.
 MEMORY_SLACK = 0.02
