@@ -41,13 +41,14 @@ lint: $(VENV)/test
 	$(RUN) -m mypy
 	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_FILES)
 
-# An sdist and the wheel that is built from it, each tried in an empty environment. The
-# wheel of Linux names the systems that MLX's wheels are for; MLX's library stays outside.
+# An sdist and the wheel that is built from it, each tried in an empty environment. A wheel
+# of Linux gets the tag of the systems it runs on; MLX's library stays outside.
 dist: $(VENV)/dist
 	rm -rf dist
 	$(RUN) -m build
-	@$(if $(LINUX),$(RUN) -m auditwheel repair --exclude libmlx.so --only-plat \
-	  --plat manylinux_2_35_$(shell uname -m) --wheel-dir dist dist/*.whl && rm dist/*-linux_*.whl)
+	$(if $(LINUX),PATH="$(CURDIR)/$(VENV)/bin:$$PATH" auditwheel repair --exclude libmlx.so \
+	  --wheel-dir dist dist/*.whl)
+	$(if $(LINUX),rm dist/*-linux_*.whl)
 	$(RUN) -m twine check --strict dist/*
 	.ci/check_dist dist/*.tar.gz dist/*.whl
 	.ci/check_dist dist/*.tar.gz dist/*.tar.gz
