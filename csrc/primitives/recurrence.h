@@ -10,6 +10,9 @@
 
 namespace mlx_recurrent {
 
+// What a call returns: all states, the state after the last step, or both.
+enum class Returned : int { states, state, both };
+
 // Which states remain beside what is asked for: all, or every k-th and the
 // last, where k is a number, or follows from L: the square root, rounded up.
 constexpr int keep_all = 0;
@@ -121,14 +124,18 @@ struct RecurrenceInputs {
 };
 
 // The states (..., L, H) of the recurrence that kernels.h describes, at their
-// places in time, or those that `keep_every` keeps, and where it is asked for
-// the state of each row after its last step (..., H): `hidden`, or zero, where
-// it has no steps. More outputs are for derivatives alone. Without Wxh, x is
-// the projected input (..., L, H). `form` says the rest; what follows from the
-// arrays is taken from them.
+// places in time, or where they are not returned those that a derivative starts
+// again from, every `checkpoint_every`-th or, where that is 0, as many as take
+// the least memory; and where it is asked for the state of each row after its
+// last step (..., H): `hidden`, or zero, where it has no steps. More outputs
+// are for derivatives alone. Without Wxh, x is the projected input (..., L, H).
+// `form` says the rest; what follows from the arrays and from these arguments
+// is taken from them.
 Arrays recurrence(
     const RecurrenceInputs& inputs,
     RecurrenceForm form,
+    Returned returned,
+    int checkpoint_every,
     const mx::Stream& stream);
 
 // Wxh x_t + bias + Whh previous, (..., H): what the activation is called with

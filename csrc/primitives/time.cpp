@@ -138,29 +138,11 @@ Arrays with_optional(const mx::array& y, const std::optional<mx::array>& step) {
   return step ? Arrays{y, *step} : Arrays{y};
 }
 
-template <class Primitive>
-const Primitive& same(const mx::Primitive& other) {
-  return static_cast<const Primitive&>(other);
-}
-
 } // namespace
 
 std::optional<mx::array> AlongTime::at(const Arrays& inputs, size_t i) const {
   return i + form_.inputs() < inputs.size() ? std::optional(inputs[i])
                                             : std::nullopt;
-}
-
-std::optional<mx::array> AlongTime::tangent(
-    const Arrays& primals,
-    const Arrays& tangents,
-    const Ints& argnums,
-    int i) {
-  for (size_t k = 0; k < argnums.size(); ++k) {
-    if (argnums[k] == i && at(primals, i)) {
-      return matched(tangents[k], primals[i], stream());
-    }
-  }
-  return std::nullopt;
 }
 
 mx::array step_before(
@@ -243,13 +225,59 @@ mx::array without_padding(
   return only_places(y, Places::valid, course, stream);
 }
 
-std::pair<Arrays, Ints> AlongTime::mapped(
+std::vector<mx::Shape> AlongTime::output_shapes(const Arrays& inputs) {
+  expect_fits(form_, inputs, inputs[0], at(inputs, 1), name());
+  return {inputs[0].shape()};
+}
+
+bool AlongTime::is_equivalent(const mx::Primitive& other) const {
+  return form_ == static_cast<const AlongTime&>(other).form_;
+}
+
+Arrays AlongTime::vjp(
+    const Arrays& primals,
+    const Arrays& cotangents,
+    const Ints& argnums,
+    const Arrays& outputs) {
+  const mx::Stream& s = stream();
+  mx::array c = matched(cotangents[0], outputs[0], s);
+  Course cut = Course(form_, primals).cut();
+  Arrays grads;
+  for (int i : argnums) {
+    grads.push_back(
+        is_linear_in(i) && at(primals, i) ? transposed(i, c, primals, cut)
+                                          : filled(primals[i], 0, s));
+  }
+  return grads;
+}
+
+Arrays AlongTime::jvp(
+    const Arrays& primals,
+    const Arrays& tangents,
+    const Ints& argnums) {
+  const mx::Stream& s = stream();
+  std::optional<mx::array> first;
+  std::optional<mx::array> second;
+  if (!is_linear_in(1)) {
+    second = at(primals, 1);
+  }
+  for (size_t k = 0; k < argnums.size(); ++k) {
+    int i = argnums[k];
+    if (is_linear_in(i) && at(primals, i)) {
+      (i == 0 ? first : second) = matched(tangents[k], primals[i], s);
+    }
+  }
+  Course cut = Course(form_, primals).cut();
+  return {again(first ? *first : filled(primals[0], 0, s), second, cut)};
+}
+
+std::pair<Arrays, Ints> AlongTime::vmap(
     const Arrays& inputs,
-    const Ints& axes,
-    const std::function<mx::array(const Arrays&, const Course&)>& again) {
+    const Ints& axes) {
   return vectorize(
-      [&](const Arrays& in, int) {
-        return Arrays{again(in, Course(with_axis_at(form_, 0), in))};
+      [this](const Arrays& in, int) {
+        Course moved(with_axis_at(form_, 0), in);
+        return Arrays{again(in[0], at(in, 1), moved)};
       },
       std::vector<bool>(inputs.size(), true),
       true,
@@ -282,50 +310,20 @@ void StepBefore::eval_cpu(const Arrays& inputs, Arrays& outputs) {
   });
 }
 
-std::vector<mx::Shape> StepBefore::output_shapes(const Arrays& inputs) {
-  expect_fits(form_, inputs, inputs[0], at(inputs, 1), name());
-  return {inputs[0].shape()};
+mx::array StepBefore::again(
+    const mx::array& y,
+    const std::optional<mx::array>& first,
+    const Course& course) {
+  return step_before(y, first, course, stream());
 }
 
-bool StepBefore::is_equivalent(const mx::Primitive& other) const {
-  return form_ == same<StepBefore>(other).form_;
-}
-
-Arrays StepBefore::vjp(
-    const Arrays& primals,
-    const Arrays& cotangents,
-    const Ints& argnums,
-    const Arrays&) {
-  const mx::Stream& s = stream();
-  mx::array c = matched(cotangents[0], primals[0], s);
-  Course cut = course(primals).cut();
-  Arrays grads;
-  for (int i : argnums) {
-    grads.push_back(
-        i == 0               ? step_after(c, cut, s)
-            : at(primals, i) ? step_at(c, End::first, {}, cut, s)
-                             : filled(primals[i], 0, s));
-  }
-  return grads;
-}
-
-Arrays StepBefore::jvp(
-    const Arrays& primals,
-    const Arrays& tangents,
-    const Ints& argnums) {
-  const mx::Stream& s = stream();
-  auto dy = tangent(primals, tangents, argnums, 0);
-  auto dfirst = tangent(primals, tangents, argnums, 1);
-  return {step_before(
-      dy ? *dy : filled(primals[0], 0, s), dfirst, course(primals).cut(), s)};
-}
-
-std::pair<Arrays, Ints> StepBefore::vmap(
-    const Arrays& inputs,
-    const Ints& axes) {
-  return mapped(inputs, axes, [this](const Arrays& in, const Course& moved) {
-    return step_before(in[0], at(in, 1), moved, stream());
-  });
+mx::array StepBefore::transposed(
+    int input,
+    const mx::array& cotangent,
+    const Arrays&,
+    const Course& course) {
+  return input == 0 ? step_after(cotangent, course, stream())
+                    : step_at(cotangent, End::first, {}, course, stream());
 }
 
 void StepAfter::eval_cpu(const Arrays& inputs, Arrays& outputs) {
@@ -347,48 +345,19 @@ void StepAfter::eval_cpu(const Arrays& inputs, Arrays& outputs) {
   });
 }
 
-std::vector<mx::Shape> StepAfter::output_shapes(const Arrays& inputs) {
-  expect_fits(form_, inputs, inputs[0], {}, name());
-  return {inputs[0].shape()};
+mx::array StepAfter::again(
+    const mx::array& y,
+    const std::optional<mx::array>&,
+    const Course& course) {
+  return step_after(y, course, stream());
 }
 
-bool StepAfter::is_equivalent(const mx::Primitive& other) const {
-  return form_ == same<StepAfter>(other).form_;
-}
-
-Arrays StepAfter::vjp(
-    const Arrays& primals,
-    const Arrays& cotangents,
-    const Ints& argnums,
-    const Arrays&) {
-  const mx::Stream& s = stream();
-  mx::array c = matched(cotangents[0], primals[0], s);
-  Arrays grads;
-  for (int i : argnums) {
-    grads.push_back(
-        i == 0 ? step_before(c, {}, course(primals).cut(), s)
-               : filled(primals[i], 0, s));
-  }
-  return grads;
-}
-
-Arrays StepAfter::jvp(
-    const Arrays& primals,
-    const Arrays& tangents,
-    const Ints& argnums) {
-  const mx::Stream& s = stream();
-  auto dy = tangent(primals, tangents, argnums, 0);
-  return {
-      dy ? step_after(*dy, course(primals).cut(), s)
-         : filled(primals[0], 0, s)};
-}
-
-std::pair<Arrays, Ints> StepAfter::vmap(
-    const Arrays& inputs,
-    const Ints& axes) {
-  return mapped(inputs, axes, [this](const Arrays& in, const Course& moved) {
-    return step_after(in[0], moved, stream());
-  });
+mx::array StepAfter::transposed(
+    int,
+    const mx::array& cotangent,
+    const Arrays&,
+    const Course& course) {
+  return step_before(cotangent, {}, course, stream());
 }
 
 void StepAt::eval_cpu(const Arrays& inputs, Arrays& outputs) {
@@ -418,49 +387,28 @@ std::vector<mx::Shape> StepAt::output_shapes(const Arrays& inputs) {
 }
 
 bool StepAt::is_equivalent(const mx::Primitive& other) const {
-  const auto& o = same<StepAt>(other);
-  return form_ == o.form_ && end_ == o.end_;
+  const auto& o = static_cast<const StepAt&>(other);
+  return AlongTime::is_equivalent(o) && end_ == o.end_;
 }
 
-Arrays StepAt::vjp(
+mx::array StepAt::again(
+    const mx::array& y,
+    const std::optional<mx::array>& otherwise,
+    const Course& course) {
+  return step_at(y, end_, otherwise, course, stream());
+}
+
+mx::array StepAt::transposed(
+    int input,
+    const mx::array& cotangent,
     const Arrays& primals,
-    const Arrays& cotangents,
-    const Ints& argnums,
-    const Arrays& outputs) {
-  const mx::Stream& s = stream();
-  mx::array c = matched(cotangents[0], outputs[0], s);
-  Course run = course(primals);
-  Arrays grads;
-  for (int i : argnums) {
-    // What stands for a step gets the cotangent where there are no steps.
-    grads.push_back(
-        i == 0 ? only_at(c, end_, primals[0], run, s)
-            : at(primals, i)
-            ? step_at(filled(primals[0], 0, s), end_, c, run, s)
-            : filled(primals[i], 0, s));
+    const Course& course) {
+  if (input == 0) {
+    return only_at(cotangent, end_, primals[0], course, stream());
   }
-  return grads;
-}
-
-Arrays StepAt::jvp(
-    const Arrays& primals,
-    const Arrays& tangents,
-    const Ints& argnums) {
-  const mx::Stream& s = stream();
-  auto dy = tangent(primals, tangents, argnums, 0);
-  auto dotherwise = tangent(primals, tangents, argnums, 1);
-  return {step_at(
-      dy ? *dy : filled(primals[0], 0, s),
-      end_,
-      dotherwise,
-      course(primals),
-      s)};
-}
-
-std::pair<Arrays, Ints> StepAt::vmap(const Arrays& inputs, const Ints& axes) {
-  return mapped(inputs, axes, [this](const Arrays& in, const Course& moved) {
-    return step_at(in[0], end_, at(in, 1), moved, stream());
-  });
+  // What stands for a step gets the cotangent where there are no steps.
+  mx::array none = filled(primals[0], 0, stream());
+  return step_at(none, end_, cotangent, course, stream());
 }
 
 void OnlyAt::eval_cpu(const Arrays& inputs, Arrays& outputs) {
@@ -484,41 +432,23 @@ std::vector<mx::Shape> OnlyAt::output_shapes(const Arrays& inputs) {
 }
 
 bool OnlyAt::is_equivalent(const mx::Primitive& other) const {
-  const auto& o = same<OnlyAt>(other);
-  return form_ == o.form_ && end_ == o.end_;
+  const auto& o = static_cast<const OnlyAt&>(other);
+  return AlongTime::is_equivalent(o) && end_ == o.end_;
 }
 
-Arrays OnlyAt::vjp(
-    const Arrays& primals,
-    const Arrays& cotangents,
-    const Ints& argnums,
-    const Arrays& outputs) {
-  const mx::Stream& s = stream();
-  mx::array c = matched(cotangents[0], outputs[0], s);
-  Arrays grads;
-  for (int i : argnums) {
-    grads.push_back(
-        i == 0 ? step_at(c, end_, {}, course(primals), s)
-               : filled(primals[i], 0, s));
-  }
-  return grads;
+mx::array OnlyAt::again(
+    const mx::array& step,
+    const std::optional<mx::array>& like,
+    const Course& course) {
+  return only_at(step, end_, *like, course, stream());
 }
 
-Arrays OnlyAt::jvp(
-    const Arrays& primals,
-    const Arrays& tangents,
-    const Ints& argnums) {
-  const mx::Stream& s = stream();
-  auto d = tangent(primals, tangents, argnums, 0);
-  return {
-      d ? only_at(*d, end_, primals[1], course(primals), s)
-        : filled(primals[1], 0, s)};
-}
-
-std::pair<Arrays, Ints> OnlyAt::vmap(const Arrays& inputs, const Ints& axes) {
-  return mapped(inputs, axes, [this](const Arrays& in, const Course& moved) {
-    return only_at(in[0], end_, in[1], moved, stream());
-  });
+mx::array OnlyAt::transposed(
+    int,
+    const mx::array& cotangent,
+    const Arrays&,
+    const Course& course) {
+  return step_at(cotangent, end_, {}, course, stream());
 }
 
 void OnlyPlaces::eval_cpu(const Arrays& inputs, Arrays& outputs) {
@@ -540,49 +470,24 @@ void OnlyPlaces::eval_cpu(const Arrays& inputs, Arrays& outputs) {
       });
 }
 
-std::vector<mx::Shape> OnlyPlaces::output_shapes(const Arrays& inputs) {
-  expect_fits(form_, inputs, inputs[0], {}, name());
-  return {inputs[0].shape()};
-}
-
 bool OnlyPlaces::is_equivalent(const mx::Primitive& other) const {
-  const auto& o = same<OnlyPlaces>(other);
-  return form_ == o.form_ && places_ == o.places_;
+  const auto& o = static_cast<const OnlyPlaces&>(other);
+  return AlongTime::is_equivalent(o) && places_ == o.places_;
 }
 
-Arrays OnlyPlaces::vjp(
-    const Arrays& primals,
-    const Arrays& cotangents,
-    const Ints& argnums,
-    const Arrays&) {
-  const mx::Stream& s = stream();
-  mx::array c = matched(cotangents[0], primals[0], s);
-  Arrays grads;
-  for (int i : argnums) {
-    grads.push_back(
-        i == 0 ? only_places(c, places_, course(primals).cut(), s)
-               : filled(primals[i], 0, s));
-  }
-  return grads;
+mx::array OnlyPlaces::again(
+    const mx::array& y,
+    const std::optional<mx::array>&,
+    const Course& course) {
+  return only_places(y, places_, course, stream());
 }
 
-Arrays OnlyPlaces::jvp(
-    const Arrays& primals,
-    const Arrays& tangents,
-    const Ints& argnums) {
-  const mx::Stream& s = stream();
-  auto dy = tangent(primals, tangents, argnums, 0);
-  return {
-      dy ? only_places(*dy, places_, course(primals).cut(), s)
-         : filled(primals[0], 0, s)};
-}
-
-std::pair<Arrays, Ints> OnlyPlaces::vmap(
-    const Arrays& inputs,
-    const Ints& axes) {
-  return mapped(inputs, axes, [this](const Arrays& in, const Course& moved) {
-    return only_places(in[0], places_, moved, stream());
-  });
+mx::array OnlyPlaces::transposed(
+    int,
+    const mx::array& cotangent,
+    const Arrays&,
+    const Course& course) {
+  return only_places(cotangent, places_, course, stream());
 }
 
 } // namespace mlx_recurrent

@@ -8,7 +8,7 @@
 
 #pragma once
 
-#include <functional>
+#include <optional>
 
 #include "primitives/course.h"
 
@@ -75,35 +75,53 @@ mx::array two_steps(
     const mx::array& last,
     const mx::Stream& stream);
 
-// A primitive along time. The arrays of the course come last of its inputs.
+// A primitive along time, linear in its first input and, where `is_linear_in`
+// says so, in a second one that may be absent. The arrays of the course come
+// last of its inputs. Its derivatives follow from what it is on other inputs
+// and from its transpose.
 class AlongTime : public CpuPrimitive {
  public:
   AlongTime(const mx::Stream& stream, const CourseForm& form)
       : CpuPrimitive(stream), form_(form) {
   }
 
+  std::vector<mx::Shape> output_shapes(const Arrays& inputs) override;
+  bool is_equivalent(const mx::Primitive& other) const override;
+  DEFINE_GRADS()
+  DEFINE_VMAP()
+
  protected:
-  // The course of a call with these inputs.
-  Course course(const Arrays& inputs) const {
-    return Course(form_, inputs);
+  // The same of other inputs.
+  virtual mx::array again(
+      const mx::array& first,
+      const std::optional<mx::array>& second,
+      const Course& course) = 0;
+  // What a cotangent is for an input that it is linear in.
+  virtual mx::array transposed(
+      int input,
+      const mx::array& cotangent,
+      const Arrays& primals,
+      const Course& course) = 0;
+  virtual bool is_linear_in(int input) const {
+    return input < 2;
   }
-  // The rule of vmap: `again` makes the same of inputs with one more axis in
-  // front, and their course.
-  std::pair<Arrays, Ints> mapped(
-      const Arrays& inputs,
-      const Ints& axes,
-      const std::function<mx::array(const Arrays&, const Course&)>& again);
   // An input that may be absent.
   std::optional<mx::array> at(const Arrays& inputs, size_t i) const;
-  // The tangent of an input, if it moves.
-  std::optional<mx::array> tangent(
-      const Arrays& primals,
-      const Arrays& tangents,
-      const Ints& argnums,
-      int i);
 
   CourseForm form_;
 };
+
+// What each of them says of itself.
+#define DEFINE_AGAIN()                        \
+  mx::array again(                            \
+      const mx::array& first,                 \
+      const std::optional<mx::array>& second, \
+      const Course& course) override;         \
+  mx::array transposed(                       \
+      int input,                              \
+      const mx::array& cotangent,             \
+      const Arrays& primals,                  \
+      const Course& course) override;
 
 // Inputs: y, and what stands before all where that is not zero.
 class StepBefore : public AlongTime {
@@ -111,11 +129,10 @@ class StepBefore : public AlongTime {
   using AlongTime::AlongTime;
 
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override;
-  std::vector<mx::Shape> output_shapes(const Arrays& inputs) override;
-  bool is_equivalent(const mx::Primitive& other) const override;
-  DEFINE_GRADS()
-  DEFINE_VMAP()
   DEFINE_OWN_NAME(StepBefore)
+
+ protected:
+  DEFINE_AGAIN()
 };
 
 // Input: y.
@@ -124,11 +141,10 @@ class StepAfter : public AlongTime {
   using AlongTime::AlongTime;
 
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override;
-  std::vector<mx::Shape> output_shapes(const Arrays& inputs) override;
-  bool is_equivalent(const mx::Primitive& other) const override;
-  DEFINE_GRADS()
-  DEFINE_VMAP()
   DEFINE_OWN_NAME(StepAfter)
+
+ protected:
+  DEFINE_AGAIN()
 };
 
 // Inputs: y, and what stands for a step where there are none.
@@ -141,15 +157,16 @@ class StepAt : public AlongTime {
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override;
   std::vector<mx::Shape> output_shapes(const Arrays& inputs) override;
   bool is_equivalent(const mx::Primitive& other) const override;
-  DEFINE_GRADS()
-  DEFINE_VMAP()
   DEFINE_OWN_NAME(StepAt)
+
+ protected:
+  DEFINE_AGAIN()
 
  private:
   End end_;
 };
 
-// Inputs: the step and `like`.
+// Inputs: the step and `like`, of which only the shape counts.
 class OnlyAt : public AlongTime {
  public:
   OnlyAt(const mx::Stream& stream, const CourseForm& form, End end)
@@ -159,9 +176,13 @@ class OnlyAt : public AlongTime {
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override;
   std::vector<mx::Shape> output_shapes(const Arrays& inputs) override;
   bool is_equivalent(const mx::Primitive& other) const override;
-  DEFINE_GRADS()
-  DEFINE_VMAP()
   DEFINE_OWN_NAME(OnlyAt)
+
+ protected:
+  DEFINE_AGAIN()
+  bool is_linear_in(int input) const override {
+    return input == 0;
+  }
 
  private:
   End end_;
@@ -175,14 +196,16 @@ class OnlyPlaces : public AlongTime {
   }
 
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override;
-  std::vector<mx::Shape> output_shapes(const Arrays& inputs) override;
   bool is_equivalent(const mx::Primitive& other) const override;
-  DEFINE_GRADS()
-  DEFINE_VMAP()
   DEFINE_OWN_NAME(OnlyPlaces)
+
+ protected:
+  DEFINE_AGAIN()
 
  private:
   Places places_;
 };
+
+#undef DEFINE_AGAIN
 
 } // namespace mlx_recurrent

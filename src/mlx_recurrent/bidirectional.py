@@ -1,13 +1,14 @@
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
+from mlx_recurrent.both_ways import both_ways
 from mlx_recurrent.duplicate import duplicate
-from mlx_recurrent.functional import ReturnState, both_ways
+from mlx_recurrent.functional import ReturnState
 from mlx_recurrent.judging import type_name
 from mlx_recurrent.layers import RNN
 from mlx_recurrent.sizes import sizes_of
@@ -15,18 +16,29 @@ from mlx_recurrent.terms import Values
 
 Merge: TypeAlias = str | Callable[[mx.array, mx.array], Any] | None
 
-_MERGES: dict[str, Callable[[mx.array, mx.array], mx.array]] = {
-    "concat": lambda forward, backward: mx.concatenate([forward, backward], axis=-1),
-    "sum": operator.add,
-    "mul": operator.mul,
-    "mean": lambda forward, backward: (forward + backward) / 2,
-}
-# The same of both behind one axis, in operations that a shapeless function can have.
-_MERGES_AT_ONCE: dict[str, Callable[[mx.array], mx.array]] = {
-    "concat": lambda both: mx.flatten(mx.moveaxis(both, 0, -2), -2),
-    "sum": lambda both: both.sum(axis=0),
-    "mul": lambda both: both.prod(axis=0),
-    "mean": lambda both: both.mean(axis=0),
+
+class _Merge(NamedTuple):
+    """A merge of two outputs, and of both behind one axis.
+
+    The second is made of operations that a shapeless function can have, which cannot
+    take such an axis apart.
+    """
+
+    of_two: Callable[[mx.array, mx.array], mx.array]
+    of_both: Callable[[mx.array], mx.array]
+
+
+_MERGES = {
+    "concat": _Merge(
+        lambda forward, backward: mx.concatenate([forward, backward], axis=-1),
+        lambda both: mx.flatten(mx.moveaxis(both, 0, -2), -2),
+    ),
+    "sum": _Merge(operator.add, lambda both: both.sum(axis=0)),
+    "mul": _Merge(operator.mul, lambda both: both.prod(axis=0)),
+    "mean": _Merge(
+        lambda forward, backward: (forward + backward) / 2,
+        lambda both: both.mean(axis=0),
+    ),
 }
 
 
@@ -129,7 +141,7 @@ class Bidirectional(Module):
         if return_state is False and isinstance(self.merge, str):
             both = self._run_at_once(x, _pair(hidden), keywords)
             if both is not None:
-                return _MERGES_AT_ONCE[self.merge](both)
+                return _MERGES[self.merge].of_both(both)
         forward, backward = self._run(x, _pair(hidden), keywords)
         if return_state is False:
             return self._merged(forward, backward)
@@ -166,7 +178,7 @@ class Bidirectional(Module):
                 "hidden must have two entries that give outputs with equal leading "
                 f"axes, but they are {forward.shape} and {backward.shape}"
             )
-        return _MERGES[self.merge](forward, backward)
+        return _MERGES[self.merge].of_two(forward, backward)
 
     def _judge_sizes(self) -> None:
         (D, H), (also_D, also_H) = sizes_of(self.forward), sizes_of(self.backward)

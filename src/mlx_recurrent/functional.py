@@ -24,6 +24,7 @@ from mlx_recurrent.masks import draw_key
 from mlx_recurrent.plan import Plan
 from mlx_recurrent.terms import (
     ZERO,
+    Asked,
     Options,
     ScanOptions,
     Terms,
@@ -42,10 +43,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 ReturnState: TypeAlias = bool | Literal["only"]
-
-# Multiply-adds of a layer from which on running two at once saves more than it costs to
-# put their weights together.
-_LEAST_WORK = 4_000_000
 
 _FLOATING = frozenset({mx.float32, mx.float16, mx.bfloat16, mx.float64})
 
@@ -180,7 +177,7 @@ def rnn(
         (5, 8)
     """
     return _run(
-        _judge(
+        judge(
             "x",
             x,
             Wxh,
@@ -190,17 +187,19 @@ def rnn(
             nonlinearity,
             return_state,
             stream,
-            leak,
-            zoneout,
-            input_dropout,
-            recurrent_dropout,
-            hidden0,
-            training,
-            lengths,
-            reset,
-            reverse,
-            checkpoint_every,
-            truncate_every,
+            _asked(
+                leak,
+                zoneout,
+                input_dropout,
+                recurrent_dropout,
+                hidden0,
+                training,
+                lengths,
+                reset,
+                reverse,
+                checkpoint_every,
+                truncate_every,
+            ),
         ),
         return_state,
         stream,
@@ -318,7 +317,7 @@ def scan(
         [[1.0], [2.0], [3.0], [4.0]]
     """
     return _run(
-        _judge(
+        judge(
             "z",
             z,
             None,
@@ -328,17 +327,19 @@ def scan(
             nonlinearity,
             return_state,
             stream,
-            leak,
-            zoneout,
-            ZERO,
-            recurrent_dropout,
-            hidden0,
-            training,
-            lengths,
-            reset,
-            reverse,
-            checkpoint_every,
-            truncate_every,
+            _asked(
+                leak,
+                zoneout,
+                ZERO,
+                recurrent_dropout,
+                hidden0,
+                training,
+                lengths,
+                reset,
+                reverse,
+                checkpoint_every,
+                truncate_every,
+            ),
         ),
         return_state,
         stream,
@@ -468,7 +469,7 @@ def plan(
     The arguments and what they raise are those of :func:`rnn`. Nothing is computed but
     what a nonlinearity that is read for the first time gives for some numbers.
     """
-    call = _judge(
+    call = judge(
         "x",
         x,
         Wxh,
@@ -478,17 +479,19 @@ def plan(
         nonlinearity,
         return_state,
         stream,
-        leak,
-        zoneout,
-        input_dropout,
-        recurrent_dropout,
-        hidden0,
-        training,
-        lengths,
-        reset,
-        reverse,
-        checkpoint_every,
-        truncate_every,
+        _asked(
+            leak,
+            zoneout,
+            input_dropout,
+            recurrent_dropout,
+            hidden0,
+            training,
+            lengths,
+            reset,
+            reverse,
+            checkpoint_every,
+            truncate_every,
+        ),
     )
     choice = call.choice
     if choice.readable:
@@ -508,94 +511,6 @@ def plan(
     return Plan(
         choice.path, choice.reason, parts["isa"], parts["threads"], parts["split"]
     )
-
-
-def both_ways(
-    x: mx.array,
-    layers: tuple[dict[str, Any], dict[str, Any]],
-    hidden: tuple[mx.array | None, mx.array | None],
-    options: dict[str, Any],
-) -> mx.array | None:
-    """Run two layers over a sequence in one call, the second backward in time.
-
-    Each is a set of weights of one launch, so that they can run at the same time.
-
-    Args:
-        x (array): The sequence, ``(..., L, D)``.
-        layers (tuple(dict, dict)): What each layer gives to :func:`rnn`.
-        hidden (tuple(array, array)): The state before the first step of each.
-        options (dict): The keywords of the call, without ``reverse``.
-
-    Returns:
-        array, optional: The outputs of both, ``(2, ..., L, H)``. ``None`` where two
-        calls are as fast, or the layers are not alike.
-
-    Raises:
-        TypeError: If an argument is of the wrong type.
-        ValueError: If a shape, a dtype or a value does not fit.
-    """
-    if not _is_long(x, layers[0]) or any(_is_special(layer) for layer in layers):
-        return None
-    one, other = (
-        _judge(
-            "x",
-            x,
-            layer["Wxh"],
-            layer["Whh"],
-            layer["bias"],
-            state,
-            layer["nonlinearity"],
-            False,
-            None,
-            None,
-            ZERO,
-            ZERO,
-            ZERO,
-            None,
-            False,
-            options.get("lengths"),
-            options.get("reset"),
-            False,
-            options.get("checkpoint_every"),
-            options.get("truncate_every"),
-        )
-        for layer, state in zip(layers, hidden, strict=True)
-    )
-    if not isinstance(one.choice.activation, str) or (
-        _likeness(one) != _likeness(other)
-    ):
-        return None
-    operands = [_operands(call, None) for call in (one, other)]
-    rows = math.prod(operands[0][0].shape[:-2])
-    L, D = x.shape[-2:]
-    H = one.Whh.shape[0]
-    if not _native.runs_apart(rows, L, D, H, one.dtype, 2):
-        return None
-    x = _twice(operands[0][0], 2)
-    Wxh, bias, Whh, state = (
-        _pair(*pair) for pair in zip(*(o[1:] for o in operands), strict=True)
-    )
-    assert Whh is not None  # for the type checker: both have one
-    terms = one.terms
-    if terms is not None:
-        lengths, reset = terms.lengths, terms.reset
-        terms = terms._replace(
-            lengths=None if lengths is None else _twice(lengths, 0),
-            reset=None if reset is None else _twice(reset, 1),
-        )
-    outputs: mx.array = _native.recurrence(
-        x,
-        Wxh,
-        bias,
-        Whh,
-        state,
-        one.choice.activation,
-        False,
-        None,
-        **({} if terms is None else terms._asdict()),
-        flips=0,
-    )
-    return outputs
 
 
 def set_num_threads(n: int) -> None:
@@ -655,7 +570,9 @@ def judge_size(name: str, value: Any, least: int) -> None:
         raise ValueError(f"{name} must be from {least} to 2**31 - 1, but is {size}")
 
 
-class _Call(NamedTuple):
+class Call(NamedTuple):
+    """A call of :func:`rnn` or :func:`scan`, judged; the dtype is that of the state."""
+
     choice: Choice
     dtype: mx.Dtype
     x: mx.array
@@ -666,7 +583,7 @@ class _Call(NamedTuple):
     terms: Terms | None
 
 
-def _judge(
+def judge(
     name: str,
     x: mx.array,
     Wxh: mx.array | None,
@@ -676,18 +593,12 @@ def _judge(
     nonlinearity: Nonlinearity | None,
     return_state: ReturnState,
     stream: StreamOrDevice,
-    leak: float | mx.array | None,
-    zoneout: float,
-    input_dropout: float,
-    recurrent_dropout: float,
-    hidden0: mx.array | None,
-    training: bool,
-    lengths: Values | None,
-    reset: Values | None,
-    reverse: bool,
-    checkpoint_every: int | None,
-    truncate_every: int | None,
-) -> _Call:
+    asked: Asked | None,
+) -> Call:
+    """Judge the arguments of :func:`rnn`, or of :func:`scan` without ``Wxh``.
+
+    ``name`` is that of ``x``; ``asked`` is ``None`` for a call without options.
+    """
     if stream is not None:
         _judge_stream(stream)
     if nonlinearity is not None:
@@ -729,51 +640,21 @@ def _judge(
         if hidden.shape != step or choice.activation is None:
             _judge_hidden(name, hidden, Whh, step)
 
-    optional = (
-        lengths is not None
-        or reset is not None
-        or leak is not None
-        or hidden0 is not None
-        or truncate_every is not None
-        or checkpoint_every is not None
-        or reverse is not False
-        or zoneout is not ZERO
-        or recurrent_dropout is not ZERO
-        or input_dropout is not ZERO
-    )
     own: dict[str, mx.array] = {}
-    if optional:
-        own = _judge_own(H, leak, hidden0, hidden is None or reset is not None)
+    if asked is not None:
+        own = _judge_own(H, asked, hidden is None or asked.reset is not None)
         operands += own.values()
-        if hidden is None and hidden0 is not None:
-            hidden = _repeated(hidden0, x, stream)
+        if hidden is None and asked.hidden0 is not None:
+            hidden = _repeated(asked.hidden0, x, stream)
 
     dtype = mx.result_type(*operands)
     if x.dtype != dtype or dtype not in _FLOATING:
         dtype = _judge_dtypes(dtype, name, x, Wxh, Whh, bias, hidden, own)
 
     terms: Terms | None = None
-    if optional:
-        training = judge_flag("training", training)
-        zoneout = judge_probability("zoneout", zoneout)
-        recurrent_dropout = judge_probability("recurrent_dropout", recurrent_dropout)
-        input_dropout = judge_probability("input_dropout", input_dropout)
+    if asked is not None:
         lead = shape[:-2] if hidden is None else hidden.shape[:-1]
-        terms = Terms(
-            None if lengths is None else judge_lengths(lengths, name, lead, shape[-2]),
-            None if reset is None else judge_reset(reset, name, lead, shape[-2:-1]),
-            judge_flag("reverse", reverse),
-            None if reset is None or hidden0 is None else _cast(hidden0, dtype, stream),
-            settle_leak(leak, 0.0 if training else zoneout, H, dtype, stream),
-            zoneout if training else 0.0,
-            recurrent_dropout if training else 0.0,
-            input_dropout if training else 0.0,
-            None,
-            judge_every("checkpoint_every", checkpoint_every),
-            judge_every("truncate_every", truncate_every),
-        )
-        if not any(isinstance(term, mx.array) or term for term in terms):
-            terms = None
+        terms = _settle(asked, name, lead, shape[-2], H, dtype, stream)
         if (terms is not None or own) and Whh.shape != (H, H):
             raise ValueError(
                 f"Whh must have shape (H, H) = ({H}, {H}) where an option is given, "
@@ -783,20 +664,94 @@ def _judge(
         choice = choice.composed(
             f"a bias {bias.shape} that is not ({H},) stands beside optional terms"
         )
-    return _Call(choice, dtype, x, Wxh, Whh, bias, hidden, terms)
+    return Call(choice, dtype, x, Wxh, Whh, bias, hidden, terms)
 
 
-def _judge_own(
-    H: int, leak: Any, hidden0: Any, uses_hidden0: bool
-) -> dict[str, mx.array]:
+def _asked(
+    leak: float | mx.array | None,
+    zoneout: float,
+    input_dropout: float,
+    recurrent_dropout: float,
+    hidden0: mx.array | None,
+    training: bool,
+    lengths: Values | None,
+    reset: Values | None,
+    reverse: bool,
+    checkpoint_every: int | None,
+    truncate_every: int | None,
+) -> Asked | None:
+    """Return the options that were given, or ``None`` for a call without."""
+    if (
+        lengths is None
+        and reset is None
+        and leak is None
+        and hidden0 is None
+        and truncate_every is None
+        and checkpoint_every is None
+        and reverse is False
+        and zoneout is ZERO
+        and recurrent_dropout is ZERO
+        and input_dropout is ZERO
+    ):
+        return None
+    return Asked(
+        leak,
+        zoneout,
+        input_dropout,
+        recurrent_dropout,
+        hidden0,
+        training,
+        lengths,
+        reset,
+        reverse,
+        checkpoint_every,
+        truncate_every,
+    )
+
+
+def _settle(
+    asked: Asked,
+    name: str,
+    lead: tuple[int, ...],
+    L: int,
+    H: int,
+    dtype: mx.Dtype,
+    stream: StreamOrDevice,
+) -> Terms | None:
+    """Return the terms that the options ask for, or ``None`` for none."""
+    training = judge_flag("training", asked.training)
+    zoneout = judge_probability("zoneout", asked.zoneout)
+    recurrent = judge_probability("recurrent_dropout", asked.recurrent_dropout)
+    at_input = judge_probability("input_dropout", asked.input_dropout)
+    lengths, reset, hidden0 = asked.lengths, asked.reset, asked.hidden0
+    terms = Terms(
+        None if lengths is None else judge_lengths(lengths, name, lead, L),
+        None if reset is None else judge_reset(reset, name, lead, (L,)),
+        judge_flag("reverse", asked.reverse),
+        None if reset is None or hidden0 is None else _cast(hidden0, dtype, stream),
+        settle_leak(asked.leak, 0.0 if training else zoneout, H, dtype, stream),
+        zoneout if training else 0.0,
+        recurrent if training else 0.0,
+        at_input if training else 0.0,
+        None,
+        judge_every("checkpoint_every", asked.checkpoint_every),
+        judge_every("truncate_every", asked.truncate_every),
+    )
+    chosen = any(isinstance(term, mx.array) or term for term in terms)
+    return terms if chosen else None
+
+
+def _judge_own(H: int, asked: Asked, uses_hidden0: bool) -> dict[str, mx.array]:
     """Return the arrays of the optional terms that have a say in the dtype."""
     own: dict[str, mx.array] = {}
-    if leak is not None and isinstance(judge_leak(leak, H), mx.array):
-        own["leak"] = leak
-    if hidden0 is not None:
-        judge_hidden0(hidden0, H)
+    if asked.leak is not None:
+        leak = judge_leak(asked.leak, H)
+        if isinstance(leak, mx.array):
+            own["leak"] = leak
+    if asked.hidden0 is not None:
+        judge_hidden0(asked.hidden0, H)
         if uses_hidden0:
-            own["hidden0"] = hidden0
+            own["hidden0"] = asked.hidden0
     return own
 
 
@@ -929,21 +884,21 @@ def _refuse_dtypes(operands: dict[str, mx.array]) -> NoReturn:
 
 
 # What the kernels take, all of one dtype: x, Wxh, bias, Whh and hidden.
-_Operands: TypeAlias = tuple[
+Operands: TypeAlias = tuple[
     mx.array, mx.array | None, mx.array | None, mx.array, mx.array | None
 ]
 
 
 def _run(
-    call: _Call, return_state: ReturnState, stream: StreamOrDevice
+    call: Call, return_state: ReturnState, stream: StreamOrDevice
 ) -> mx.array | tuple[mx.array, mx.array]:
     if call.terms is not None and call.terms.is_random:
         call = call._replace(terms=call.terms._replace(key=draw_key()))
     activation = call.choice.activation
-    operands: _Operands | None
+    operands: Operands | None
     begun: list[mx.array] = []
     if activation is not None:
-        operands = _operands(call, stream)
+        operands = operands_of(call, stream)
     elif call.choice.readable:
         choice, operands, begun = _read(call, stream)
         activation = choice.activation
@@ -959,7 +914,8 @@ def _run(
     return result
 
 
-def _operands(call: _Call, stream: StreamOrDevice) -> _Operands:
+def operands_of(call: Call, stream: StreamOrDevice) -> Operands:
+    """Return what the kernels take, all of one dtype."""
     _, dtype, x, Wxh, Whh, bias, hidden, _ = call
     if Wxh is not None and bias is not None and bias.shape != Whh.shape[:1]:
         x, Wxh, bias = _project(x, Wxh, bias, stream), None, None
@@ -980,8 +936,8 @@ def _operands(call: _Call, stream: StreamOrDevice) -> _Operands:
 
 
 def _read(
-    call: _Call, stream: StreamOrDevice
-) -> tuple[Choice, _Operands | None, list[mx.array]]:
+    call: Call, stream: StreamOrDevice
+) -> tuple[Choice, Operands | None, list[mx.array]]:
     """Read the nonlinearity; return the path, and its calls for the first steps."""
     choice, dtype, x, Wxh, _, bias, _, _ = call
     if x.shape[-2] == 0:
@@ -989,13 +945,13 @@ def _read(
     projection = [a for a in (x, Wxh, bias) if a is not None]
     if mx.result_type(*projection) != dtype:
         return choice.after_reading(None, "is called with several dtypes"), None, []
-    operands = _operands(call, stream)
+    operands = operands_of(call, stream)
     function, obstacle, begun = trace(choice.nonlinearity, *operands, stream)
     return choice.after_reading(function, obstacle), operands, begun
 
 
 def _run_composed(
-    call: _Call,
+    call: Call,
     begun: list[mx.array],
     return_state: ReturnState,
     stream: StreamOrDevice,
@@ -1039,55 +995,6 @@ def _run_composed(
     if return_state is False:
         return outputs
     return (outputs, state) if return_state is True else state
-
-
-def _is_special(layer: dict[str, Any]) -> bool:
-    bias = layer["bias"]
-    projects_first = isinstance(bias, mx.array) and bias.shape != layer["Whh"].shape[:1]
-    parameters = layer["leak"] is not None or layer["hidden0"] is not None
-    return bool(
-        projects_first
-        or parameters
-        or layer["zoneout"]
-        or layer["input_dropout"]
-        or layer["recurrent_dropout"]
-    )
-
-
-def _is_long(x: mx.array, layer: dict[str, Any]) -> bool:
-    """Whether a call is worth it to put the weights of two layers together."""
-    operands = (x, layer["Wxh"], layer["Whh"])
-    if not all(isinstance(a, mx.array) and a.ndim >= 2 for a in operands):
-        return False  # refused by the layer itself
-    H, K = layer["Whh"].shape[0], sum(layer["Wxh"].shape)
-    work: int = math.prod(x.shape[:-1]) * H * K
-    return work >= _LEAST_WORK
-
-
-def _likeness(call: _Call) -> tuple[Any, ...]:
-    """What is equal for calls that one launch can make."""
-    arrays = (call.Wxh, call.Whh, call.bias, call.hidden)
-    return (
-        call.choice.activation,
-        call.dtype,
-        *(None if a is None else a.shape for a in arrays),
-    )
-
-
-def _twice(a: mx.array, tail: int) -> mx.array:
-    """Return an array behind a new axis of two; ``tail`` axes follow those of rows."""
-    # Not a stack, whose gradient cannot be part of a shapeless function.
-    like = mx.zeros((2, *[1] * (a.ndim - tail)), a.dtype)
-    return _native.widen(mx.expand_dims(a, 0), tail, like, 0, None)
-
-
-def _pair(a: mx.array | None, b: mx.array | None) -> mx.array | None:
-    """Return two arrays of one shape behind a new axis."""
-    if a is None or b is None:
-        return None
-    # Not a selection of MLX's, whose derivative multiplies by zero: NaN of one
-    # direction would reach the other.
-    return mx.moveaxis(_native.two_steps(a, b, None), -2, 0)
 
 
 def _project(

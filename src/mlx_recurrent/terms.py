@@ -45,6 +45,22 @@ class Options(ScanOptions, total=False):
     input_dropout: float
 
 
+class Asked(NamedTuple):
+    """The options of a call as they were given. The defaults ask for nothing."""
+
+    leak: float | mx.array | None = None
+    zoneout: float = ZERO
+    input_dropout: float = ZERO
+    recurrent_dropout: float = ZERO
+    hidden0: mx.array | None = None
+    training: bool = True
+    lengths: Values | None = None
+    reset: Values | None = None
+    reverse: bool = False
+    checkpoint_every: int | None = None
+    truncate_every: int | None = None
+
+
 class Terms(NamedTuple):
     """The optional terms of a call, judged. Letters: H hidden features, L steps.
 

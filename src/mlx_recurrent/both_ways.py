@@ -1,0 +1,141 @@
+"""Both directions of a layer over a sequence in one launch."""
+
+import math
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_recurrent import _native
+from mlx_recurrent.functional import Call, judge, operands_of
+from mlx_recurrent.terms import Asked
+
+# Multiply-adds of a layer from which on running two at once saves more than it costs to
+# put their weights together.
+_LEAST_WORK = 4_000_000
+
+
+def both_ways(
+    x: mx.array,
+    layers: tuple[dict[str, Any], dict[str, Any]],
+    hidden: tuple[mx.array | None, mx.array | None],
+    options: dict[str, Any],
+) -> mx.array | None:
+    """Run two layers over a sequence in one call, the second backward in time.
+
+    Each is a set of weights of one launch, so that they can run at the same time.
+
+    Args:
+        x (array): The sequence, ``(..., L, D)``.
+        layers (tuple(dict, dict)): What each layer gives to :func:`rnn`.
+        hidden (tuple(array, array)): The state before the first step of each.
+        options (dict): The keywords of the call, without ``reverse``.
+
+    Returns:
+        array, optional: The outputs of both, ``(2, ..., L, H)``. ``None`` where two
+        calls are as fast, or the layers are not alike.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If a shape, a dtype or a value does not fit.
+    """
+    if not _is_long(x, layers[0]) or any(_is_special(layer) for layer in layers):
+        return None
+    one, other = (
+        judge(
+            "x",
+            x,
+            layer["Wxh"],
+            layer["Whh"],
+            layer["bias"],
+            state,
+            layer["nonlinearity"],
+            False,
+            None,
+            Asked(**options) if options else None,
+        )
+        for layer, state in zip(layers, hidden, strict=True)
+    )
+    if not isinstance(one.choice.activation, str) or (
+        _likeness(one) != _likeness(other)
+    ):
+        return None
+    operands = [operands_of(call, None) for call in (one, other)]
+    rows = math.prod(operands[0][0].shape[:-2])
+    L, D = x.shape[-2:]
+    H = one.Whh.shape[0]
+    if not _native.runs_apart(rows, L, D, H, one.dtype, 2):
+        return None
+    x = _twice(operands[0][0], 2)
+    Wxh, bias, Whh, state = (
+        _pair(*pair) for pair in zip(*(o[1:] for o in operands), strict=True)
+    )
+    assert Whh is not None  # for the type checker: both have one
+    terms = one.terms
+    if terms is not None:
+        lengths, reset = terms.lengths, terms.reset
+        terms = terms._replace(
+            lengths=None if lengths is None else _twice(lengths, 0),
+            reset=None if reset is None else _twice(reset, 1),
+        )
+    outputs: mx.array = _native.recurrence(
+        x,
+        Wxh,
+        bias,
+        Whh,
+        state,
+        one.choice.activation,
+        False,
+        None,
+        **({} if terms is None else terms._asdict()),
+        flips=0,
+    )
+    return outputs
+
+
+def _is_special(layer: dict[str, Any]) -> bool:
+    bias = layer["bias"]
+    projects_first = isinstance(bias, mx.array) and bias.shape != layer["Whh"].shape[:1]
+    parameters = layer["leak"] is not None or layer["hidden0"] is not None
+    return bool(
+        projects_first
+        or parameters
+        or layer["zoneout"]
+        or layer["input_dropout"]
+        or layer["recurrent_dropout"]
+    )
+
+
+def _is_long(x: mx.array, layer: dict[str, Any]) -> bool:
+    """Whether a call is worth it to put the weights of two layers together."""
+    operands = (x, layer["Wxh"], layer["Whh"])
+    if not all(isinstance(a, mx.array) and a.ndim >= 2 for a in operands):
+        return False  # refused by the layer itself
+    H, K = layer["Whh"].shape[0], sum(layer["Wxh"].shape)
+    work: int = math.prod(x.shape[:-1]) * H * K
+    return work >= _LEAST_WORK
+
+
+def _likeness(call: Call) -> tuple[Any, ...]:
+    """What is equal for calls that one launch can make."""
+    arrays = (call.Wxh, call.Whh, call.bias, call.hidden)
+    return (
+        call.choice.activation,
+        call.dtype,
+        *(None if a is None else a.shape for a in arrays),
+    )
+
+
+def _twice(a: mx.array, tail: int) -> mx.array:
+    """Return an array behind a new axis of two; ``tail`` axes follow those of rows."""
+    # Not a stack, whose gradient cannot be part of a shapeless function.
+    like = mx.zeros((2, *[1] * (a.ndim - tail)), a.dtype)
+    return _native.widen(mx.expand_dims(a, 0), tail, like, 0, None)
+
+
+def _pair(a: mx.array | None, b: mx.array | None) -> mx.array | None:
+    """Return two arrays of one shape behind a new axis."""
+    if a is None or b is None:
+        return None
+    # Not a selection of MLX's, whose derivative multiplies by zero: NaN of one
+    # direction would reach the other.
+    return mx.moveaxis(_native.two_steps(a, b, None), -2, 0)
