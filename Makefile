@@ -4,10 +4,12 @@
 #   PYTHON=python3.12   the Python that the environment is made from
 #   PEERS="torch ..."   more packages for the tests that compare with them
 #   BENCH="--quick"     options of `mlx-recurrent bench`
+#   FUZZ="--cases 1000" options of `make fuzz`
 
 PYTHON ?= python3
 PEERS ?=
 BENCH ?=
+FUZZ ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
@@ -20,7 +22,7 @@ SOURCES := pyproject.toml CMakeLists.txt \
 
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*/*.h csrc/*/*.cpp tests/kernels/*.h tests/kernels/*.cpp)
 
-.PHONY: demo test bench docs lint clean
+.PHONY: demo test fuzz bench docs lint clean
 
 demo: $(VENV)/demo
 	$(RUN) examples/char_lm.py train $(if $(wildcard runs/char_lm/checkpoint.json),--resume)
@@ -28,6 +30,9 @@ demo: $(VENV)/demo
 test: $(VENV)/test
 	$(if $(PEERS),$(RUN) -m pip install --quiet $(PEERS))
 	$(RUN) -m pytest
+
+fuzz: $(VENV)/test
+	cd tests && ../$(RUN) -m fuzz $(FUZZ)
 
 bench: $(VENV)/bench
 	@mkdir -p docs

@@ -19,7 +19,7 @@ import numpy as np
 from mlx_recurrent import _native, composed, dispatch
 from mlx_recurrent.course import inputs
 from mlx_recurrent.dispatch import Choice, Nonlinearity, StreamOrDevice
-from mlx_recurrent.judging import dtype_name, judge_array, type_name
+from mlx_recurrent.judging import dtype_name, judge_array, shown, type_name
 from mlx_recurrent.masks import draw_key
 from mlx_recurrent.plan import Plan
 from mlx_recurrent.terms import (
@@ -620,7 +620,7 @@ def set_num_threads(n: int) -> None:
     except TypeError:
         raise TypeError(f"n must be an integer, but is {type_name(n)}") from None
     if count < 1:
-        raise ValueError(f"n must be at least 1, but is {count}")
+        raise ValueError(f"n must be at least 1, but is {shown(count)}")
     _native.set_num_threads(min(count, 2**31 - 1))
 
 
@@ -638,9 +638,11 @@ def get_num_threads() -> int:
 def judge_nonlinearity(nonlinearity: Any) -> None:
     """Raise a ``ValueError``, in MLX's words, for what cannot be called."""
     if not callable(nonlinearity):
-        raise ValueError(
-            f"Nonlinearity must be callable. Current value: {nonlinearity}."
-        )
+        try:
+            value = f"{nonlinearity}"
+        except Exception:  # an integer of very many digits, or the user's own
+            value = shown(nonlinearity)
+        raise ValueError(f"Nonlinearity must be callable. Current value: {value}.")
 
 
 def judge_size(name: str, value: Any, least: int) -> None:
@@ -649,10 +651,12 @@ def judge_size(name: str, value: Any, least: int) -> None:
         size = operator.index(value)
     except TypeError:
         raise TypeError(
-            f"{name} must be an integer, but is {type(value).__name__}"
+            f"{name} must be an integer, but is {type_name(value)}"
         ) from None
     if not least <= size < 2**31:
-        raise ValueError(f"{name} must be from {least} to 2**31 - 1, but is {size}")
+        raise ValueError(
+            f"{name} must be from {least} to 2**31 - 1, but is {shown(size)}"
+        )
 
 
 class _Call(NamedTuple):
@@ -694,6 +698,8 @@ def _judge(
         judge_nonlinearity(nonlinearity)
     if return_state is not False and return_state is not True:
         _judge_return_state(return_state)
+    if training is not True and training is not False:
+        training = judge_flag("training", training)
     choice = dispatch.choose(nonlinearity, stream)
 
     judge_array(name, x)
@@ -754,7 +760,6 @@ def _judge(
 
     terms: Terms | None = None
     if optional:
-        training = judge_flag("training", training)
         zoneout = judge_probability("zoneout", zoneout)
         recurrent_dropout = judge_probability("recurrent_dropout", recurrent_dropout)
         input_dropout = judge_probability("input_dropout", input_dropout)
@@ -849,7 +854,7 @@ def _judge_stream(stream: Any) -> None:
 def _judge_return_state(return_state: Any) -> None:
     if not (isinstance(return_state, str) and return_state == "only"):
         raise ValueError(
-            f'return_state must be False, True or "only", but is {return_state!r}'
+            f'return_state must be False, True or "only", but is {shown(return_state)}'
         )
 
 
