@@ -120,20 +120,23 @@ def same_places(ours, upstream, label="result"):
         )
 
 
-def close(ours, upstream, truth, label="result", rounded_to=None, moved=()):
+def close(ours, upstream, truth, label="result", rounded_to=None, neighbours=None):
     """Ours agrees with the truth by the rule above.
 
     ``rounded_to`` is a coarser dtype that something on the way is rounded to. Of many
-    thousand cases upstream is lucky in some: ``moved`` holds truths for inputs that
-    differ by roundings, and the largest error that these make counts as upstream's.
+    thousand cases upstream is lucky in some: ``neighbours``, which is called if need
+    be, gives results of upstream and truths for inputs that differ a little, and the
+    largest error of these counts as upstream's.
     """
     dtype = rounded_to or ours.dtype
     same_places(ours, upstream, label)
     assert truth.shape == tuple(ours.shape), f"{label}: truth is {truth.shape}"
     a, b = wide(ours), wide(upstream)
     error, base = _error(a, truth), _error(b, truth)
-    base = max(base, *(_error(t, truth) for t in moved)) if len(moved) else base
-    bound = OF_UPSTREAM * base + ULPS[dtype] * EPS[dtype] * largest(truth)
+    last_places = ULPS[dtype] * EPS[dtype] * largest(truth)
+    if error > OF_UPSTREAM * base + last_places and neighbours is not None:
+        base = max(base, *(_error(wide(b), t) for b, t in neighbours()))
+    bound = OF_UPSTREAM * base + last_places
     if error > bound:
         # A finite truth may lie beyond the dtype's range: both are then infinite.
         worst = np.unravel_index(np.nanargmax(np.abs(a - truth)), a.shape)

@@ -370,7 +370,10 @@ def step(
             f"shape {x.shape}"
         )
     if reset is not None:
-        lead = hidden.shape[:-1] if isinstance(hidden, mx.array) else x.shape[:-1]
+        lead, Whh = x.shape[:-1], arguments["Whh"]
+        if isinstance(hidden, mx.array) and isinstance(Whh, mx.array) and Whh.ndim == 2:
+            _judge_hidden("x", hidden, Whh, (*lead, Wxh.shape[0]))
+            lead = hidden.shape[:-1]
         reset = mx.expand_dims(judge_reset(reset, "x", lead, ()), -1)
     state: mx.array = rnn(
         mx.expand_dims(x, -2),

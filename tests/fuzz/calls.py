@@ -1,10 +1,13 @@
 """Calls that must be right: random problems, each by one public name."""
 
+import copy
 from contextlib import nullcontext
+from functools import cache
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_unflatten
 
 import mlx_recurrent
 import networks
@@ -24,6 +27,7 @@ from conftest import (
     traced,
 )
 from mlx_recurrent import RNN, Bidirectional, Stack, exporting, init
+from networks import neighbour
 from optional import Problem, grads
 from tolerances import EPS, PRESET, PRESET_COMPUTED, ULPS, close, equal, largest, wide
 
@@ -33,41 +37,37 @@ LAYERS = ["native", "traced", "composed"]
 # What values are, beside ordinary: so large, or so small.
 SCALES = {"ordinary": 1.0, "large": 30.0, "tiny": 1e-3}
 SINGLE = (mx.float32, mx.float64)
+# How many neighbours of the inputs the rule looks at, where it needs them.
+NEIGHBOURS = 16
 OPTIONS = ("leak", "zoneout", "input_dropout", "recurrent_dropout")
 
 
-# How often the inputs are moved, where the rule needs it.
-MOVES = 8
-
-
-def right(got, truth, plain, moved, label="result"):
-    """The rule of the tolerances; no more is computed than it needs.
+def all_right(rng, got, arrays, truth, plain, labels=None):
+    """The rule of the tolerances for all results; no more is computed than it needs.
 
     Args:
-        got (array): The result.
-        truth (array): The truth.
-        plain (callable): Gives what MLX makes of it.
-        moved (callable): Gives the truths for inputs that are moved by roundings.
-        label (str): Of the result.
+        rng (Generator): Draws neighbours of the arrays.
+        got (list): The results.
+        arrays (list): What they were made of.
+        truth (callable): Gives the truths, of arrays.
+        plain (callable): Gives what MLX makes of arrays.
+        labels (list): What each result is.
     """
-    got = got if isinstance(got, mx.array) else mx.array(got)
-    a = wide(got)
-    if got.shape == truth.shape and np.isfinite(a).all() and np.isfinite(truth).all():
-        error = largest(a - truth)
-        if error <= ULPS[got.dtype] * EPS[got.dtype] * largest(truth):
-            return
-    truth, expected = np.asarray(truth), plain()
-    try:
-        close(got, expected, truth, label)
-    except AssertionError:
-        close(got, expected, truth, label, moved=moved())
+    truths, expected = truth(*arrays), cache(lambda: plain(*arrays))
+    assert len(got) == len(truths), f"{len(got)} results, not {len(truths)}"
 
+    def neighbours(i):
+        for _ in range(NEIGHBOURS):
+            nearby = [neighbour(rng, a) for a in arrays]
+            yield plain(*nearby)[i], np.asarray(truth(*nearby)[i])
 
-def moved_by_roundings(rng, a, dtype):
-    """An array of the reference, each number by up to half a last place of a dtype."""
-    if a is None:
-        return None
-    return a * (1 + EPS[dtype] * rng.uniform(-0.5, 0.5, np.shape(a)))
+    for i, (a, true) in enumerate(zip(got, truths, strict=True)):
+        label = f"gradient of {labels[i]}" if labels else f"result {i}"
+        b, true = wide(a), np.asarray(true)
+        if a.shape == true.shape and np.isfinite(b).all() and np.isfinite(true).all():
+            if largest(b - true) <= ULPS[a.dtype] * EPS[a.dtype] * largest(true):
+                continue
+        close(a, expected()[i], true, label, neighbours=lambda i=i: neighbours(i))
 
 
 def with_layout(choose, name, a):
@@ -164,35 +164,25 @@ class OfOneLayer:
         if self.name == "plan":
             self.check_plan()
             return
+        values = list(p.arrays.values())
         got = self.run()
-        truth = self.wanted(p.truth())
-        plain = Lazy(lambda: self.wanted(p.plain()))
-        moved = Lazy(
-            lambda: [
-                self.wanted(reference.terms_rnn(primals, p.activation, p.terms))
-                for primals in self.moved()
-            ]
-        )
-        assert len(got) == len(truth), f"{len(got)} results"
-        for i, (a, b) in enumerate(zip(got, truth, strict=True)):
+        for i, a in enumerate(got):
             assert a.dtype == p.dtype, f"result {i}: {a.dtype} for {p.dtype}"
-            right(
-                a,
-                np.asarray(b),
-                lambda i=i: plain[i],
-                lambda i=i: [results[i] for results in moved],
-                f"result {i}",
-            )
+        all_right(
+            self.rng,
+            got,
+            values,
+            lambda *v: self.wanted(self.of(v).truth()),
+            lambda *v: self.wanted(p.plain(*v)),
+        )
         if self.differentiates and (p.activation != "relu" or p.dtype in SINGLE):
             self.check_gradients()
 
-    def moved(self):
-        """The inputs of the reference, moved by roundings, several times."""
-        p = self.problem
-        return [
-            [moved_by_roundings(self.rng, a, p.dtype) for a in p.primals]
-            for _ in range(MOVES)
-        ]
+    def of(self, values):
+        """The problem with other arrays."""
+        other = copy.copy(self.problem)
+        other.arrays = dict(zip(other.names, values, strict=True))
+        return other
 
     def check_gradients(self):
         p = self.problem
@@ -203,38 +193,20 @@ class OfOneLayer:
         used = {True: (0, 1), False: (0,), "only": (1,)}[self.return_state]
         both = [both[i] if i in used else zeros[i] for i in range(2)]
         values = list(p.arrays.values())
-        got = grads(self.run, values, self.wanted(both))
-        truth = p.gradients(*both)
         clean = [mx.where(mx.isnan(d), 0, d).astype(d.dtype) for d in both]
-        plain = Lazy(lambda: grads(p.plain, values, clean))
-        true = [wide(d) for d in clean]
-        moved = Lazy(
-            lambda: [
-                dict(
-                    zip(
-                        reference.TERMS_ARGUMENTS,
-                        reference.terms_rnn_grad(
-                            primals,
-                            p.activation,
-                            p.terms,
-                            *(moved_by_roundings(self.rng, d, p.dtype) for d in true),
-                        ),
-                        strict=True,
-                    )
-                )
-                for primals in self.moved()
-            ]
+        kept = [i for i, n in enumerate(p.names) if (self.name, n) != ("scan", "Wxh")]
+
+        def chosen(results):
+            return [results[i] for i in kept]
+
+        all_right(
+            self.rng,
+            chosen(grads(self.run, values, self.wanted(both))),
+            values,
+            lambda *v: chosen(self.of(v).gradients(*both)),
+            lambda *v: chosen(grads(p.plain, v, clean)),
+            chosen(p.names),
         )
-        for i, name in enumerate(p.names):
-            if self.name == "scan" and name == "Wxh":
-                continue
-            right(
-                got[i],
-                truth[i],
-                lambda i=i: plain[i],
-                lambda name=name: [results[name] for results in moved],
-                f"gradient of {name}",
-            )
 
     def check_plan(self):
         before = np.array(mx.random.state[0])
@@ -248,24 +220,6 @@ class OfOneLayer:
         before = np.array(mx.random.state[0])
         self.run()
         assert (before == np.array(mx.random.state[0])).all(), "plan drew"
-
-
-class Lazy:
-    """A list that is made when it is first looked at."""
-
-    def __init__(self, make):
-        self.make, self.made = make, None
-
-    def __getitem__(self, i):
-        return self._list()[i]
-
-    def __iter__(self):
-        return iter(self._list())
-
-    def _list(self):
-        if self.made is None:
-            self.made = self.make()
-        return self.made
 
 
 def _rnn(call, arrays, keywords):
@@ -467,23 +421,33 @@ class OfNetwork:
         states = [draw(self.rng, (self.N, self.H), self.dtype) for _ in range(2)]
         return tuple(states) if both_ways else states[0]
 
-    def other(self, xp, moves=False):
-        def convert(a):
-            if xp is mx:
-                return a
-            return (
-                moved_by_roundings(self.rng, wide(a), self.dtype) if moves else wide(a)
+    def other(self, xp):
+        """A function of the network's arrays, by NumPy or MLX."""
+        names = list(self.inputs)
+
+        def function(*values):
+            if xp is np:
+                values = [wide(a) for a in values]
+            tree = tree_unflatten(list(zip(names, values, strict=True)))
+            return self.wanted(
+                networks.network(
+                    xp,
+                    tree["model"],
+                    tree["x"],
+                    tree.get("hidden"),
+                    merge=self.merge,
+                    residual=self.residual,
+                    **self.keywords,
+                )
             )
 
-        return networks.network(
-            xp,
-            _converted(self.model.parameters(), convert),
-            convert(self.x),
-            _converted(self.hidden, convert),
-            merge=self.merge,
-            residual=self.residual,
-            **self.keywords,
-        )
+        return function
+
+    @property
+    def inputs(self):
+        """All arrays, by name."""
+        tree = {"model": self.model.parameters(), "x": self.x, "hidden": self.hidden}
+        return networks.leaves(tree)
 
     def wanted(self, both):
         outputs, states = both
@@ -504,18 +468,8 @@ class OfNetwork:
                 **self.keywords,
             )
         )
-        truth = self.wanted(self.other(np))
-        plain = Lazy(lambda: self.wanted(self.other(mx)))
-        moved = Lazy(lambda: [self.wanted(self.other(np, True)) for _ in range(MOVES)])
-        assert len(got) == len(truth), f"{len(got)} results, not {len(truth)}"
-        for i, (a, b) in enumerate(zip(got, truth, strict=True)):
-            right(
-                a,
-                b,
-                lambda i=i: plain[i],
-                lambda i=i: [results[i] for results in moved],
-                f"result {i}",
-            )
+        values = list(self.inputs.values())
+        all_right(self.rng, got, values, self.other(np), self.other(mx))
         if self.differentiates:
             networks.check(
                 self.rng,
@@ -524,6 +478,7 @@ class OfNetwork:
                 self.hidden,
                 merge=self.merge,
                 residual=self.residual,
+                neighbours=NEIGHBOURS,
                 **self.keywords,
             )
 
@@ -532,14 +487,6 @@ def _flat(tree):
     if isinstance(tree, (list, tuple)):
         return [a for item in tree for a in _flat(item)]
     return [tree]
-
-
-def _converted(tree, convert):
-    if isinstance(tree, dict):
-        return {name: _converted(item, convert) for name, item in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        return type(tree)(_converted(item, convert) for item in tree)
-    return convert(tree) if isinstance(tree, mx.array) else tree
 
 
 class OfProduct:
@@ -575,33 +522,30 @@ class OfProduct:
 
     def check(self):
         values = list(self.arrays.values())
-        true = [wide(a) for a in values]
-        (got,) = self.run(*values)
-        right(
-            got,
-            reference.matmul(*true),
-            lambda: self.plain(*values)[0],
-            lambda: [reference.matmul(*self.moved(true)) for _ in range(MOVES)],
+        all_right(
+            self.rng,
+            self.run(*values),
+            values,
+            lambda *v: [reference.matmul(*map(wide, v))],
+            self.plain,
         )
         if 0 in self.arrays["w"].shape:
             return
-        true = [*(true if len(true) == 3 else [*true, None]), wide(self.cotangent)]
-        truth = reference.matmul_grad(*true)
-        got = grads(self.run, values, [self.cotangent])
-        plain = Lazy(lambda: grads(self.plain, values, [self.cotangent]))
-        for i, name in enumerate(self.arrays):
-            right(
-                got[i],
-                truth[i],
-                lambda i=i: plain[i],
-                lambda i=i: [
-                    reference.matmul_grad(*self.moved(true))[i] for _ in range(MOVES)
-                ],
-                f"gradient of {name}",
-            )
+        c = self.cotangent
 
-    def moved(self, true):
-        return [moved_by_roundings(self.rng, a, self.dtype) for a in true]
+        def gradients(x, w, bias=None):
+            bias = None if bias is None else wide(bias)
+            found = reference.matmul_grad(wide(x), wide(w), bias, wide(c))
+            return [g for g in found if g is not None]
+
+        all_right(
+            self.rng,
+            grads(self.run, values, [c]),
+            values,
+            gradients,
+            lambda *v: grads(self.plain, v, [c]),
+            list(self.arrays),
+        )
 
 
 class OfPreset:
@@ -699,7 +643,7 @@ class OfAccelerate:
             for name, a in arrays.items():
                 assert layer[name] is a, f"{name} is another array"
             ours = layer(ours)
-        right(ours, wide(exact), lambda: expected, lambda: [])
+        close(ours, expected, wide(exact))
 
 
 class OfThreads:

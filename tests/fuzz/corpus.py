@@ -41,4 +41,16 @@ CORPUS = [
     {"call": "misuse", "seed": 0, "argument 0": "training", "value 0": "{1, 2}"},
     # AttributeError: a type without a module.
     {"call": "misuse", "seed": 0, "value 0": "type('Long' * 1000, (), {})()"},
+    # The error was of reset, not of hidden.
+    {
+        "call": "misuse",
+        "seed": 0,
+        "function": "step",
+        "with reset": True,
+        "argument 0": "hidden",
+        "value 0": "zeros()",
+    },
+    # Once, MLX's sum of an empty cotangent did not end.
+    {"call": "matmul", "seed": 873787650, "dtype": "float64", "lead": (0,), "M": 1}
+    | {"shape of bias": ()},
 ]

@@ -120,7 +120,7 @@ for name, values in WRONG.items():
 WRONG["bias"].remove("zeros()")
 WRONG |= {
     "lengths": [*_integers("lead", 0, "L"), "np.zeros(lead, bool)", "True", "0"],
-    "reset": [*_integers("(*lead, L)", 0, 1), "np.ones((*lead, L), bool).T", "True"],
+    "reset": [*_integers("(*lead, L)", 0, 1), "True"],
     "reverse": [*FLAG, "None", "2**64"],
     "training": [*FLAG, "None"],
     "return_all": [*FLAG, "None"],
@@ -183,7 +183,7 @@ WRONG |= {
         "zeros(H)",
         "np.zeros(H)",
         "np.zeros(H + 1, np.float32)",
-        "np.zeros(2 * H, np.float32)[::2]",
+        "np.frombuffer(bytes(4 * H), np.float32)",
         "np.zeros((1, H), np.float32)",
         "np.zeros(H, '>f4')",
         "np.broadcast_to(np.float32(0), (H,))",
@@ -435,6 +435,8 @@ class Misuse:
             return
         for i in range(choose("wrong arguments", [1, 2]) if len(known) > 1 else 1):
             argument = choose(f"argument {i}", known)
+            if argument in self.wrong:
+                continue
             self.wrong.append(argument)
             self.given[argument] = choose(f"value {i}", spec.wrong(argument))
 

@@ -1,5 +1,6 @@
 """Judges cases in processes of their own: one that crashes or hangs is a finding."""
 
+import faulthandler
 import multiprocessing
 import signal
 import time
@@ -58,7 +59,10 @@ def _work(pipe):
             case = pipe.recv()
         except (EOFError, OSError):
             return
+        # Says where it hangs, before the process is killed.
+        faulthandler.dump_traceback_later(0.9 * SECONDS)
         pipe.send(_outcome(_drawn(case)))
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _drawn(case):
