@@ -37,6 +37,10 @@ LAYERS = ["native", "traced", "composed"]
 # What values are, beside ordinary: so large, or so small.
 SCALES = {"ordinary": 1.0, "large": 30.0, "tiny": 1e-3}
 SINGLE = (mx.float32, mx.float64)
+# The least H whose gradients are judged here. The kernels take tanh's slope from the
+# state, 1 - h^2, MLX from what it is the tanh of: where all units are saturated theirs
+# loses more places than the rule allows, and one unit alone often is.
+SEVERAL = 3
 # How many neighbours of the inputs the rule looks at, where it needs them.
 NEIGHBOURS = 16
 OPTIONS = ("leak", "zoneout", "input_dropout", "recurrent_dropout")
@@ -133,9 +137,9 @@ class OfOneLayer:
                 arrays["x"] = problem.in_padding(arrays["x"], float(filler))
         wanted = ["only"] if name == "step" else [True, False, "only"]
         self.return_state = choose("return_state", wanted)
-        # A saturated slope is a difference of nearly equal numbers.
         self.differentiates = (
             scale <= 1
+            and problem.H >= SEVERAL
             and name not in ("stream", "plan")
             and choose("gradients", [False, False, False, True])
         )
@@ -413,6 +417,7 @@ class OfNetwork:
         sizes = self.D * self.H * self.depth * self.N * self.L
         self.differentiates = (
             sizes < 100
+            and self.H >= SEVERAL
             and self.dtype == mx.float64
             and choose("gradients", [False] * 3 + [True])
         )
