@@ -9,7 +9,7 @@ import pytest
 from fuzz import calls, cases, misuse, workers
 from fuzz.corpus import CORPUS
 
-SEED, CASES = 0, 4000
+SEED, CASES = 0, 3000
 
 
 def report(findings):
@@ -62,12 +62,12 @@ def test_an_error_in_the_name_of_nothing_is_found(monkeypatch):
 def test_a_crash_and_a_hang_are_findings(monkeypatch):
     """The run goes on after either, in a new process."""
     monkeypatch.setattr(workers, "_work", as_it_is_told)
-    monkeypatch.setattr(workers, "SECONDS", 5.0)
+    monkeypatch.setattr(workers, "SECONDS", 2.0)
     given = [{"call": c, "seed": 0} for c in ("right", "crash", "hang", "wrong")]
     found = {f.case["call"]: f.what for f in workers.run(given, 1)}
     assert found == {
         "crash": "the process died of SIGSEGV",
-        "hang": "no end after 5 seconds",
+        "hang": "no end after 2 seconds",
         "wrong": "AssertionError: wrong",
     }
 
