@@ -22,7 +22,7 @@ SOURCES := pyproject.toml CMakeLists.txt \
 
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*/*.h csrc/*/*.cpp tests/kernels/*.h tests/kernels/*.cpp)
 
-.PHONY: demo test fuzz bench docs lint clean
+.PHONY: demo test fuzz bench accuracy docs lint clean
 
 demo: $(VENV)/demo
 	$(RUN) examples/char_lm.py train $(if $(wildcard runs/char_lm/checkpoint.json),--resume)
@@ -43,6 +43,10 @@ docs: $(VENV)/docs
 	$(RUN) -m sphinx --fail-on-warning --keep-going --quiet \
 	  --doctree-dir build/doctrees docs build/site
 	@echo "build/site/index.html"
+
+accuracy: $(VENV)/bench
+	@mkdir -p docs
+	$(RUN) -m mlx_recurrent.benchmarks.accuracy --report docs/accuracy.md
 
 lint: $(VENV)/test
 	$(RUN) -m ruff check .
