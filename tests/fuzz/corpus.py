@@ -50,7 +50,7 @@ CORPUS = [
         "argument 0": "hidden",
         "value 0": "zeros()",
     },
-    # Once, MLX's sum of an empty cotangent did not end.
+    # Did not end, sometimes: MLX's sum of an empty cotangent.
     {"call": "matmul", "seed": 873787650, "dtype": "float64", "lead": (0,), "M": 1}
     | {"shape of bias": ()},
 ]
