@@ -3,10 +3,12 @@
 #   PYTHON=python3.12   the Python that the environment is made from
 #   PEERS="torch ..."   more packages for the tests that compare with them
 #   BENCH="--quick"     options of `mlx-recurrent bench`
+#   FUZZ="--cases 1000" options of `make fuzz`
 
 PYTHON ?= python3
 PEERS ?=
 BENCH ?=
+FUZZ ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
@@ -20,7 +22,7 @@ SOURCES := pyproject.toml CMakeLists.txt \
 LINUX := $(filter Linux,$(shell uname))
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*/*.h csrc/*/*.cpp tests/kernels/*.h tests/kernels/*.cpp)
 
-.PHONY: demo test bench docs lint dist clean
+.PHONY: demo test fuzz bench accuracy docs lint dist clean
 
 demo: $(VENV)/demo
 	$(RUN) examples/char_lm.py train $(if $(wildcard runs/char_lm/checkpoint.json),--resume)
@@ -28,6 +30,9 @@ demo: $(VENV)/demo
 test: $(VENV)/test
 	$(if $(PEERS),$(RUN) -m pip install --quiet $(PEERS))
 	$(RUN) -m pytest
+
+fuzz: $(VENV)/test
+	cd tests && ../$(RUN) -m fuzz $(FUZZ)
 
 bench: $(VENV)/bench
 	@mkdir -p docs
@@ -38,6 +43,10 @@ docs: $(VENV)/docs
 	$(RUN) -m sphinx --fail-on-warning --keep-going --quiet \
 	  --doctree-dir build/doctrees docs build/site
 	@echo "build/site/index.html"
+
+accuracy: $(VENV)/bench
+	@mkdir -p docs
+	$(RUN) -m mlx_recurrent.benchmarks.accuracy --report docs/accuracy.md
 
 lint: $(VENV)/test
 	$(RUN) -m ruff check .

@@ -101,10 +101,18 @@ def leaves(tree):
     return {name: a for name, a in tree_flatten(tree) if a is not None}
 
 
-def check(rng, model, x, hidden=None, merge="concat", residual=False, **keywords):
+def neighbour(rng, a):
+    """Nearly the same numbers: as well conditioned, and all roundings are others."""
+    return array(wide(a) * (1 + rng.uniform(-0.01, 0.01, a.shape)), a.dtype)
+
+
+def check(
+    rng, model, x, hidden=None, merge="concat", residual=False, neighbours=0, **keywords
+):
     """Outputs, states and all gradients of a model agree with the reference.
 
-    The model returns lists where it is a stack: every layer's outputs and states.
+    The model returns lists where it is a stack: every layer's outputs and states. The
+    rule of the gradients may look at so many neighbours of the inputs.
     """
     inputs = {"model": model.parameters(), "x": x}
     if hidden is not None:
@@ -151,13 +159,24 @@ def check(rng, model, x, hidden=None, merge="concat", residual=False, **keywords
     def all_in_one(*values):
         return np.concatenate([a.ravel() for a in of(other(np))(*values)])
 
-    gradients = reference.gradient(
-        all_in_one, true, np.concatenate([wide(c).ravel() for c in cotangents])
-    )
-    for name, a, b, truth in zip(
-        inputs, my_gradients, their_gradients, gradients, strict=True
-    ):
-        close(a, b, truth, f"gradient of {name}")
+    weights = np.concatenate([wide(c).ravel() for c in cotangents])
+    gradients = reference.gradient(all_in_one, true, weights)
+
+    def nearby(i):
+        for _ in range(neighbours):
+            values = [neighbour(rng, a) for a in given]
+            theirs = mx.vjp(of(other(mx)), values, cotangents)[1]
+            truths = reference.gradient(all_in_one, [wide(a) for a in values], weights)
+            yield theirs[i], truths[i]
+
+    for i, (name, truth) in enumerate(zip(inputs, gradients, strict=True)):
+        close(
+            my_gradients[i],
+            their_gradients[i],
+            truth,
+            f"gradient of {name}",
+            neighbours=(lambda i=i: nearby(i)) if neighbours else None,
+        )
     model.update(tree_unflatten(list(zip(inputs, given, strict=True)))["model"])
 
 

@@ -1,6 +1,7 @@
 """The matrix product as a function, and the Linear layer on top of it."""
 
 import copy
+import io
 import pickle
 import re
 import sys
@@ -117,6 +118,17 @@ def test_empty(x_shape, M, dtype):
     equal(got[0], expected)
     for grad, a in zip(grads, (x, w, bias), strict=True):
         equal(grad, mx.zeros(a.shape, dtype))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 4), (5, 4), (0, 1, 4)])
+def test_empty_with_a_bias_that_broadcasts(shape):
+    """Its gradient is no sum of MLX's, which does not always end where nothing is."""
+    x, w, bias = mx.zeros((0, 5, 3)), mx.ones((4, 3)), mx.ones(shape)
+    grads = mx.grad(lambda b: mlx_recurrent.matmul(x, w, b).sum())(bias)
+    graph = io.StringIO()
+    mx.export_to_dot(graph, grads)
+    assert "Sum" not in graph.getvalue()
+    equal(grads, mx.zeros(shape))
 
 
 def test_no_features():

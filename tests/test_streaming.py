@@ -384,7 +384,11 @@ def test_errors(path):
         ("x must hold real numbers", ValueError, (x.astype(str),)),
         ("x must be a NumPy or MLX array, but is list", TypeError, (x.tolist(),)),
         ("x must be a NumPy or MLX array, but is NoneType", TypeError, (None,)),
-        ("out must be a numpy.ndarray, but is array", TypeError, (x, mx.array(out))),
+        (
+            "out must be a numpy.ndarray, but is mlx.core.array",
+            TypeError,
+            (x, mx.array(out)),
+        ),
         (r"out must have shape \(3, 2, 8\), but", ValueError, (x, out[:, 0])),
         ("out must have dtype float32, but", ValueError, (x, out.astype("f8"))),
         ("contiguous, aligned and writeable", ValueError, (x, read_only)),

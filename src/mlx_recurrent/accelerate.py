@@ -4,6 +4,7 @@ from typing import Any, TypeVar
 from mlx.nn.layers import linear, recurrent
 from mlx.nn.layers.base import Module
 
+from mlx_recurrent.judging import type_name
 from mlx_recurrent.layers import RNN, Linear
 
 T = TypeVar("T")
@@ -43,7 +44,7 @@ def accelerate(model: T) -> T:
     if not isinstance(model, (dict, list, tuple)):
         raise TypeError(
             "model must be a module, or a list, dictionary or tuple of modules, but is "
-            f"{type(model).__name__}"
+            f"{type_name(model)}"
         )
     swapper = _Swapper()
     result: T = swapper.swap(model)

@@ -9,7 +9,7 @@ from mlx.nn.layers.base import Module
 from mlx_recurrent.both_ways import both_ways
 from mlx_recurrent.duplicate import duplicate
 from mlx_recurrent.functional import ReturnState
-from mlx_recurrent.judging import type_name
+from mlx_recurrent.judging import shown, type_name
 from mlx_recurrent.layers import RNN
 from mlx_recurrent.sizes import sizes_of
 from mlx_recurrent.terms import Values
@@ -86,7 +86,7 @@ class Bidirectional(Module):
         if not (known or merge is None or callable(merge)):
             raise ValueError(
                 'merge must be "concat", "sum", "mul", "mean", None or a callable, but '
-                f"is {merge!r}"
+                f"is {shown(merge)}"
             )
         self.forward = forward
         self.backward = backward

@@ -178,7 +178,10 @@ def product(
     if has_own_product(stream):
         if c is None or c.shape == w.shape[:1]:
             return _native.matmul(x, w, c, stream)
-        return mx.add(_native.matmul(x, w, None, stream), c, stream=stream)
+        y = _native.matmul(x, w, None, stream)
+        if y.size == 0:  # MLX's sum of an empty cotangent may not end
+            c = _native.widen(c, 0, y, 0, stream)
+        return mx.add(y, c, stream=stream)
     transposed = mx.transpose(w, stream=stream)
     if c is None:
         return mx.matmul(x, transposed, stream=stream)

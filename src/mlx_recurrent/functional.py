@@ -19,7 +19,7 @@ import numpy as np
 from mlx_recurrent import _native, composed, dispatch
 from mlx_recurrent.course import inputs
 from mlx_recurrent.dispatch import Choice, Nonlinearity, StreamOrDevice
-from mlx_recurrent.judging import dtype_name, judge_array, type_name
+from mlx_recurrent.judging import dtype_name, judge_array, shown, type_name
 from mlx_recurrent.masks import draw_key
 from mlx_recurrent.plan import Plan
 from mlx_recurrent.terms import (
@@ -371,7 +371,10 @@ def step(
             f"shape {x.shape}"
         )
     if reset is not None:
-        lead = hidden.shape[:-1] if isinstance(hidden, mx.array) else x.shape[:-1]
+        lead, Whh = x.shape[:-1], arguments["Whh"]
+        if isinstance(hidden, mx.array) and isinstance(Whh, mx.array) and Whh.ndim == 2:
+            _judge_hidden("x", hidden, Whh, (*lead, Wxh.shape[0]))
+            lead = hidden.shape[:-1]
         reset = mx.expand_dims(judge_reset(reset, "x", lead, ()), -1)
     state: mx.array = rnn(
         mx.expand_dims(x, -2),
@@ -535,7 +538,7 @@ def set_num_threads(n: int) -> None:
     except TypeError:
         raise TypeError(f"n must be an integer, but is {type_name(n)}") from None
     if count < 1:
-        raise ValueError(f"n must be at least 1, but is {count}")
+        raise ValueError(f"n must be at least 1, but is {shown(count)}")
     _native.set_num_threads(min(count, 2**31 - 1))
 
 
@@ -553,9 +556,11 @@ def get_num_threads() -> int:
 def judge_nonlinearity(nonlinearity: Any) -> None:
     """Raise a ``ValueError``, in MLX's words, for what cannot be called."""
     if not callable(nonlinearity):
-        raise ValueError(
-            f"Nonlinearity must be callable. Current value: {nonlinearity}."
-        )
+        try:
+            value = f"{nonlinearity}"
+        except Exception:  # an integer of very many digits, or the user's own
+            value = shown(nonlinearity)
+        raise ValueError(f"Nonlinearity must be callable. Current value: {value}.")
 
 
 def judge_size(name: str, value: Any, least: int) -> None:
@@ -564,10 +569,12 @@ def judge_size(name: str, value: Any, least: int) -> None:
         size = operator.index(value)
     except TypeError:
         raise TypeError(
-            f"{name} must be an integer, but is {type(value).__name__}"
+            f"{name} must be an integer, but is {type_name(value)}"
         ) from None
     if not least <= size < 2**31:
-        raise ValueError(f"{name} must be from {least} to 2**31 - 1, but is {size}")
+        raise ValueError(
+            f"{name} must be from {least} to 2**31 - 1, but is {shown(size)}"
+        )
 
 
 class Call(NamedTuple):
@@ -681,6 +688,8 @@ def _asked(
     truncate_every: int | None,
 ) -> Asked | None:
     """Return the options that were given, or ``None`` for a call without."""
+    if training is not True and training is not False:
+        training = judge_flag("training", training)
     if (
         lengths is None
         and reset is None
@@ -719,7 +728,7 @@ def _settle(
     stream: StreamOrDevice,
 ) -> Terms | None:
     """Return the terms that the options ask for, or ``None`` for none."""
-    training = judge_flag("training", asked.training)
+    training = asked.training
     zoneout = judge_probability("zoneout", asked.zoneout)
     recurrent = judge_probability("recurrent_dropout", asked.recurrent_dropout)
     at_input = judge_probability("input_dropout", asked.input_dropout)
@@ -804,7 +813,7 @@ def _judge_stream(stream: Any) -> None:
 def _judge_return_state(return_state: Any) -> None:
     if not (isinstance(return_state, str) and return_state == "only"):
         raise ValueError(
-            f'return_state must be False, True or "only", but is {return_state!r}'
+            f'return_state must be False, True or "only", but is {shown(return_state)}'
         )
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from mlx.nn.layers import recurrent
 from mlx.nn.layers.base import Module
 
-from mlx_recurrent.judging import type_name
+from mlx_recurrent.judging import float_of, shown, type_name
 
 M = TypeVar("M", bound=Module)
 
@@ -112,8 +112,9 @@ def spectral_radius_(layer: M, r: float) -> M:
     """
     if not isinstance(r, Real):
         raise TypeError(f"r must be a number, but is {type_name(r)}")
-    if not (0 < r < math.inf):
-        raise ValueError(f"r must be positive and finite, but is {r}")
+    radius = float_of(r)
+    if not (0 < radius < math.inf):
+        raise ValueError(f"r must be positive and finite, but is {shown(r)}")
     scaled = []
     for rnn in _layers(layer):
         Whh = np.array(rnn.Whh.astype(mx.float64, stream=mx.cpu))
@@ -124,7 +125,7 @@ def spectral_radius_(layer: M, r: float) -> M:
                 "Whh must have an eigenvalue other than zero to be scaled, but a power "
                 "of it is zero"
             )
-        scaled.append((rnn, Whh * (r / np.abs(np.linalg.eigvals(Whh)).max())))
+        scaled.append((rnn, Whh * (radius / np.abs(np.linalg.eigvals(Whh)).max())))
     for rnn, Whh in scaled:
         _set(rnn, Whh)
     return layer

@@ -7,6 +7,7 @@ from mlx.nn.layers import linear, recurrent
 from mlx_recurrent import dispatch, functional
 from mlx_recurrent.dispatch import Nonlinearity
 from mlx_recurrent.functional import ReturnState
+from mlx_recurrent.judging import type_name
 from mlx_recurrent.plan import Plan
 from mlx_recurrent.streaming import Array, Stream
 from mlx_recurrent.terms import (
@@ -101,6 +102,10 @@ class RNN(recurrent.RNN):
     ) -> None:
         functional.judge_size("input_size", input_size, 0)
         functional.judge_size("hidden_size", hidden_size, 1)
+        try:
+            bias = bool(bias)  # as MLX takes it
+        except (TypeError, ValueError):
+            raise TypeError(f"bias must be a bool, but is {type_name(bias)}") from None
         if nonlinearity is not None:
             functional.judge_nonlinearity(nonlinearity)
         own: dict[str, float | mx.array] = {

@@ -176,6 +176,7 @@ class Stack(Module):
             "truncate_every": truncate_every,
         }
         keywords = {name: value for name, value in given.items() if value is not None}
+        return_all = judge_flag("return_all", return_all)
         if reverse:
             self._judge_reverse()
         outputs: list[Any] = []
@@ -204,7 +205,7 @@ class Stack(Module):
                 y = y + x
             outputs.append(y)
             x = y
-        returned = outputs if judge_flag("return_all", return_all) else x
+        returned = outputs if return_all else x
         return returned if return_state is False else (returned, states)
 
     def _entries(self, hidden: Any) -> Sequence[Any]:

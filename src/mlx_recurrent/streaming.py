@@ -11,6 +11,7 @@ from mlx.nn.layers.base import Module
 from mlx_recurrent import _native, composed, dispatch, functional
 from mlx_recurrent.dispatch import Nonlinearity
 from mlx_recurrent.duplicate import duplicate
+from mlx_recurrent.judging import type_name
 from mlx_recurrent.plan import Plan
 from mlx_recurrent.terms import ZERO, Terms
 from mlx_recurrent.tracing import trace
@@ -232,7 +233,7 @@ class Stream:
 
     def _judge_out(self, out: Any, shape: tuple[int, ...]) -> None:
         if not isinstance(out, np.ndarray):
-            raise TypeError(f"out must be a numpy.ndarray, but is {type(out).__name__}")
+            raise TypeError(f"out must be a numpy.ndarray, but is {type_name(out)}")
         if out.shape != shape:
             raise ValueError(f"out must have shape {shape}, but has shape {out.shape}")
         if out.dtype != self._dtype:
@@ -323,7 +324,7 @@ def _numpy(name: str, value: Any) -> np.ndarray:
     elif not isinstance(value, np.ndarray):
         if not hasattr(value, "__dlpack__"):
             raise TypeError(
-                f"{name} must be a NumPy or MLX array, but is {type(value).__name__}"
+                f"{name} must be a NumPy or MLX array, but is {type_name(value)}"
             )
         value = np.from_dlpack(value)
     values = cast(np.ndarray, value)

@@ -8,7 +8,13 @@ from typing import Any, NamedTuple, TypeAlias, TypedDict
 import mlx.core as mx
 import numpy as np
 
-from mlx_recurrent.judging import dtype_name, judge_array, type_name
+from mlx_recurrent.judging import (
+    dtype_name,
+    float_of,
+    judge_array,
+    shown,
+    type_name,
+)
 
 # A nested sequence of numbers, or an array.
 Values: TypeAlias = Sequence[Any] | np.ndarray | mx.array | int
@@ -162,9 +168,9 @@ def judge_reset(
 def judge_leak(value: Any, H: int) -> float | mx.array:
     """Return a leak: a number in (0, 1], or an array ``(H,)`` of any values."""
     if isinstance(value, Real):
-        leak = float(value)
+        leak = float_of(value)
         if not 0 < leak <= 1:
-            raise ValueError(f"leak must be in (0, 1], but is {value}")
+            raise ValueError(f"leak must be in (0, 1], but is {shown(value)}")
         return leak
     if not isinstance(value, mx.array):
         raise TypeError(
@@ -181,7 +187,11 @@ def judge_leak(value: Any, H: int) -> float | mx.array:
 
 def judge_leaks(value: Any, H: int) -> float | mx.array:
     """Return the leak of a layer, whose values are judged in an array too."""
-    leak = judge_leak(mx.array(value) if isinstance(value, np.ndarray) else value, H)
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "biufc":
+            raise TypeError(f"leak must hold numbers, but has dtype {value.dtype}")
+        value = _of_numpy(value)
+    leak = judge_leak(value, H)
     if isinstance(leak, mx.array):
         wide = mx.float64 if leak.dtype == mx.float64 else mx.float32
         if (found := _read(leak.astype(wide))) is not None:
@@ -200,8 +210,8 @@ def judge_probability(name: str, value: Any) -> float:
     """Return a probability, in [0, 1)."""
     if not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, but is {type_name(value)}")
-    if not 0 <= (probability := float(value)) < 1:
-        raise ValueError(f"{name} must be in [0, 1), but is {value}")
+    if not 0 <= (probability := float_of(value)) < 1:
+        raise ValueError(f"{name} must be in [0, 1), but is {shown(value)}")
     return probability
 
 
@@ -216,7 +226,7 @@ def judge_every(name: str, value: Any) -> int:
             f"{name} must be an integer or None, but is {type_name(value)}"
         ) from None
     if not 1 <= every < 2**31:
-        raise ValueError(f"{name} must be from 1 to 2**31 - 1, but is {every}")
+        raise ValueError(f"{name} must be from 1 to 2**31 - 1, but is {shown(every)}")
     return every
 
 
@@ -253,7 +263,15 @@ def _numbers(
         found = found.astype(np.int32)  # an empty list has no dtype
     if found.dtype.kind not in kinds:
         _refuse_dtype(name, rule, str(found.dtype))
-    return mx.array(found), found
+    return _of_numpy(found), found
+
+
+def _of_numpy(values: np.ndarray) -> mx.array:
+    """Return an array that may lie in memory in any way, and be of any byte order."""
+    dtype = values.dtype.newbyteorder("=")
+    if dtype == np.longdouble:  # MLX has none
+        dtype = np.dtype(np.float64)
+    return mx.array(np.asarray(values, dtype, order="C"))
 
 
 def _refuse_dtype(name: str, rule: str, dtype: str) -> None:

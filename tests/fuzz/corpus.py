@@ -1,0 +1,56 @@
+"""Cases that failed once, with what was wrong then. Each is judged in every run."""
+
+CORPUS = [
+    # MLX's words for arrays of NumPy with a negative stride, or of another byte order.
+    {
+        "call": "misuse",
+        "seed": 0,
+        "rewritten": True,
+        "argument": "lengths",
+        "other form": 0,
+    },
+    {"call": "rnn", "seed": 0, "lengths": True, "lead": (3,), "L": 5}
+    | {"form of lengths": "int64 of the other byte order"},
+    {"call": "rnn", "seed": 0, "reset": True, "lead": (3,), "L": 5}
+    | {"form of reset": "backwards"},
+    # OverflowError.
+    {"call": "misuse", "seed": 0, "argument 0": "leak", "value 0": "10**400"},
+    {"call": "misuse", "seed": 0, "argument 0": "zoneout", "value 0": "-10**400"},
+    {
+        "call": "misuse",
+        "seed": 0,
+        "function": "init.spectral_radius_",
+        "argument 0": "r",
+        "value 0": "10**400",
+    },
+    # Python's limit of digits, in place of the argument's name.
+    {
+        "call": "misuse",
+        "seed": 0,
+        "argument 0": "truncate_every",
+        "value 0": "10**5000",
+    },
+    # Ten thousand letters of a value in the error.
+    {
+        "call": "misuse",
+        "seed": 0,
+        "argument 0": "return_state",
+        "value 0": "'x' * 10000",
+    },
+    # Was not judged where no option was given.
+    {"call": "misuse", "seed": 0, "argument 0": "training", "value 0": "{1, 2}"},
+    # AttributeError: a type without a module.
+    {"call": "misuse", "seed": 0, "value 0": "type('Long' * 1000, (), {})()"},
+    # The error was of reset, not of hidden.
+    {
+        "call": "misuse",
+        "seed": 0,
+        "function": "step",
+        "with reset": True,
+        "argument 0": "hidden",
+        "value 0": "zeros()",
+    },
+    # Did not end, sometimes: MLX's sum of an empty cotangent.
+    {"call": "matmul", "seed": 873787650, "dtype": "float64", "lead": (0,), "M": 1}
+    | {"shape of bias": ()},
+]
