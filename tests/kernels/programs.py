@@ -59,13 +59,16 @@ def run(*command: object, **environment: str) -> str:
     return done.stdout
 
 
-def build(name: str, *options: str, cxx: str | None = None) -> Path:
+def build(
+    name: str, *options: str, cxx: str | None = None, target: str = "all"
+) -> Path:
     """The folder of the programs, built anew where a source changed.
 
     Args:
         name (str): Of the folder in ``build``.
         options: For CMake, such as ``-DSANITIZE=thread``.
         cxx (str, optional): The compiler. ``None`` is the usual one.
+        target (str, optional): What is built of it. Default: ``"all"``.
     """
     folder = BUILDS / name
     run(
@@ -74,7 +77,7 @@ def build(name: str, *options: str, cxx: str | None = None) -> Path:
         f"-DCMAKE_MAKE_PROGRAM={require('ninja', 'ninja-build')}",
         f"-DCMAKE_CXX_COMPILER={cxx or compiler() or require('g++', 'g++')}",
     )
-    run(require("cmake", "cmake"), "--build", folder)
+    run(require("cmake", "cmake"), "--build", folder, "--target", target)
     return folder
 
 

@@ -8,7 +8,7 @@ import argparse
 import platform
 import sys
 
-from programs import Table, build, require, run
+from programs import SOURCE, Table, build, require, run
 
 # What valgrind knows of this processor's instructions.
 VALGRIND_ISAS = ("avx2", "baseline", "neon")
@@ -37,7 +37,9 @@ def main() -> int:
         folder = build(f"sanitize_{name}", f"-DSANITIZE={name}", cxx=gcc)
         for isa in isas:
             program, force = folder / "check_kernels", {"MLX_RECURRENT_ISA": isa}
-            if name != "thread":  # the list is for one thread in most
+            command = [program, "--corpus", SOURCE / "corpus.txt"]
+            table.add(f"{name}, {isa}, corpus", command, **force)
+            if name != "thread":  # most of the list is for one thread
                 table.add(f"{name}, {isa}, list", [program], **force)
             command = [program, *random(options.cases)]
             table.add(f"{name}, {isa}, random", command, **force)
