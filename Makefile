@@ -3,12 +3,15 @@
 #   PYTHON=python3.12   the Python that the environment is made from
 #   PEERS="torch ..."   more packages for the tests that compare with them
 #   BENCH="--quick"     options of `mlx-recurrent bench`
-#   FUZZ="--cases 1000" options of `make fuzz`
+#   FUZZ="--cases 1000" options of `make fuzz`; so FUZZ_KERNELS, SANITIZE, EMULATE
 
 PYTHON ?= python3
 PEERS ?=
 BENCH ?=
 FUZZ ?=
+FUZZ_KERNELS ?=
+SANITIZE ?=
+EMULATE ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
@@ -22,7 +25,7 @@ SOURCES := pyproject.toml CMakeLists.txt \
 LINUX := $(filter Linux,$(shell uname))
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*/*.h csrc/*/*.cpp tests/kernels/*.h tests/kernels/*.cpp)
 
-.PHONY: demo test fuzz bench accuracy docs lint dist clean
+.PHONY: demo test fuzz bench accuracy docs lint sanitize fuzz-kernels emulate dist clean
 
 demo: $(VENV)/demo
 	$(RUN) examples/char_lm.py train $(if $(wildcard runs/char_lm/checkpoint.json),--resume)
@@ -53,6 +56,16 @@ lint: $(VENV)/test
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_FILES)
+
+# The kernels alone, see CONTRIBUTING.md.
+sanitize: $(VENV)/test
+	$(RUN) tests/kernels/sanitize.py $(SANITIZE)
+
+fuzz-kernels: $(VENV)/test
+	$(RUN) tests/kernels/fuzz.py $(FUZZ_KERNELS)
+
+emulate: $(VENV)/test
+	$(RUN) tests/kernels/emulate.py $(EMULATE)
 
 # An sdist and the wheel that is built from it, each tried in an empty environment. A wheel
 # of Linux gets the tag of the systems it runs on; MLX's library stays outside.

@@ -76,6 +76,7 @@ const std::vector<Field>& fields() {
       {"dstates", &Case::dstates, {}},
       {"preactivations", &Case::preactivations, {}},
       {"wanted", &Case::wanted, {}},
+      {"contents", &Case::contents, {"ordinary", "large", "small", "zero"}},
       {"layout",
        &Case::layout,
        {"contiguous", "transposed", "gaps", "reversed", "broadcast"}},
@@ -137,7 +138,7 @@ void Case::settle() {
   }
   if (pointwise || mask) {
     D = 1;
-    bias = layout = 0;
+    bias = layout = contents = 0;
   }
   if (scan || projected) {
     D = H;

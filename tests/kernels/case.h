@@ -44,6 +44,15 @@ constexpr int kLengths = 5;
 enum class Resets : int64_t { nowhere, some, everywhere, first };
 constexpr int kResets = 4;
 
+// How large the numbers are that enter.
+enum class Contents : int64_t {
+  ordinary, // about one
+  large,    // units saturate
+  small,    // products and errors vanish
+  zero,
+};
+constexpr int kContents = 4;
+
 // Everything is a whole number, so that one table names, prints and reads it.
 struct Case {
   int64_t entry = 0;
@@ -64,6 +73,7 @@ struct Case {
   int64_t dstates = 1;        // backward: the states have one
   int64_t preactivations = 1; // are kept, where backward needs them
   int64_t wanted = want_all;  // backward
+  int64_t contents = 0;
   int64_t layout = 0;
   int64_t split = 0;
   int64_t threads = 1, slices = 1; // of the partition

@@ -56,7 +56,8 @@ constexpr Option kOptions[] = {
     {&Case::transposed, 1}};
 
 // Some of the optional terms of a recurrence, or all.
-void draw_options(Case& c, Random& random) {
+template <class Choices>
+void draw_options(Case& c, Choices& random) {
   auto sometimes = [&] { return random.whole(0, 2) == 0; };
   auto probability = [&] {
     const int64_t some[] = {1, 100, 300, 500};
@@ -76,7 +77,8 @@ void draw_options(Case& c, Random& random) {
   c.keep_latest = sometimes();
 }
 
-Case drawn(Random& random) {
+template <class Choices>
+Case drawn(Choices& random) {
   Case c;
   c.entry = random.whole(0, kEntries - 1);
   c.type = random.whole(0, kTypes - 1);
@@ -98,6 +100,7 @@ Case drawn(Random& random) {
   c.dstates = random.whole(0, 3) > 0;
   c.preactivations = random.whole(0, 1);
   c.wanted = random.whole(0, 1) ? want_all : random.whole(1, want_all);
+  c.contents = random.whole(0, 2) ? 0 : random.whole(1, kContents - 1);
   c.layout = random.whole(0, kLayouts - 1);
   c.split = random.whole(0, kSplits - 1);
   c.threads = random.whole(1, kMostMembers);
@@ -110,10 +113,30 @@ Case drawn(Random& random) {
   return c;
 }
 
-} // namespace
+// Choices that a fuzzer makes: each takes the next bytes, and the first of the
+// possible ones where there are no more.
+class Bytes {
+ public:
+  Bytes(const unsigned char* data, size_t size)
+      : data_(data), end_(data + size) {
+  }
+  int64_t whole(int64_t first, int64_t last) {
+    uint64_t value = 0;
+    for (uint64_t rest = static_cast<uint64_t>(last - first); rest > 0;
+         rest >>= 8) {
+      value = value << 8 | (data_ < end_ ? *data_++ : 0u);
+    }
+    return first +
+        static_cast<int64_t>(value % static_cast<uint64_t>(last - first + 1));
+  }
 
-Case random_case(uint64_t seed) {
-  Random random(seed);
+ private:
+  const unsigned char* data_;
+  const unsigned char* end_;
+};
+
+template <class Choices>
+Case any_case(Choices& random) {
   Case c = drawn(random);
   for (auto axis : {&Case::N, &Case::L, &Case::D, &Case::H}) {
     if (random.whole(0, 99) == 0) {
@@ -123,6 +146,18 @@ Case random_case(uint64_t seed) {
   fit(c);
   c.settle();
   return c;
+}
+
+} // namespace
+
+Case random_case(uint64_t seed) {
+  Random random(seed);
+  return any_case(random);
+}
+
+Case case_of_bytes(const unsigned char* data, size_t size) {
+  Bytes bytes(data, size);
+  return any_case(bytes);
 }
 
 std::vector<Case> listed_cases() {

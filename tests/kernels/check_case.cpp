@@ -149,6 +149,22 @@ class Check {
     }
   }
 
+  // The largest number that enters.
+  double size() const {
+    switch (static_cast<Contents>(c_.contents)) {
+      case Contents::ordinary:
+        return 1;
+      case Contents::large:
+        return 40;
+      case Contents::small:
+        // Its square, many times over, is less than the smallest number.
+        return std::ldexp(1.0, format(type_).least / 2 - 16);
+      case Contents::zero:
+        return 0;
+    }
+    return 0;
+  }
+
   // The size of weights that keep states from growing over time, and from
   // dying. Equal weights add up, and so may a few over many steps.
   double gain(int64_t terms) const {
@@ -288,7 +304,7 @@ class Check {
   }
 
   void matmul() {
-    const Operand& x = draw({c_.N, c_.L, c_.D}, 1);
+    const Operand& x = draw({c_.N, c_.L, c_.D}, size());
     const Operand& w = draw({c_.H, c_.D}, 1);
     const Operand& bias = draw({c_.H}, 1);
     MatmulArgs args = {
@@ -320,7 +336,7 @@ class Check {
   }
 
   void sum_of_products() {
-    const Operand& a = draw({c_.N, c_.L, c_.H}, 1);
+    const Operand& a = draw({c_.N, c_.L, c_.H}, size());
     const Operand& b = draw({c_.N, c_.L, c_.D}, 1);
     OuterSumArgs args = {
         c_.N, c_.L, c_.H, c_.D, a.sequence(), b.sequence(), nullptr};
@@ -368,14 +384,14 @@ class Check {
   }
 
   void scan() {
-    Operand& s = draw({c_.N, c_.L, c_.H}, 1);
+    Operand& s = draw({c_.N, c_.L, c_.H}, size());
     poison_padding(s, c_.H);
     const Operand& V = draw({c_.H, c_.H}, gain(c_.H));
     const Operand& alpha = draw_factors();
     const Operand& beta = draw_factors();
     const Operand& gamma = draw_factors();
-    Operand& hidden = draw({c_.N, 1, c_.H}, 1);
-    const Operand& restart = draw({c_.H}, 1);
+    Operand& hidden = draw({c_.N, 1, c_.H}, size());
+    const Operand& restart = draw({c_.H}, size());
     poison_hidden(hidden, [&](int64_t n, int64_t j) {
       int64_t at = runs_.index(n, 0) * c_.H + j;
       return c_.gamma && gamma[at] == 0 && (!c_.alpha || alpha[at] == 0);
@@ -488,14 +504,14 @@ class Check {
 
   Operands layer() {
     const Chances& chances = draws_.chances();
-    Operand& x = draw({c_.N, c_.L, c_.D}, 1);
+    Operand& x = draw({c_.N, c_.L, c_.D}, size());
     const Operand& Wxh = draw({c_.H, c_.D}, gain(c_.D));
     const Operand& bias = draw({c_.H}, 0.5);
     // What is left of the units grows by as much as is dropped.
     const Operand& Whh =
         draw({c_.H, c_.H}, gain(c_.H) * (1 - chances.recurrent_dropout));
-    Operand& hidden = draw({c_.N, 1, c_.H}, 1);
-    const Operand& restart = draw({c_.H}, 1);
+    Operand& hidden = draw({c_.N, 1, c_.H}, size());
+    const Operand& restart = draw({c_.H}, size());
     const Operand& leak = place({c_.H}, drawn_leak());
     poison_x(x);
     poison_hidden(hidden, [&](int64_t n, int64_t j) {
@@ -694,9 +710,9 @@ class Check {
             keeps_preactivations() ? kept_a.data() : nullptr},
         kAlone,
         1);
-    Operand& cotangents = draw({c_.N, c_.L, c_.H}, 1);
+    Operand& cotangents = draw({c_.N, c_.L, c_.H}, size());
     poison_padding(cotangents, c_.H);
-    const Operand& of_state = draw({c_.N, 1, c_.H}, 1);
+    const Operand& of_state = draw({c_.N, 1, c_.H}, size());
 
     // What the forward pass would have left.
     std::vector<double> left(static_cast<size_t>(c_.N * kept() * c_.H), kNaN);

@@ -3,6 +3,7 @@
 //   check_kernels                        the list of cases
 //   check_kernels --random 1000 --seed 7 cases at random
 //   check_kernels --case "entry=..."     one case, as a failure prints it
+//   check_kernels --corpus corpus.txt    what a fuzzer found, see fuzz.py
 //   check_kernels --isas                 the instruction sets of this machine
 //
 // MLX_RECURRENT_ISA chooses the instruction set.
@@ -11,6 +12,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 
 #include "checks.h"
 
@@ -24,8 +26,28 @@ int usage() {
   std::fprintf(
       stderr,
       "usage: check_kernels [--random COUNT [--seed S] | --case TEXT | "
-      "--isas]\n");
+      "--corpus FILE | --isas]\n");
   return 2;
+}
+
+// Adds a case for each line, the hexadecimal digits of a fuzzer's bytes.
+bool read_corpus(const char* path, std::vector<Case>& cases) {
+  std::ifstream file(path);
+  std::string line;
+  while (std::getline(file, line)) {
+    std::vector<unsigned char> bytes;
+    for (size_t i = 0; i + 1 < line.size(); i += 2) {
+      bytes.push_back(
+          static_cast<unsigned char>(
+              std::strtoul(line.substr(i, 2).c_str(), nullptr, 16)));
+    }
+    cases.push_back(case_of_bytes(bytes.data(), bytes.size()));
+  }
+  if (!file.eof() || cases.empty()) {
+    std::fprintf(stderr, "no corpus: %s\n", path);
+    return false;
+  }
+  return true;
 }
 
 } // namespace
@@ -33,7 +55,6 @@ int usage() {
 int main(int count, char** arguments) {
   int64_t random = -1;
   uint64_t seed = 0;
-  bool elementary = true;
   std::vector<Case> cases;
   for (int i = 1; i < count; ++i) {
     const char* name = arguments[i];
@@ -50,11 +71,15 @@ int main(int count, char** arguments) {
     } else if (
         value && std::strcmp(name, "--case") == 0 && Case::parse(value, c)) {
       cases.push_back(c);
+    } else if (
+        value && std::strcmp(name, "--corpus") == 0 &&
+        read_corpus(value, cases)) {
+      continue;
     } else {
       return usage();
     }
-    elementary = false;
   }
+  const bool elementary = count == 1;
   const auto* table = mlx_recurrent::kernels::table();
   if (!table) {
     std::fprintf(

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <cstddef>
 #include <string>
 #include <vector>
 
@@ -22,9 +23,10 @@ std::string check_case(
     const Case& c,
     Largest (&largest)[kEntries]);
 
-// The cases that every run takes, and one at random.
+// The cases that every run takes, one at random, and one of a fuzzer's.
 std::vector<Case> listed_cases();
 Case random_case(uint64_t seed);
+Case case_of_bytes(const unsigned char* data, size_t size);
 
 // The activations and the conversions of elements; one line for each fault.
 std::vector<std::string> check_elementary(
