@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlx_recurrent import atomic
 from mlx_recurrent.bidirectional import Bidirectional
-from mlx_recurrent.interop import files
 from mlx_recurrent.interop.parts import framework
 from mlx_recurrent.interop.reversed import Reversed
 from mlx_recurrent.judging import type_name
@@ -163,7 +163,7 @@ def to_onnx(
         )
     onnx.checker.check_model(model, full_check=True)
     if path is not None:
-        files.write(path, lambda file: file.write(model.SerializeToString()))
+        atomic.write(path, lambda file: file.write(model.SerializeToString()))
     return model
 
 

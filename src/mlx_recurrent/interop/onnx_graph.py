@@ -1,5 +1,6 @@
 """An ONNX graph with RNN nodes, followed node by node."""
 
+import math
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,7 +29,7 @@ from mlx_recurrent.interop.onnx_tensors import (
     why_of,
 )
 
-# Their results are no larger than what they are given.
+# They only move what they are given.
 _MOVES = frozenset(
     {
         "Concat",
@@ -42,6 +43,9 @@ _MOVES = frozenset(
     }
 )
 _FOLDED = _MOVES | {"Cast", "Identity"}
+# How many numbers nodes may make of constants for each byte of them. Exporters take
+# weights apart and put them together; more is a small file that asks for much memory.
+_MADE_OF_A_BYTE = 8
 # What ONNX and NumPy raise for files that are not what they say.
 _DAMAGE = (
     ValueError,
@@ -73,6 +77,7 @@ class Graph:
         self.graph = model.graph
         self.opsets = list(model.opset_import)
         self.runs: list[Run] = []
+        self._bytes, self._made = model.ByteSize(), 0
         self.values: dict[str, Value] = {"": None}
         version = next(
             (o.version for o in self.opsets if o.domain in ("", "ai.onnx")), 0
@@ -178,11 +183,14 @@ class Graph:
             loaded = tensor
             try:
                 if external_data_helper.uses_external_data(tensor):
+                    if self.folder is None:
+                        raise ValueError("it is in another file: give the model's path")
                     loaded = onnx.TensorProto()
                     loaded.CopyFrom(tensor)
                     external_data_helper.load_external_data_for_tensor(
-                        loaded, str(self.folder or "")
+                        loaded, str(self.folder)
                     )
+                    self._bytes += loaded.ByteSize()
                 return np.asarray(numpy_helper.to_array(loaded))
             except _DAMAGE as error:
                 raise ValueError(
@@ -215,6 +223,7 @@ class Graph:
                     for name, value in zip(node.input, inputs, strict=True)
                     if isinstance(value, Fixed)
                 }
+                self._judge_size(node, list(given.values()))
                 infos = [
                     helper.make_tensor_value_info(
                         name, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape
@@ -239,6 +248,22 @@ class Graph:
             return Fixed(lambda: load(i))
 
         return [value(i) for i in range(len(node.output))]
+
+    def _judge_size(self, node: NodeProto, given: list[np.ndarray]) -> None:
+        """Refuse a node that makes much of little, before it does."""
+        size = given[0].size if given else 0
+        if node.op_type == "Concat":
+            size = sum(a.size for a in given)
+        elif node.op_type == "Gather" and len(given) == 2 and given[0].ndim:
+            shape = list(given[0].shape)
+            shape.pop(attributes_of(node).get("axis", 0) % len(shape))
+            size = math.prod(shape) * given[1].size
+        self._made += size
+        if self._made > _MADE_OF_A_BYTE * self._bytes:
+            self.refuse(
+                f"has the node {label_of(node)!r} ({node.op_type}), with which its "
+                f"nodes make {self._made} numbers of {self._bytes} bytes"
+            )
 
 
 def _line(error: BaseException) -> str:
