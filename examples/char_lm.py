@@ -944,7 +944,8 @@ def draw_curves(run: Run, bits: float, baselines: dict[str, float], path: Path) 
         free += (high - low) / 25
     axes.legend(frameon=False)
     figure.savefig(buffer := io.BytesIO(), format="png", dpi=150)
-    write(path, buffer.getvalue())
+    with locked(path.parent, fcntl.LOCK_EX):
+        write(path, buffer.getvalue())
 
 
 def report(run: Run, text: Text, arguments: argparse.Namespace) -> None:

@@ -376,6 +376,20 @@ def test_reader_that_goes_away(trained):
     process.stderr.close()
 
 
+def test_two_runs_in_a_folder(train, text, tmp_path, char_lm):
+    """The last checkpoint written counts, and has its arrays."""
+    processes = []
+    for seed in (1, 2):
+        arguments = ["train", "--text", text, "--out", tmp_path / "run", *SMALL]
+        more = ["--overwrite", "--steps", 60, "--every", 1, "--seed", seed, "--quiet"]
+        processes.append(start(*arguments, *more))
+    for process in processes:
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+    assert char_lm.Run.load(tmp_path / "run").step == 60
+    assert len(files(tmp_path / "run")) == 3
+
+
 def test_files_of_others_stay(train, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
@@ -575,6 +589,22 @@ def forged(change):
     return damage
 
 
+def forged_header(**changes):
+    """Another entry of an array, with the checksum that the record would have."""
+
+    def damage(folder, char_lm):
+        (path,) = folder.glob("*.safetensors")
+        data = path.read_bytes()
+        length = 8 + int.from_bytes(data[:8], "little")
+        header = json.loads(data[8:length])
+        header["model.rnn.bias"] |= changes
+        text = json.dumps(header).encode()
+        path.write_bytes(struct.pack("<Q", len(text)) + text + data[length:])
+        forged(lambda record: None)(folder, char_lm)
+
+    return damage
+
+
 def on_files(pattern, change):
     def damage(folder, char_lm):
         (path,) = folder.glob(pattern)
@@ -626,6 +656,26 @@ DAMAGE = {
     "heldout wrong": forged(lambda r: r.update(heldout=[[1]])),
     "text missing": forged(lambda r: r.update(text={})),
     "arrays a number": forged(lambda r: r.update(arrays=3)),
+    "arrays elsewhere": forged(lambda r: r.update(arrays=f"../run/{r['arrays']}")),
+    "arrays a device": damage_record(lambda r: r.update(arrays="/dev/zero")),
+    "arrays another's": damage_record(lambda r: r.update(arrays="curves.png")),
+    "text a number": forged(lambda r: r["text"].update(file=7)),
+    "text no path": forged(lambda r: r["text"].update(file="a\0b")),
+    "vocabulary unsorted": forged(lambda r: r.update(vocabulary=r["vocabulary"][::-1])),
+    "vocabulary a list": forged(lambda r: r.update(vocabulary=list(r["vocabulary"]))),
+    "seconds not finite": forged(lambda r: r.update(seconds=math.nan)),
+    "seconds none": forged(lambda r: r.update(seconds=0)),
+    "heldout huge": forged(lambda r: r.update(heldout=[[10**400, 1.0]])),
+    "heldout not finite": forged(lambda r: r["heldout"][-1].__setitem__(1, math.inf)),
+    "heldout empty": forged(lambda r: r.update(heldout=[])),
+    "bits not finite": damage_arrays(lambda a: a.update(bits=a["bits"] * mx.nan)),
+    "header negative": forged_header(shape=[-7]),
+    "header wraps": forged_header(shape=[-1], data_offsets=[0, 2**64 - 4]),
+    "header of many axes": forged_header(shape=[1] * 100_000 + [7]),
+    "header outside": forged_header(data_offsets=[10**9, 10**9 + 28]),
+    "header after 2^64": forged_header(data_offsets=[2**64 - 36, 2**64 - 8]),
+    "header of another dtype": forged_header(dtype="I32"),
+    "header no entry": forged_header(dtype=None, shape=None),
 }
 
 
