@@ -1,6 +1,6 @@
 """Damaged and hostile files, and a process of its own that reads them.
 
-    python -m hostile SURFACE [--count 1000000] [--seed 1]
+    python -m hostile [SURFACE] [--count 1000] [--seed 1]
 
 A case ends with a right result or the documented error, in bounded time and memory,
 and changes nothing else. Its name is printed before it runs: a crash names its case.
@@ -305,6 +305,8 @@ def graphs():
         ),
         False,
     )
+    whole = tensor([1, H, D], b"", location="large")
+    yield "the first bytes of a large file", model(W=whole), None
     raw = W.tobytes()
     for name, W in {
         "2^93 numbers": tensor([2**31] * 3, raw),
@@ -320,6 +322,9 @@ def graphs():
         "a file of the system's": tensor([1, H, D], b"", location="/etc/passwd"),
         "a link": tensor([1, H, D], b"", location="link.bin"),
         "a folder": tensor([1, H, D], b"", location="."),
+        "bytes of a large file": tensor([1, H, D], b"", location="large", length=2**31),
+        "too many bytes of a file": tensor([1, H, D], b"", location="large", length=49),
+        "2^31 bytes of a large file": tensor([1, 2**20, 2**9], b"", location="large"),
         "a pipe": tensor([1, H, D], b"", location="pipe"),
         "bytes after 2^63": tensor([1, H, D], b"", location="w.bin", offset=2**63),
         "2^62 bytes": tensor([1, H, D], b"", location="w.bin", length=2**62),
@@ -339,6 +344,8 @@ def read_onnx(folder, rng, count):
     (below / "w.bin").write_bytes(raw)
     (below / "link.bin").symlink_to(folder / "weights.bin")
     os.mkfifo(below / "pipe")
+    with open(below / "large", "wb") as file:  # takes no room: it is all zeros
+        file.truncate(3 << 30)
     content = to_onnx(network(), path).SerializeToString()
     cases = [(*case, None) for case in damaged(content, rng, count, len(content))]
     for name, damage, allowed in [*graphs(), *cases]:
@@ -365,7 +372,7 @@ SURFACES = {
 
 def main():
     parser = argparse.ArgumentParser(prog="python -m hostile")
-    parser.add_argument("surface", choices=SURFACES)
+    parser.add_argument("surface", nargs="?", choices=SURFACES)
     parser.add_argument("--count", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -375,12 +382,12 @@ def main():
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     rng = np.random.default_rng(arguments.seed)
     cases = 0
-    with tempfile.TemporaryDirectory() as folder:
-        run = SURFACES[arguments.surface]
-        for name in run(Path(folder), rng, arguments.count):
-            signal.alarm(SECONDS)
-            print(name, flush=True)
-            cases += 1
+    for surface in [arguments.surface] if arguments.surface else SURFACES:
+        with tempfile.TemporaryDirectory() as folder:
+            for name in SURFACES[surface](Path(folder), rng, arguments.count):
+                signal.alarm(SECONDS)
+                print(f"{surface}: {name}", flush=True)
+                cases += 1
     print(f"{cases} cases")
 
 

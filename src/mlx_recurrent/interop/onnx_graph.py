@@ -10,6 +10,7 @@ import onnx
 from onnx import NodeProto, external_data_helper, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from mlx_recurrent.interop.onnx import LARGEST
 from mlx_recurrent.interop.onnx_operators import RULES, moved
 from mlx_recurrent.interop.onnx_tensors import (
     Axis,
@@ -183,13 +184,7 @@ class Graph:
             loaded = tensor
             try:
                 if external_data_helper.uses_external_data(tensor):
-                    if self.folder is None:
-                        raise ValueError("it is in another file: give the model's path")
-                    loaded = onnx.TensorProto()
-                    loaded.CopyFrom(tensor)
-                    external_data_helper.load_external_data_for_tensor(
-                        loaded, str(self.folder)
-                    )
+                    loaded = self._read(tensor)
                     self._bytes += loaded.ByteSize()
                 return np.asarray(numpy_helper.to_array(loaded))
             except _DAMAGE as error:
@@ -198,6 +193,29 @@ class Graph:
                 ) from error
 
         return Fixed(load)
+
+    def _read(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
+        """Read a tensor's numbers from another file, and no more than those.
+
+        The whole of a large file would be read, and copied by protocol buffers, which
+        do not survive it where memory is short.
+        """
+        if self.folder is None:
+            raise ValueError("it is in another file: give the model's path")
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        needed = math.prod(tensor.dims) * dtype.itemsize
+        given = [e.value for e in tensor.external_data if e.key == "length"]
+        if needed > LARGEST or any(int(length) > needed for length in given):
+            raise ValueError(
+                f"it takes {given[0] if given else needed} bytes of another file, "
+                f"where its shape needs {needed} and {LARGEST} is the most"
+            )
+        loaded = onnx.TensorProto()
+        loaded.CopyFrom(tensor)
+        if not given:
+            loaded.external_data.add(key="length", value=str(needed))
+        external_data_helper.load_external_data_for_tensor(loaded, str(self.folder))
+        return loaded
 
     def _constant_node(self, node: NodeProto) -> Value:
         for attribute in node.attribute:
