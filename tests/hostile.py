@@ -200,13 +200,13 @@ def graphs():
     W = np.ones((1, H, D), np.float32)
     R = constant(np.ones((1, H, H), np.float32), "R")
 
-    def model(*nodes, w="W", W=W, more=(), functions=()):
+    def model(*nodes, x="X", w="W", W=W, more=(), functions=()):
         W = constant(W, "W") if isinstance(W, np.ndarray) else W
         constants = [R, *([W] if W else [])]
         constants += [constant(np.array(a), name) for name, a in more]
         info = helper.make_tensor_value_info
         graph = helper.make_graph(
-            [*nodes, node("RNN", ["X", w, "R"], ["Y"], hidden_size=H)],
+            [*nodes, node("RNN", [x, w, "R"], ["Y"], hidden_size=H)],
             "graph",
             [info("X", 1, ["L", "N", D])],
             [info("Y", 1, ["L", 1, "N", H])],
@@ -236,6 +236,10 @@ def graphs():
         ]
 
     yield "as it is", model(), True
+    first = node("RNN", ["X", "W", "R"], ["first"], hidden_size=H)
+    squeezed = node("Squeeze", ["first", "one"], ["x"])
+    rest = {"x": "x", "more": [("one", [1])]}
+    yield "layers whose sizes do not fit", model(first, squeezed, **rest), False
     yield (
         "Concat of itself 36 times",
         model(*chain("Concat", 36, "W", True, axis=0), w="Concat35"),
