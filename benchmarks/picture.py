@@ -8,6 +8,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from mlx_recurrent import atomic
 from mlx_recurrent.benchmarks.cases import PASSES
 from mlx_recurrent.benchmarks.peers import LIBRARIES, OURS, UPSTREAM
 from mlx_recurrent.benchmarks.result import Result, Row
@@ -61,7 +62,11 @@ def draw(result: Result, path: Path) -> None:
             fontsize=8.5,
         )  # fmt: skip
         figure.tight_layout(rect=(0, 0.03, 1, 1 - 0.4 / height), w_pad=2.5)
-        figure.savefig(path, dpi=160, facecolor="white")
+        kind = path.suffix[1:].lower()
+        atomic.write(
+            path,
+            lambda file: figure.savefig(file, format=kind, dpi=160, facecolor="white"),
+        )
 
 
 def _limits(axis: Any, result: Result, pass_: str, named: bool) -> None:

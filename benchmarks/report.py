@@ -1,12 +1,14 @@
 """The result as tables, on the terminal and in Markdown, and as CSV."""
 
 import csv
+import io
 import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mlx_recurrent import atomic
 from mlx_recurrent.benchmarks.cases import (
     CALLABLES,
     EVERY,
@@ -655,7 +657,7 @@ def write_markdown(result: Result, path: Path, picture: Path | None) -> None:
         "`2NLH(D + H)` operations for the gradients of the weights.\n"
     )
     parts.append(markdown(Table("The run", "", ["what", "which"], system, names=2)))
-    path.write_text("\n".join(parts))
+    atomic.write(path, lambda file: file.write("\n".join(parts).encode()))
 
 
 COLUMNS = (
@@ -665,7 +667,7 @@ COLUMNS = (
 
 def write_csv(result: Result, path: Path) -> None:
     """Write every figure, in seconds and bytes, and the machine's."""
-    with path.open("w", newline="") as file:
+    with io.StringIO(newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS.split(","))
         for row in result.rows:
@@ -689,6 +691,8 @@ def write_csv(result: Result, path: Path) -> None:
             writer.writerow(
                 ["machine", name, *[""] * 7, value, "", "", "", unit, "", ""]
             )
+        content = file.getvalue().encode()
+    atomic.write(path, lambda file: file.write(content))
 
 
 def _relative(

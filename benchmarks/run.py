@@ -5,6 +5,7 @@ import platform
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,7 +27,8 @@ def run(options: Options, arguments: list[str]) -> int:
         arguments (list of str): The command line, for the report.
 
     Returns:
-        int: 0, or 1 where a result of ours was wrong, or none.
+        int: 0, or 1 where a result of ours was wrong or none, or a file could not be
+            written.
     """
     if options.picture:
         # Before the minutes that it takes, not after.
@@ -79,18 +81,29 @@ def run(options: Options, arguments: list[str]) -> int:
             library.close()
     minutes = (time.perf_counter() - start) / 60
     result.system["the run"] = f"{minutes:.1f} minutes"
-    if options.csv:
-        report.write_csv(result, options.csv)
-    if options.report:
-        report.write_markdown(result, options.report, options.picture)
-    if options.picture:
-        picture.draw(result, options.picture)
-    written = [options.csv, options.picture, options.report]
-    for path in filter(None, written):
-        print(f"wrote {path}")
+    writers: list[tuple[Path | None, Callable[[Path], None]]] = [
+        (options.csv, lambda path: report.write_csv(result, path)),
+        (options.picture, lambda path: picture.draw(result, path)),
+        (
+            options.report,
+            lambda path: report.write_markdown(result, path, options.picture),
+        ),
+    ]
+    unwritten = False
+    for path, write in writers:
+        if path is None:
+            continue
+        try:
+            write(path)
+        except OSError as error:
+            # The others hold what took minutes to measure.
+            unwritten = True
+            print(f"{path} cannot be written: {error.strerror}", file=sys.stderr)
+        else:
+            print(f"wrote {path}")
     if state.failed:
         print("A result of this package is wrong or missing.", file=sys.stderr)
-    return int(state.failed)
+    return int(state.failed or unwritten)
 
 
 def best_of_machine(options: Options, library: Library) -> machine.Machine:

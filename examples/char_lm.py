@@ -30,6 +30,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import io
 import json
@@ -75,6 +76,8 @@ except KeyboardInterrupt:
 FORMAT = 1
 RECORD = "checkpoint.json"
 ARRAYS = re.compile(r"checkpoint-[0-9a-f]{16}\.safetensors(\.tmp)?")
+# safetensors' names of the dtypes that a checkpoint has.
+KINDS = {mx.float32: "F32", mx.uint32: "U32", mx.uint64: "U64"}
 # Where a text is long, the curve scores this much of the held-out part; the final
 # figure always scores all of it.
 CURVE_CHARACTERS = 100_000
@@ -554,12 +557,34 @@ def write(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        # The new name must be on the disk before an older file is deleted.
+        with contextlib.suppress(OSError), opened(path.parent) as folder:
+            os.fsync(folder)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError):
             raise Failure(f"cannot write {path}: {error.strerror}") from None
         raise
+
+
+@contextlib.contextmanager
+def opened(folder: Path) -> Iterator[int]:
+    """A descriptor of a folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, kind: int) -> Iterator[None]:
+    """Keeps other runs from changing the checkpoint while it is written or read."""
+    with opened(folder) as descriptor:
+        with contextlib.suppress(OSError):  # not every file system has locks
+            fcntl.flock(descriptor, kind)
+        yield
 
 
 def checksum(record: dict[str, Any], data: bytes) -> str:
@@ -650,56 +675,85 @@ class Run:
             "arrays": f"checkpoint-{hashlib.sha256(data).hexdigest()[:16]}.safetensors",
         }
         record["sha256"] = checksum(record, data)
-        write(folder / record["arrays"], data)
-        write(folder / RECORD, json.dumps(record, indent=1).encode())
-        for old in folder.iterdir():
-            # Nothing but what this program wrote: the user's own files stay.
-            if ARRAYS.fullmatch(old.name) and old.name != record["arrays"]:
-                old.unlink(missing_ok=True)
+        with locked(folder, fcntl.LOCK_EX):
+            write(folder / record["arrays"], data)
+            write(folder / RECORD, json.dumps(record, indent=1).encode())
+            for old in folder.iterdir():
+                # Nothing but what this program wrote: the user's own files stay.
+                if ARRAYS.fullmatch(old.name) and old.name != record["arrays"]:
+                    old.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, folder: Path) -> Run:
         """Reads a checkpoint; `Failure` if there is none or anything in it is wrong."""
+        if not (folder / RECORD).exists():
+            raise Failure(f"there is no checkpoint in {folder}")
         try:
-            raw = (folder / RECORD).read_bytes()
-        except FileNotFoundError:
-            raise Failure(f"there is no checkpoint in {folder}") from None
-        try:
-            record = json.loads(raw)
-            data = (folder / record["arrays"]).read_bytes()
+            with locked(folder, fcntl.LOCK_SH):
+                record = json.loads((folder / RECORD).read_bytes())
+                if not ARRAYS.fullmatch(record["arrays"]):
+                    raise ValueError(f"its arrays are in {record['arrays']!r}")
+                data = (folder / record["arrays"]).read_bytes()
             if record.pop("sha256") != checksum(record, data):
                 raise ValueError("the checksum differs")
             if record["format"] != FORMAT:
                 raise ValueError(f"format is {record['format']}, not {FORMAT}")
             options, text = Options.checked(record["options"]), record["text"]
-            run = cls(options, record["vocabulary"], text["file"], text["sha256"])
-            arrays = mx.load(io.BytesIO(data), format="safetensors")
-            mx.eval(arrays)
-            run._restore(int(record["step"]), arrays)
+            vocabulary, file = record["vocabulary"], text["file"]
+            if vocabulary != "".join(sorted(set(vocabulary))):
+                raise ValueError("its vocabulary is not sorted")
+            if file is not None and (not isinstance(file, str) or "\0" in file):
+                raise ValueError(f"its text is in {file!r}")
+            run = cls(options, vocabulary, file, text["sha256"])
+            run._restore(int(record["step"]), data)
             run.heldout = [(int(step), float(bits)) for step, bits in record["heldout"]]
             run.seconds = float(record["seconds"])
+            run._judge_course()
         except KeyError as error:
             raise Failure(f"the checkpoint in {folder} lacks {error}") from None
         except Exception as error:  # whatever damage leads to
             raise Failure(f"the checkpoint in {folder} is damaged: {error}") from None
         return run
 
-    def _restore(self, step: int, arrays: dict[str, mx.array]) -> None:
-        def kinds(arrays: dict[str, mx.array]) -> dict[str, str]:
-            return {name: f"{a.dtype} {a.shape}" for name, a in arrays.items()}
+    def _restore(self, step: int, data: bytes) -> None:
+        """Takes the arrays of a safetensors file.
 
+        Its header is judged first: MLX believes it, and reads where it says.
+        """
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])
+        header.pop("__metadata__", None)
         batch, features = self.options.batch, self.options.hidden
-        whole = self.arrays(mx.zeros((batch, features)))
-        found, must = kinds(arrays), kinds({**whole, "bits": mx.zeros(step)})
+        whole = self.arrays(mx.zeros((batch, features))) | {"bits": mx.zeros(step)}
+        found = {name: f"{e['dtype']} {e['shape']}" for name, e in header.items()}
+        must = {name: f"{KINDS[a.dtype]} {list(a.shape)}" for name, a in whole.items()}
         for name in sorted(found.keys() | must.keys()):
             kind = found.get(name, "missing"), must.get(name, "absent")
             if kind[0] != kind[1]:
                 raise ValueError(f"array {name} is {kind[0]}, must be {kind[1]}")
+            begin, end = header[name]["data_offsets"]
+            if end - begin != whole[name].nbytes or not 0 <= begin <= end <= len(data):
+                raise ValueError(f"array {name} is not at bytes {begin} to {end}")
+        arrays = mx.load(io.BytesIO(data), format="safetensors")
         tree = tree_unflatten(list(arrays.items()))
         self.model.update(tree["model"])
         self.optimizer.state.update(tree["optimizer"])
         self.hidden = tree["hidden"][own_rows(batch)]
         self.bits = tree["bits"].tolist()
+
+    def _judge_course(self) -> None:
+        """Raises `ValueError` for figures that the report could not show."""
+        scored = [step for step, _ in self.heldout]
+        figures = [self.seconds, *self.bits, *(bits for _, bits in self.heldout)]
+        if not all(math.isfinite(figure) and figure >= 0 for figure in figures):
+            raise ValueError("its figures are not finite")
+        if self.step > self.options.steps or (self.step and self.seconds == 0):
+            raise ValueError(f"it says {self.step} steps in {self.seconds} seconds")
+        ended = self.step == self.options.steps
+        if scored != sorted(set(scored) & set(range(1, self.step + 1))) or (
+            ended and scored[-1:] != [self.step]
+        ):
+            raise ValueError("its held-out scores are not those of its steps")
 
 
 @contextlib.contextmanager
@@ -890,7 +944,8 @@ def draw_curves(run: Run, bits: float, baselines: dict[str, float], path: Path) 
         free += (high - low) / 25
     axes.legend(frameon=False)
     figure.savefig(buffer := io.BytesIO(), format="png", dpi=150)
-    write(path, buffer.getvalue())
+    with locked(path.parent, fcntl.LOCK_EX):
+        write(path, buffer.getvalue())
 
 
 def report(run: Run, text: Text, arguments: argparse.Namespace) -> None:

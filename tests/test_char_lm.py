@@ -314,7 +314,7 @@ runpy.run_path(script, run_name="__main__")
 def test_a_kill_at_any_moment_leaves_a_checkpoint(char_lm, text, tmp_path, train):
     assert train("--steps", 23, "--quiet", out="whole") == 0
     processes = []
-    for moment in (5, 6, 7, 8, 9, 10):
+    for moment in range(7, 15):
         out = tmp_path / str(moment)
         arguments = ["train", "--text", text, "--out", out, *SMALL, "--steps", 23]
         processes.append((out, start(SCRIPT, moment, *arguments, code=KILL)))
@@ -331,15 +331,15 @@ def test_a_kill_at_any_moment_leaves_a_checkpoint(char_lm, text, tmp_path, train
     assert seen == {0, 4}
 
 
-@pytest.mark.parametrize("failing", range(4))
-def test_full_disk(failing, char_lm, train, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("failing, step", [(5, 0), (7, 0), (9, 4), (11, 4)])
+def test_full_disk(failing, step, char_lm, train, tmp_path, monkeypatch, capsys):
     """A write that fails ends the run; the checkpoint before stays."""
     assert train("--steps", 8, "--quiet", out="whole") == 0
     fsync, calls = os.fsync, []
 
     def full(file):
         calls.append(file)
-        if len(calls) == 3 + failing:
+        if len(calls) == failing:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         fsync(file)
 
@@ -349,7 +349,7 @@ def test_full_disk(failing, char_lm, train, tmp_path, monkeypatch, capsys):
     assert status == 2
     assert os.strerror(errno.ENOSPC) in error_line(capsys)
     assert not list((tmp_path / "run").glob("*.tmp"))
-    assert char_lm.Run.load(tmp_path / "run").step == [0, 0, 4, 4][failing]
+    assert char_lm.Run.load(tmp_path / "run").step == step
     assert train("--resume") == 0
     assert_same_bits(tmp_path / "whole", tmp_path / "run")
 
@@ -374,6 +374,20 @@ def test_reader_that_goes_away(trained):
     assert process.stderr.read() == ""
     assert process.wait() == 141
     process.stderr.close()
+
+
+def test_two_runs_in_a_folder(train, text, tmp_path, char_lm):
+    """The last checkpoint written counts, and has its arrays."""
+    processes = []
+    for seed in (1, 2):
+        arguments = ["train", "--text", text, "--out", tmp_path / "run", *SMALL]
+        more = ["--overwrite", "--steps", 60, "--every", 1, "--seed", seed, "--quiet"]
+        processes.append(start(*arguments, *more))
+    for process in processes:
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+    assert char_lm.Run.load(tmp_path / "run").step == 60
+    assert len(files(tmp_path / "run")) == 3
 
 
 def test_files_of_others_stay(train, tmp_path):
@@ -575,6 +589,22 @@ def forged(change):
     return damage
 
 
+def forged_header(**changes):
+    """Another entry of an array, with the checksum that the record would have."""
+
+    def damage(folder, char_lm):
+        (path,) = folder.glob("*.safetensors")
+        data = path.read_bytes()
+        length = 8 + int.from_bytes(data[:8], "little")
+        header = json.loads(data[8:length])
+        header["model.rnn.bias"] |= changes
+        text = json.dumps(header).encode()
+        path.write_bytes(struct.pack("<Q", len(text)) + text + data[length:])
+        forged(lambda record: None)(folder, char_lm)
+
+    return damage
+
+
 def on_files(pattern, change):
     def damage(folder, char_lm):
         (path,) = folder.glob(pattern)
@@ -626,6 +656,26 @@ DAMAGE = {
     "heldout wrong": forged(lambda r: r.update(heldout=[[1]])),
     "text missing": forged(lambda r: r.update(text={})),
     "arrays a number": forged(lambda r: r.update(arrays=3)),
+    "arrays elsewhere": forged(lambda r: r.update(arrays=f"../run/{r['arrays']}")),
+    "arrays a device": damage_record(lambda r: r.update(arrays="/dev/zero")),
+    "arrays another's": damage_record(lambda r: r.update(arrays="curves.png")),
+    "text a number": forged(lambda r: r["text"].update(file=7)),
+    "text no path": forged(lambda r: r["text"].update(file="a\0b")),
+    "vocabulary unsorted": forged(lambda r: r.update(vocabulary=r["vocabulary"][::-1])),
+    "vocabulary a list": forged(lambda r: r.update(vocabulary=list(r["vocabulary"]))),
+    "seconds not finite": forged(lambda r: r.update(seconds=math.nan)),
+    "seconds none": forged(lambda r: r.update(seconds=0)),
+    "heldout huge": forged(lambda r: r.update(heldout=[[10**400, 1.0]])),
+    "heldout not finite": forged(lambda r: r["heldout"][-1].__setitem__(1, math.inf)),
+    "heldout empty": forged(lambda r: r.update(heldout=[])),
+    "bits not finite": damage_arrays(lambda a: a.update(bits=a["bits"] * mx.nan)),
+    "header negative": forged_header(shape=[-7]),
+    "header wraps": forged_header(shape=[-1], data_offsets=[0, 2**64 - 4]),
+    "header of many axes": forged_header(shape=[1] * 100_000 + [7]),
+    "header outside": forged_header(data_offsets=[10**9, 10**9 + 28]),
+    "header after 2^64": forged_header(data_offsets=[2**64 - 36, 2**64 - 8]),
+    "header of another dtype": forged_header(dtype="I32"),
+    "header no entry": forged_header(dtype=None, shape=None),
 }
 
 

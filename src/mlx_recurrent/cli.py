@@ -70,9 +70,15 @@ def _bench(
 
     if parsed.picture:
         try:
-            import matplotlib  # noqa: F401
+            from matplotlib.backend_bases import FigureCanvasBase
         except ImportError:
             parser.error("argument --picture: needs matplotlib: pip install matplotlib")
+        kinds = FigureCanvasBase.get_supported_filetypes()
+        if parsed.picture.suffix[1:].lower() not in kinds:
+            parser.error(
+                f"argument --picture: must end in one of .{', .'.join(kinds)}, not "
+                f"{str(parsed.picture)!r}"
+            )
     try:
         options = options_of(parsed, _native.usable_cores())
     except ValueError as error:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlx_recurrent import atomic
 from mlx_recurrent.bidirectional import Bidirectional
-from mlx_recurrent.interop import files
 from mlx_recurrent.interop.parts import framework
 from mlx_recurrent.interop.reversed import Reversed
 from mlx_recurrent.judging import type_name
@@ -17,8 +17,8 @@ from mlx_recurrent.terms import judge_flag
 if TYPE_CHECKING:
     import onnx
 
-# What protocol buffers can hold.
-_LARGEST = 2**31 - 1
+# What protocol buffers can hold, in bytes.
+LARGEST = 2**31 - 1
 
 
 def from_onnx(
@@ -157,13 +157,13 @@ def to_onnx(
     hidden = judge_flag("initial_h", initial_h)
     model = Writer(layer, layout, lengths, hidden).model(opset)
     size = model.ByteSize()
-    if size > _LARGEST:
+    if size > LARGEST:
         raise ValueError(
-            f"layer must fit into one ONNX file of {_LARGEST} bytes, but takes {size}"
+            f"layer must fit into one ONNX file of {LARGEST} bytes, but takes {size}"
         )
     onnx.checker.check_model(model, full_check=True)
     if path is not None:
-        files.write(path, lambda file: file.write(model.SerializeToString()))
+        atomic.write(path, lambda file: file.write(model.SerializeToString()))
     return model
 
 

@@ -1,5 +1,6 @@
 """An ONNX graph with RNN nodes, followed node by node."""
 
+import math
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -9,6 +10,7 @@ import onnx
 from onnx import NodeProto, external_data_helper, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from mlx_recurrent.interop.onnx import LARGEST
 from mlx_recurrent.interop.onnx_operators import RULES, moved
 from mlx_recurrent.interop.onnx_tensors import (
     Axis,
@@ -28,7 +30,7 @@ from mlx_recurrent.interop.onnx_tensors import (
     why_of,
 )
 
-# Their results are no larger than what they are given.
+# They only move what they are given.
 _MOVES = frozenset(
     {
         "Concat",
@@ -42,6 +44,9 @@ _MOVES = frozenset(
     }
 )
 _FOLDED = _MOVES | {"Cast", "Identity"}
+# How many numbers nodes may make of constants for each byte of them. Exporters take
+# weights apart and put them together; more is a small file that asks for much memory.
+_MADE_OF_A_BYTE = 8
 # What ONNX and NumPy raise for files that are not what they say.
 _DAMAGE = (
     ValueError,
@@ -73,6 +78,7 @@ class Graph:
         self.graph = model.graph
         self.opsets = list(model.opset_import)
         self.runs: list[Run] = []
+        self._bytes, self._made = model.ByteSize(), 0
         self.values: dict[str, Value] = {"": None}
         version = next(
             (o.version for o in self.opsets if o.domain in ("", "ai.onnx")), 0
@@ -178,11 +184,8 @@ class Graph:
             loaded = tensor
             try:
                 if external_data_helper.uses_external_data(tensor):
-                    loaded = onnx.TensorProto()
-                    loaded.CopyFrom(tensor)
-                    external_data_helper.load_external_data_for_tensor(
-                        loaded, str(self.folder or "")
-                    )
+                    loaded = self._read(tensor)
+                    self._bytes += loaded.ByteSize()
                 return np.asarray(numpy_helper.to_array(loaded))
             except _DAMAGE as error:
                 raise ValueError(
@@ -190,6 +193,29 @@ class Graph:
                 ) from error
 
         return Fixed(load)
+
+    def _read(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
+        """Read a tensor's numbers from another file, and no more than those.
+
+        The whole of a large file would be read, and copied by protocol buffers, which
+        do not survive it where memory is short.
+        """
+        if self.folder is None:
+            raise ValueError("it is in another file: give the model's path")
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        needed = math.prod(tensor.dims) * dtype.itemsize
+        given = [e.value for e in tensor.external_data if e.key == "length"]
+        if needed > LARGEST or any(int(length) > needed for length in given):
+            raise ValueError(
+                f"it takes {given[0] if given else needed} bytes of another file, "
+                f"where its shape needs {needed} and {LARGEST} is the most"
+            )
+        loaded = onnx.TensorProto()
+        loaded.CopyFrom(tensor)
+        if not given:
+            loaded.external_data.add(key="length", value=str(needed))
+        external_data_helper.load_external_data_for_tensor(loaded, str(self.folder))
+        return loaded
 
     def _constant_node(self, node: NodeProto) -> Value:
         for attribute in node.attribute:
@@ -215,6 +241,7 @@ class Graph:
                     for name, value in zip(node.input, inputs, strict=True)
                     if isinstance(value, Fixed)
                 }
+                self._judge_size(node, list(given.values()))
                 infos = [
                     helper.make_tensor_value_info(
                         name, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape
@@ -239,6 +266,22 @@ class Graph:
             return Fixed(lambda: load(i))
 
         return [value(i) for i in range(len(node.output))]
+
+    def _judge_size(self, node: NodeProto, given: list[np.ndarray]) -> None:
+        """Refuse a node that makes much of little, before it does."""
+        size = given[0].size if given else 0
+        if node.op_type == "Concat":
+            size = sum(a.size for a in given)
+        elif node.op_type == "Gather" and len(given) == 2 and given[0].ndim:
+            shape = list(given[0].shape)
+            shape.pop(attributes_of(node).get("axis", 0) % len(shape))
+            size = math.prod(shape) * given[1].size
+        self._made += size
+        if self._made > _MADE_OF_A_BYTE * self._bytes:
+            self.refuse(
+                f"has the node {label_of(node)!r} ({node.op_type}), with which its "
+                f"nodes make {self._made} numbers of {self._bytes} bytes"
+            )
 
 
 def _line(error: BaseException) -> str:

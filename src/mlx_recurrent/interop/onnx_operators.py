@@ -12,6 +12,8 @@ from onnx import NodeProto
 
 from mlx_recurrent.interop.onnx_tensors import (
     DIRECTIONS,
+    MOST_AXES,
+    MOST_PARTS,
     Axis,
     Counted,
     Dims,
@@ -95,6 +97,8 @@ def _unsqueeze(node: NodeProto, inputs: list[Value]) -> Value:
         return None
     rank = len(value.axes) + len(axes)
     places = {axis % rank for axis in axes}
+    if len(places) < len(axes):
+        return None
     rest = iter(value.axes)
     return replace(
         value,
@@ -107,8 +111,8 @@ def _reshape(node: NodeProto, inputs: list[Value]) -> Value:
     sizes: tuple[int | Axis, ...]
     if isinstance(shape, Dims):
         sizes = shape.entries
-    elif isinstance(shape, Fixed):
-        sizes = tuple(int(n) for n in shape.array.reshape(-1))
+    elif (numbers := _numbers(shape)) is not None:
+        sizes = tuple(numbers)
     else:
         return None
     if isinstance(value, Dims):
@@ -154,7 +158,7 @@ def _slice(node: NodeProto, inputs: list[Value]) -> Value:
     if starts is None or ends is None or len(starts) != 1 or steps != [1]:
         return None
     start, end = starts[0], ends[0]
-    axis = 0 if axes is None else axes[0]
+    axis = axes[0] if axes else 0
     if isinstance(value, Dims):
         return Dims(value.entries[start:end])
     if isinstance(value, Spread):
@@ -170,17 +174,15 @@ def _slice(node: NodeProto, inputs: list[Value]) -> Value:
 
 def _gather(node: NodeProto, inputs: list[Value]) -> Value:
     value, indices = inputs[:2]
-    if not isinstance(indices, Fixed):
+    numbers = _numbers(indices)
+    if not isinstance(indices, Fixed) or numbers is None:
         return None
     axis = attributes_of(node).get("axis", 0)
     if isinstance(value, Dims):
-        try:
-            entries = tuple(value.entries[i] for i in indices.array.reshape(-1))
-        except IndexError:
-            return None
+        entries = tuple(value.entries[i] for i in numbers)
         return Dims(entries, indices.array.ndim == 0)
-    if isinstance(value, Tracked) and indices.array.size == 1:
-        index = int(indices.array.reshape(-1)[0])
+    if isinstance(value, Tracked) and len(numbers) == 1:
+        (index,) = numbers
         part = _part(value, axis, index % 2) if -2 <= index < 2 else None
         if isinstance(part, Tracked) and indices.array.ndim == 0:
             place = axis % len(part.axes)
@@ -247,10 +249,10 @@ def _concat(node: NodeProto, inputs: list[Value]) -> Value:
     if all(isinstance(value, (Dims, Fixed)) for value in inputs):
         entries: list[int | Axis] = []
         for value in inputs:
-            if isinstance(value, Dims):
-                entries += value.entries
-            elif isinstance(value, Fixed):
-                entries += [int(n) for n in value.array.reshape(-1)]
+            more = value.entries if isinstance(value, Dims) else _numbers(value)
+            if more is None or len(entries) + len(more) > MOST_AXES:
+                return None
+            entries += more
         return Dims(tuple(entries))
     joined = _joined("concat", inputs)
     if joined is None:
@@ -321,6 +323,8 @@ def moved(node: NodeProto, inputs: list[Value]) -> list[Value] | None:
             return [same] * len(node.output)
         else:
             return None
+    if len(names) + len(states) > MOST_PARTS:
+        return None
     by = f"is made by the node {label_of(node)!r} ({node.op_type})"
     return [Loose(frozenset(names), frozenset(states), by)] * len(node.output)
 
@@ -330,12 +334,18 @@ def _integers(
 ) -> list[int] | None:
     """Return integers that an operator takes as an attribute or as a constant input."""
     if len(inputs) > i:
-        value = inputs[i]
-        if not isinstance(value, Fixed):
-            return None
-        return [int(n) for n in value.array.reshape(-1)]
+        return _numbers(inputs[i])
     found = attributes_of(node).get(attribute)
     return None if found is None else list(found)
+
+
+def _numbers(value: Value) -> list[int] | None:
+    """Return the integers of a constant that speaks of axes."""
+    if not isinstance(value, Fixed) or value.array.size > MOST_AXES:
+        return None
+    if value.array.dtype.kind not in "iu":
+        return None
+    return [int(n) for n in value.array.reshape(-1)]
 
 
 def _of_one_number(value: Value) -> Value:

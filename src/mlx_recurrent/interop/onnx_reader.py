@@ -150,6 +150,17 @@ class Reader:
         return [*steps[:-1], replace(steps[-1], residual=True)]
 
     def _built(self, steps: list[Step], strict: bool) -> Any:
+        try:
+            return self._network_of(steps, strict)
+        except ValueError as error:
+            if str(error).startswith(self.graph.name):
+                raise
+            # The layers' own words, where their sizes do not fit.
+            raise ValueError(
+                f"{self.graph.name} has RNN nodes that are no network: {error}"
+            ) from error
+
+    def _network_of(self, steps: list[Step], strict: bool) -> Any:
         layers: list[Any] = []
         for step in steps:
             if step.forward is step.backward:

@@ -13,6 +13,10 @@ import numpy as np
 from onnx import NodeProto, helper
 
 DIRECTIONS = ("forward", "reverse", "bidirectional")
+# What a graph is followed up to, so that a small file cannot ask for much memory: the
+# axes that NumPy has, and inputs and states put together.
+MOST_AXES = 64
+MOST_PARTS = 256
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,14 +8,14 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from mlx_recurrent import atomic
 from mlx_recurrent.bidirectional import Bidirectional
-from mlx_recurrent.interop import files
+from mlx_recurrent.interop import safetensors_header
 from mlx_recurrent.interop.activations import (
     Activation,
     activation_of,
@@ -79,7 +79,7 @@ def write(layer: Any, path: str | os.PathLike[str]) -> None:
             )
     mx.eval(arrays)
     metadata = {"format": "mlx", _KEY: json.dumps(described)}
-    files.write(path, lambda file: mx.save_safetensors(file, arrays, metadata))
+    atomic.write(path, lambda file: mx.save_safetensors(file, arrays, metadata))
 
 
 def read(path: str | os.PathLike[str], unsaid: Unsaid) -> Any:
@@ -98,14 +98,11 @@ def read(path: str | os.PathLike[str], unsaid: Unsaid) -> Any:
         OSError: If it cannot be opened.
     """
     name = repr(os.fspath(path))
-    with open(path, "rb"):  # an OSError of Python's, which says more
-        pass
     try:
-        loaded: Any = mx.load(
-            str(Path(path)), format="safetensors", return_metadata=True
-        )
+        with open(path, "rb") as file:
+            safetensors_header.judge(file)
+            loaded: Any = mx.load(file, format="safetensors", return_metadata=True)
         arrays, metadata = loaded
-        mx.eval(arrays)
     except (RuntimeError, ValueError, MemoryError) as error:
         raise ValueError(f"{name} is no valid safetensors file: {error}") from error
     for key, a in arrays.items():
