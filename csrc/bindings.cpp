@@ -290,8 +290,8 @@ NB_MODULE(_native, m) {
          const std::optional<mx::array>& previous,
          int t,
          mx::StreamOrDevice stream) {
-        mx::array a = pre_activation(
-            x, Wxh, bias, Whh, previous, t, stream_of(stream));
+        mx::array a =
+            pre_activation(x, Wxh, bias, Whh, previous, t, stream_of(stream));
         return nb::make_tuple(a, a);
       },
       "x"_a,

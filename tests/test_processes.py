@@ -142,7 +142,7 @@ def test_forked_child_is_told_what_to_do():
     """Where MLX would wait for ever, an error says so at the call."""
     run("""
 layer = layer_of()
-lazy = RNN(16, 256)
+lazy, softmax = RNN(16, 256), layer_of(nonlinearity=nn.softmax)
 x = mx.array(X)
 expected = everything(layer)
 pending = x + 1
@@ -153,8 +153,7 @@ def child():
     raises(lambda: mx.grad(lambda x: layer(x).sum())(x))
     raises(lambda: mlx_recurrent.scan(x[..., :4], layer.Whh[:4, :4]))
     raises(lambda: mlx_recurrent.matmul(x, layer.Wxh))
-    raises(lambda: layer_of.__globals__["mlx_recurrent"].rnn(
-        x, layer.Wxh, layer.Whh, nonlinearity=nn.softmax))
+    raises(lambda: softmax(x))
     raises(lambda: lazy.stream())
     raises(lambda: RNN(16, 256, leak=0.5).stream())
     raises(lambda: layer.stream()(pending[0]))
@@ -199,7 +198,11 @@ print("done")
 
 @needs_fork
 def test_fork_while_others_compute():
-    """The pool and MLX are busy in other threads at the moment of the fork."""
+    """A stream works in the child whatever MLX and the pool do at the fork.
+
+    MLX's own evaluations may not, on a new stream of MLX's either: a lock that another
+    thread held stays locked.
+    """
     run("""
 layer = layer_of()
 mlx_recurrent.set_num_threads(3)
@@ -212,17 +215,16 @@ def busy():
         while not over.is_set():
             mx.eval(mine(x))
 
-workers = [threading.Thread(target=busy) for _ in range(2)]
+workers = [threading.Thread(target=busy, daemon=True) for _ in range(2)]
 for worker in workers:
     worker.start()
 
 def child():
     stream = layer.stream()
     assert np.array_equal(stream(X[0]), expected[0])
-    own_stream()
-    same(everything(layer), expected)
+    raises(lambda: layer(mx.array(X)))
 
-for _ in range(8):
+for _ in range(6):
     in_child(child)
 over.set()
 for worker in workers:
@@ -277,7 +279,7 @@ mlx_recurrent.set_num_threads(3)
 layer = layer_of()
 expected = everything(layer)
 print("ready", flush=True)
-for _ in range(200):
+for _ in range(60):
     same(everything(layer), expected)
 print("done", flush=True)
 """

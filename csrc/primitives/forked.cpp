@@ -29,45 +29,56 @@ using mx::scheduler::Scheduler;
 using Threads =
     std::unordered_map<int, std::unique_ptr<mx::scheduler::StreamThread>>;
 Threads& threads_of(Scheduler& scheduler);
-std::shared_mutex& mutex_of(Scheduler& scheduler);
+std::shared_mutex& threads_mutex_of(Scheduler& scheduler);
+std::mutex& tasks_mutex_of(Scheduler& scheduler);
 
-template <auto threads, auto mutex>
+template <auto threads, auto threads_mutex, auto tasks_mutex>
 struct Members {
   friend Threads& threads_of(Scheduler& scheduler) {
     return scheduler.*threads;
   }
-  friend std::shared_mutex& mutex_of(Scheduler& scheduler) {
-    return scheduler.*mutex;
+  friend std::shared_mutex& threads_mutex_of(Scheduler& scheduler) {
+    return scheduler.*threads_mutex;
+  }
+  friend std::mutex& tasks_mutex_of(Scheduler& scheduler) {
+    return scheduler.*tasks_mutex;
   }
 };
-template struct Members<&Scheduler::threads_, &Scheduler::threads_mtx_>;
+template struct Members<
+    &Scheduler::threads_,
+    &Scheduler::threads_mtx_,
+    &Scheduler::mtx>;
 
-enum class Lost { none, some, all };
-std::atomic<Lost> lost{Lost::none};
-std::vector<int> lost_streams; // where they are some; written in a new child
+std::atomic<bool> any_lost{false};
+std::vector<int> lost_streams; // written in a new child, which is one thread
+
+// A lock that another thread holds at the fork would stay locked in the child,
+// where that thread is not.
+void before_fork() {
+  Scheduler& scheduler = mx::scheduler::scheduler();
+  threads_mutex_of(scheduler).lock();
+  tasks_mutex_of(scheduler).lock();
+}
 
 void after_fork() {
   Scheduler& scheduler = mx::scheduler::scheduler();
-  std::shared_lock lock(mutex_of(scheduler), std::try_to_lock);
-  if (!lock) {
-    // Held by a thread that is not here: MLX itself can start none any more.
-    lost.store(Lost::all);
-    return;
+  tasks_mutex_of(scheduler).unlock();
+  threads_mutex_of(scheduler).unlock();
+}
+
+void after_fork_in_child() {
+  after_fork();
+  lost_streams.clear();
+  for (const auto& [index, thread] : threads_of(mx::scheduler::scheduler())) {
+    lost_streams.push_back(index);
   }
-  for (const auto& [index, thread] : threads_of(scheduler)) {
-    if (std::find(lost_streams.begin(), lost_streams.end(), index) ==
-        lost_streams.end()) {
-      lost_streams.push_back(index);
-    }
-    lost.store(Lost::some);
-  }
+  any_lost.store(!lost_streams.empty());
 }
 
 bool is_lost(const mx::Stream& stream) {
-  return lost.load(std::memory_order_relaxed) == Lost::all ||
-      (stream.device == mx::Device::cpu &&
-       std::find(lost_streams.begin(), lost_streams.end(), stream.index) !=
-           lost_streams.end());
+  return stream.device == mx::Device::cpu &&
+      std::find(lost_streams.begin(), lost_streams.end(), stream.index) !=
+      lost_streams.end();
 }
 
 [[noreturn]] void refuse(const mx::Stream& stream) {
@@ -85,17 +96,19 @@ bool is_lost(const mx::Stream& stream) {
 
 void watch_forks() {
   static std::once_flag once;
-  std::call_once(once, [] { pthread_atfork(nullptr, nullptr, after_fork); });
+  std::call_once(once, [] {
+    pthread_atfork(before_fork, after_fork, after_fork_in_child);
+  });
 }
 
 void expect_thread(const mx::Stream& stream) {
-  if (lost.load(std::memory_order_relaxed) != Lost::none && is_lost(stream)) {
+  if (any_lost.load(std::memory_order_relaxed) && is_lost(stream)) {
     refuse(stream);
   }
 }
 
 void expect_threads(const std::vector<mx::array>& arrays) {
-  if (lost.load(std::memory_order_relaxed) == Lost::none) {
+  if (!any_lost.load(std::memory_order_relaxed)) {
     return;
   }
   std::vector<mx::array> next = arrays;
