@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
-#include <shared_mutex>
 #include <sstream>
 #include <stdexcept>
 #include <unordered_map>
@@ -29,45 +28,19 @@ using mx::scheduler::Scheduler;
 using Threads =
     std::unordered_map<int, std::unique_ptr<mx::scheduler::StreamThread>>;
 Threads& threads_of(Scheduler& scheduler);
-std::shared_mutex& threads_mutex_of(Scheduler& scheduler);
-std::mutex& tasks_mutex_of(Scheduler& scheduler);
 
-template <auto threads, auto threads_mutex, auto tasks_mutex>
+template <auto threads>
 struct Members {
   friend Threads& threads_of(Scheduler& scheduler) {
     return scheduler.*threads;
   }
-  friend std::shared_mutex& threads_mutex_of(Scheduler& scheduler) {
-    return scheduler.*threads_mutex;
-  }
-  friend std::mutex& tasks_mutex_of(Scheduler& scheduler) {
-    return scheduler.*tasks_mutex;
-  }
 };
-template struct Members<
-    &Scheduler::threads_,
-    &Scheduler::threads_mtx_,
-    &Scheduler::mtx>;
+template struct Members<&Scheduler::threads_>;
 
 std::atomic<bool> any_lost{false};
 std::vector<int> lost_streams; // written in a new child, which is one thread
 
-// A lock that another thread holds at the fork would stay locked in the child,
-// where that thread is not.
-void before_fork() {
-  Scheduler& scheduler = mx::scheduler::scheduler();
-  threads_mutex_of(scheduler).lock();
-  tasks_mutex_of(scheduler).lock();
-}
-
-void after_fork() {
-  Scheduler& scheduler = mx::scheduler::scheduler();
-  tasks_mutex_of(scheduler).unlock();
-  threads_mutex_of(scheduler).unlock();
-}
-
 void after_fork_in_child() {
-  after_fork();
   lost_streams.clear();
   for (const auto& [index, thread] : threads_of(mx::scheduler::scheduler())) {
     lost_streams.push_back(index);
@@ -96,9 +69,8 @@ bool is_lost(const mx::Stream& stream) {
 
 void watch_forks() {
   static std::once_flag once;
-  std::call_once(once, [] {
-    pthread_atfork(before_fork, after_fork, after_fork_in_child);
-  });
+  std::call_once(
+      once, [] { pthread_atfork(nullptr, nullptr, after_fork_in_child); });
 }
 
 void expect_thread(const mx::Stream& stream) {
