@@ -15,6 +15,7 @@
 #include "kernels/rates.h"
 #include "kernels/team.h"
 #include "primitives/broadcast.h"
+#include "primitives/forked.h"
 #include "primitives/matmul.h"
 #include "primitives/memory.h"
 #include "primitives/operand.h"
@@ -48,6 +49,12 @@ kernels::Partition partition_of(
       sets);
 }
 
+mx::Stream stream_of(mx::StreamOrDevice stream) {
+  mx::Stream found = mx::to_stream(stream);
+  expect_thread(found);
+  return found;
+}
+
 nb::dict described(const kernels::Partition& p) {
   nb::dict d;
   d["isa"] = kernels::table()->isa;
@@ -71,13 +78,15 @@ NB_MODULE(_native, m) {
             .c_str());
   }
 
+  watch_forks();
+
   m.def(
       "matmul",
       [](const mx::array& x,
          const mx::array& w,
          const std::optional<mx::array>& bias,
          mx::StreamOrDevice stream) {
-        return matmul(x, w, bias, mx::to_stream(stream));
+        return matmul(x, w, bias, stream_of(stream));
       },
       "x"_a,
       "w"_a,
@@ -132,7 +141,7 @@ NB_MODULE(_native, m) {
             form,
             returned,
             checkpoint_every,
-            mx::to_stream(stream));
+            stream_of(stream));
         if (returned == Returned::both) {
           return nb::make_tuple(outputs[0], outputs[1]);
         }
@@ -166,7 +175,7 @@ NB_MODULE(_native, m) {
          const mx::array& like,
          int like_tail,
          mx::StreamOrDevice stream) {
-        return widen(x, x_tail, like, like_tail, mx::to_stream(stream));
+        return widen(x, x_tail, like, like_tail, stream_of(stream));
       },
       "x"_a,
       "x_tail"_a,
@@ -179,7 +188,7 @@ NB_MODULE(_native, m) {
       [](const mx::array& x,
          const mx::array& lengths,
          mx::StreamOrDevice stream) {
-        return without_padding(x, lengths, mx::to_stream(stream));
+        return without_padding(x, lengths, stream_of(stream));
       },
       "x"_a,
       "lengths"_a,
@@ -190,7 +199,7 @@ NB_MODULE(_native, m) {
       [](const mx::array& y,
          const std::optional<mx::array>& otherwise,
          mx::StreamOrDevice stream) {
-        return step_at(y, End::last, otherwise, {}, mx::to_stream(stream));
+        return step_at(y, End::last, otherwise, {}, stream_of(stream));
       },
       "y"_a,
       "otherwise"_a.none(),
@@ -201,7 +210,7 @@ NB_MODULE(_native, m) {
       [](const mx::array& first,
          const mx::array& last,
          mx::StreamOrDevice stream) {
-        return two_steps(first, last, mx::to_stream(stream));
+        return two_steps(first, last, stream_of(stream));
       },
       "first"_a,
       "last"_a,
@@ -278,8 +287,8 @@ NB_MODULE(_native, m) {
          const std::optional<mx::array>& previous,
          int t,
          mx::StreamOrDevice stream) {
-        mx::array a = pre_activation(
-            x, Wxh, bias, Whh, previous, t, mx::to_stream(stream));
+        mx::array a =
+            pre_activation(x, Wxh, bias, Whh, previous, t, stream_of(stream));
         return nb::make_tuple(a, a);
       },
       "x"_a,
@@ -301,12 +310,22 @@ NB_MODULE(_native, m) {
       [](const mx::array& a,
          std::shared_ptr<Traced> function,
          mx::StreamOrDevice stream) {
-        return pointwise(a, std::move(function), mx::to_stream(stream));
+        return pointwise(a, std::move(function), stream_of(stream));
       },
       "a"_a,
       "function"_a,
       "stream"_a.none());
 
+  m.def(
+      "expect_threads",
+      [](nb::iterable arrays) {
+        Arrays found;
+        for (nb::handle a : arrays) {
+          found.push_back(nb::cast<mx::array>(a));
+        }
+        expect_threads(found);
+      },
+      "arrays"_a);
   m.def("get_num_threads", &kernels::num_threads);
   m.def("set_num_threads", &kernels::set_num_threads, "n"_a);
   m.def("release_scratch", &release_scratch);

@@ -4,7 +4,6 @@
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/variant.h>
-#include <nanobind/stl/vector.h>
 
 #include <stdexcept>
 #include <string>
@@ -87,9 +86,9 @@ class NumPyStream {
       const mx::array& Whh,
       const std::optional<mx::array>& leak,
       const std::variant<std::string, std::shared_ptr<Traced>>& activation,
-      std::vector<int64_t> lead,
+      nb::iterable lead,
       nb::object dtype)
-      : lead_(std::move(lead)),
+      : lead_(integers(lead)),
         stream_(
             kernel_type(Whh.dtype()),
             layer(Wxh, bias, Whh, leak, activation, lead_),
@@ -163,6 +162,16 @@ class NumPyStream {
   }
 
  private:
+  // Not a vector among the arguments: nanobind could not say that there is no
+  // memory for it.
+  static std::vector<int64_t> integers(nb::iterable values) {
+    std::vector<int64_t> found;
+    for (nb::handle value : values) {
+      found.push_back(nb::cast<int64_t>(value));
+    }
+    return found;
+  }
+
   static kernels::RecurrenceArgs layer(
       const mx::array& Wxh,
       const std::optional<mx::array>& bias,
@@ -275,7 +284,7 @@ void bind_streaming(nb::module_& m) {
               const mx::array&,
               const std::optional<mx::array>&,
               const std::variant<std::string, std::shared_ptr<Traced>>&,
-              std::vector<int64_t>,
+              nb::iterable,
               nb::object>(),
           "Wxh"_a,
           "bias"_a.none(),

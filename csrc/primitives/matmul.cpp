@@ -3,6 +3,7 @@
 #include "primitives/arithmetic.h"
 #include "primitives/batching.h"
 #include "primitives/broadcast.h"
+#include "primitives/forked.h"
 #include "primitives/launch.h"
 
 namespace mlx_recurrent {
@@ -38,6 +39,7 @@ mx::array matmul(
   if (bias) {
     inputs.push_back(*bias);
   }
+  expect_threads(inputs);
   auto primitive = std::make_shared<Matmul>(stream);
   mx::Shape shape = primitive->output_shapes(inputs)[0];
   return mx::array(

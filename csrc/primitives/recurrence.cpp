@@ -6,6 +6,7 @@
 #include "primitives/arithmetic.h"
 #include "primitives/batching.h"
 #include "primitives/broadcast.h"
+#include "primitives/forked.h"
 #include "primitives/launch.h"
 #include "primitives/linear_scan.h"
 #include "primitives/matmul.h"
@@ -250,6 +251,7 @@ Arrays recurrence(
     }
   }
   in.course.append_to(inputs);
+  expect_threads(inputs);
   return outputs_of(form, inputs, stream);
 }
 

@@ -11,7 +11,9 @@
 
 namespace mlx_recurrent {
 
-class Traced {
+// Python's reference to one is C++'s own: to make another would allocate where
+// nothing may be raised.
+class Traced : public std::enable_shared_from_this<Traced> {
  public:
   // The function of an expression, for elements of a type. It is made when it
   // is first asked for and kept; `known` is null before. Raises an

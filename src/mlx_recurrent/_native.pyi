@@ -166,6 +166,9 @@ def partition(N: int, L: int, D: int, H: int, dtype: mx.Dtype) -> _Partition:
 def runs_apart(N: int, L: int, D: int, H: int, dtype: mx.Dtype, sets: int) -> bool:
     """Return whether so many calls of one shape run at the same time, one a thread."""
 
+def expect_threads(arrays: Sequence[mx.array]) -> None:
+    """Raise ``RuntimeError`` if a fork has left behind what would compute them."""
+
 def set_num_threads(n: int) -> None:
     """Set how many threads the kernels use."""
 

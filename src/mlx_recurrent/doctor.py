@@ -219,9 +219,11 @@ def forking(found: Findings) -> None:
     found.say("processes start by", method)
     if method == "fork":
         found.slow.append(
-            "This Python starts processes by fork. MLX's threads do not survive one: a "
-            "child of a process that has used MLX hangs at its first evaluation. Call "
-            'multiprocessing.set_start_method("spawn") first.'
+            "This Python starts processes by fork. MLX's threads do not survive one: "
+            "in a child of a process that has used MLX, mx.eval never ends (this "
+            "package's layers raise first). Call "
+            'multiprocessing.set_start_method("spawn"), or '
+            "begin the child with mx.set_default_stream(mx.new_stream(mx.cpu))."
         )
 
 

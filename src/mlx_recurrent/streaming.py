@@ -39,7 +39,8 @@ class Stream:
     However a sequence is cut into chunks, the results are the same bit for bit.
 
     Threads may use streams of their own at the same time, and take turns at one. A
-    forked process can go on with a stream that the kernels run.
+    forked process can go on with a stream that the kernels run, and make new ones of
+    weights that were evaluated before the fork.
 
     Args:
         Wxh (array): The input weight, ``(H, D)``.
@@ -60,6 +61,8 @@ class Stream:
     Raises:
         TypeError: If an argument is of the wrong type.
         ValueError: If a shape or a dtype does not fit.
+        RuntimeError: In a forked process, if MLX would have to compute something on a
+            stream whose thread the fork has left behind.
 
     Example:
         >>> import numpy as np
@@ -86,7 +89,9 @@ class Stream:
             nonlinearity = duplicate(nonlinearity)
             nonlinearity.eval()
         learned = (Wxh, Whh, bias, leak, hidden0)
-        dtype = mx.result_type(*(a for a in learned if isinstance(a, mx.array)))
+        arrays = [a for a in learned if isinstance(a, mx.array)]
+        _native.expect_threads(arrays)
+        dtype = mx.result_type(*arrays)
         self._lead = () if hidden is None else _numpy("hidden", hidden).shape[:-1]
         # Two steps like those that will come. What is found of them judges the weights.
         x = mx.zeros((*self._lead, 2, Wxh.shape[-1]), dtype)
@@ -102,22 +107,31 @@ class Stream:
             training=False,
             stream=mx.cpu,
         )
-        # Copies in any case: MLX's arrays can be written into.
-        Wxh, Whh = mx.array(Wxh, dtype), mx.array(Whh, dtype)
-        if bias is not None:
+        self._dtype = _NUMPY[dtype]
+        if self._plan.path == "composed":
+            # Copies in any case: MLX's arrays can be written into.
+            Wxh, Whh = mx.array(Wxh, dtype), mx.array(Whh, dtype)
+            bias = None if bias is None else mx.array(bias, dtype)
+        else:
+            # The kernels make their own. What is there is read where it lies: a forked
+            # process may have no thread for another operation.
+            Wxh, Whh = _as(Wxh, dtype), _as(Whh, dtype)
+            bias = None if bias is None else _as(bias, dtype)
+        if bias is not None and bias.shape != Wxh.shape[:1]:
             if bias.size != 1 and bias.size != bias.shape[-1]:
                 raise ValueError(
                     f"bias must have shape {Wxh.shape[:1]} for a stream, but has shape "
                     f"{bias.shape}"
                 )
-            bias = mx.array(bias, dtype).reshape(bias.shape[-1:])
-            bias = mx.broadcast_to(bias, Wxh.shape[:1])
+            bias = mx.broadcast_to(bias.reshape(bias.shape[-1:]), Wxh.shape[:1])
         self._D, self._H = Wxh.shape[1], Whh.shape[1]
         new = functional.settle_leak(leak, zoneout, self._H, dtype, mx.cpu)
-        new = None if new is None else mx.array(new)
-        mx.eval(Wxh, Whh, bias, new)
-        self._dtype = _NUMPY[dtype]
-        self._hidden0 = None if hidden0 is None else mx.array(hidden0)
+        _evaluate(*(a for a in (Wxh, Whh, bias, new) if a is not None))
+        if new is not None and new is leak:
+            new = _copy(new)
+        self._hidden0 = None
+        if hidden0 is not None:
+            self._hidden0 = self._converted("hidden0", hidden0)
 
         choice = dispatch.choose(nonlinearity, mx.cpu)
         if self._plan.path == "traced":
@@ -311,8 +325,27 @@ class _Composed:
                 f"{self._shape}"
             )
         state = state.astype(self._dtype)
-        mx.eval(state)
+        _evaluate(state)
         return state
+
+
+def _evaluate(*arrays: mx.array) -> None:
+    # A stream without a thread raises here; in mx.eval it would wait for ever.
+    _native.expect_threads(arrays)
+    mx.eval(arrays)
+
+
+def _as(a: mx.array, dtype: mx.Dtype) -> mx.array:
+    return a if a.dtype == dtype else a.astype(dtype)
+
+
+def _copy(a: mx.array) -> mx.array:
+    """An evaluated copy, by NumPy where it has the dtype: that needs no thread."""
+    if a.dtype != mx.bfloat16:
+        return mx.array(np.array(a))
+    copy = mx.array(a)
+    _evaluate(copy)
+    return copy
 
 
 def _numpy(name: str, value: Any) -> np.ndarray:
@@ -320,6 +353,7 @@ def _numpy(name: str, value: Any) -> np.ndarray:
     if isinstance(value, mx.array):
         if value.dtype == mx.bfloat16:
             value = value.astype(mx.float32)
+        _native.expect_threads((value,))
         value = np.array(value)
     elif not isinstance(value, np.ndarray):
         if not hasattr(value, "__dlpack__"):

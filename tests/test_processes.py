@@ -1,0 +1,301 @@
+"""Processes: forked, spawned, stopped and given less of the machine.
+
+Each test is a program of its own that is killed if it does not end. A child that would
+wait for ever is ended by an alarm, which its exit status shows. No time decides a test
+otherwise.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+SECONDS = 300  # generous: reached only by what hangs
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+
+PRELUDE = """
+import multiprocessing, os, signal, sys, threading, time
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+import mlx_recurrent
+from mlx_recurrent import RNN
+
+mx.set_default_device(mx.cpu)
+
+def layer_of(**options):
+    mx.random.seed(1)
+    layer = RNN(16, 256, **options)
+    mx.eval(layer.parameters())
+    return layer
+
+X = np.random.default_rng(0).standard_normal((4, 60, 16)).astype("f4")
+
+def everything(layer, x=None):
+    # Forward, gradients, a stream and a step of training; all bits.
+    x = mx.array(X) if x is None else x
+    loss = nn.value_and_grad(layer, lambda m: (m(x) ** 2).mean())
+    optimizer = optim.SGD(learning_rate=0.1)
+    before = layer.parameters()
+    value, gradients = loss(layer)
+    stream = layer.stream()(X[0])
+    optimizer.update(layer, gradients)
+    after = layer(x)
+    mx.eval(value, gradients, after)
+    layer.update(before)
+    arrays = [value, *(gradients[name] for name in ("Wxh", "Whh", "bias")), after]
+    return [stream, *map(np.array, arrays)]
+
+def same(a, b):
+    assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+def in_child(work):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(100)
+        try:
+            work()
+        except BaseException as error:
+            print(type(error).__name__, error, flush=True)
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert status == 0, status
+
+def own_stream():
+    mx.set_default_stream(mx.new_stream(mx.cpu))
+
+def raises(work):
+    try:
+        work()
+    except RuntimeError as error:
+        for words in ("forked", "mx.set_default_stream(mx.new_stream(mx.cpu))"):
+            assert words in str(error), error
+    else:
+        raise AssertionError("nothing was raised")
+"""
+
+
+def run(code, prelude=PRELUDE):
+    done = subprocess.run(
+        [sys.executable, "-c", prelude + code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert done.returncode == 0 and done.stdout == "done\n", done.stdout
+
+
+@needs_fork
+def test_fork_before_first_use():
+    """Graphs may be there: MLX starts its threads at the first evaluation."""
+    run("""
+mx.random.seed(1)
+layer = RNN(16, 256)  # not evaluated
+layer(mx.array(X))
+in_child(lambda: everything(layer))
+expected = everything(layer)
+same(everything(layer_of()), expected)
+print("done")
+""")
+
+
+@needs_fork
+def test_stream_in_a_forked_child():
+    """A child makes streams and goes on with them; it needs no thread of MLX's."""
+    run("""
+kinds = {
+    "plain": layer_of(),
+    "leaky": layer_of(leak=mx.full((256,), 0.5)),
+    "traced": layer_of(nonlinearity=nn.silu),
+}
+half = layer_of()
+half.set_dtype(mx.bfloat16)
+mx.eval(half.parameters())
+kinds["half"] = half
+streams = {name: layer.stream() for name, layer in kinds.items()}
+expected = {name: stream(X[0]) for name, stream in streams.items()}
+everything(kinds["plain"])
+
+def child():
+    for name, stream in streams.items():
+        stream.reset()
+        assert np.array_equal(stream(X[0]), expected[name]), name
+        if name != "traced":
+            assert np.array_equal(kinds[name].stream()(X[0]), expected[name]), name
+    x = mx.array(X[0])
+    streams["plain"].reset()
+    assert np.array_equal(streams["plain"](x), expected["plain"])
+
+in_child(child)
+in_child(lambda: in_child(child))
+print("done")
+""")
+
+
+@needs_fork
+def test_forked_child_is_told_what_to_do():
+    """Where MLX would wait for ever, an error says so at the call."""
+    run("""
+layer = layer_of()
+lazy, softmax = RNN(16, 256), layer_of(nonlinearity=nn.softmax)
+x = mx.array(X)
+expected = everything(layer)
+pending = x + 1
+
+def child():
+    raises(lambda: layer(x))
+    raises(lambda: layer.step(x[:, 0]))
+    raises(lambda: mx.grad(lambda x: layer(x).sum())(x))
+    raises(lambda: mlx_recurrent.scan(x[..., :4], layer.Whh[:4, :4]))
+    raises(lambda: mlx_recurrent.matmul(x, layer.Wxh))
+    raises(lambda: softmax(x))
+    raises(lambda: lazy.stream())
+    raises(lambda: RNN(16, 256, leak=0.5).stream())
+    raises(lambda: layer.stream()(pending[0]))
+    own_stream()
+    raises(lambda: layer(pending))
+    raises(lambda: lazy(x))
+    same(everything(layer), expected)
+
+in_child(child)
+same(everything(layer), expected)
+print("done")
+""")
+
+
+@needs_fork
+def test_forked_child_with_a_stream_of_its_own():
+    """The cure: everything works, compiled functions and children's children too."""
+    run("""
+layer = layer_of()
+expected = everything(layer)
+x = mx.array(X)
+compiled = mx.compile(lambda x: mx.sin(layer(x)).sum())
+total = compiled(x).item()
+
+def child(deeper):
+    own_stream()
+    same(everything(layer), expected)
+    assert compiled(x).item() == total
+    with mx.stream(mx.new_stream(mx.cpu)):
+        same(everything(layer), expected)
+    if deeper:
+        def grandchild():
+            raises(lambda: layer(x))
+            child(False)
+        in_child(grandchild)
+
+in_child(lambda: child(True))
+same(everything(layer), expected)
+print("done")
+""")
+
+
+@needs_fork
+def test_fork_while_others_compute():
+    """A stream works in the child whatever MLX and the pool do at the fork.
+
+    MLX's own evaluations may not, on a new stream of MLX's either: a lock that another
+    thread held stays locked.
+    """
+    run("""
+layer = layer_of()
+mlx_recurrent.set_num_threads(3)
+expected = everything(layer)
+over = threading.Event()
+
+def busy():
+    with mx.stream(mx.new_stream(mx.cpu)):
+        mine, x = layer_of(), mx.array(X)
+        while not over.is_set():
+            mx.eval(mine(x))
+
+workers = [threading.Thread(target=busy, daemon=True) for _ in range(2)]
+for worker in workers:
+    worker.start()
+
+def child():
+    stream = layer.stream()
+    assert np.array_equal(stream(X[0]), expected[0])
+    raises(lambda: layer(mx.array(X)))
+
+for _ in range(6):
+    in_child(child)
+over.set()
+for worker in workers:
+    worker.join()
+print("done")
+""")
+
+
+POOL = """
+def prepare():
+    if METHOD == "fork":
+        own_stream()
+
+def work(row):
+    layer = layer_of()
+    return everything(layer, mx.array(X[row : row + 1]))
+
+if __name__ == "__main__":
+    mlx_recurrent.set_num_threads(2)
+    expected = [work(row) for row in range(4)]
+    context = multiprocessing.get_context(METHOD)
+    with context.Pool(2, prepare) as pool:
+        results = pool.map_async(work, range(4)).get(200)
+    for a, b in zip(results, expected, strict=True):
+        same(a, b)
+    print("done")
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_pool(tmp_path, method):
+    """After first use in the parent; a forked worker gets a stream of its own."""
+    if method != "spawn" and not hasattr(os, "fork"):
+        pytest.skip("no fork")
+    file = tmp_path / "pool.py"
+    file.write_text(f"{PRELUDE}\nMETHOD = {method!r}\n{POOL}")
+    done = subprocess.run(
+        [sys.executable, str(file)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert done.returncode == 0 and done.stdout == "done\n", done.stdout
+
+
+@needs_fork
+def test_stopped_and_continued():
+    """SIGSTOP in the middle of calls, again and again."""
+    code = """
+mlx_recurrent.set_num_threads(3)
+layer = layer_of()
+expected = everything(layer)
+print("ready", flush=True)
+for _ in range(60):
+    same(everything(layer), expected)
+print("done", flush=True)
+"""
+    # The one who stops it is a process beside it.
+    run(f"""
+import subprocess
+work = subprocess.Popen(
+    [sys.executable, "-c", {PRELUDE + code!r}], stdout=subprocess.PIPE, text=True
+)
+assert work.stdout.readline() == "ready\\n"
+signal.alarm(280)
+while work.poll() is None:
+    work.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, work.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    work.send_signal(signal.SIGCONT)
+    threading.Event().wait(0.005)
+assert work.returncode == 0 and work.stdout.read() == "done\\n"
+print("done")
+""")
