@@ -2,7 +2,6 @@
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
-#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
@@ -100,7 +99,7 @@ NB_MODULE(_native, m) {
          const std::optional<mx::array>& bias,
          const mx::array& Whh,
          const std::optional<mx::array>& hidden,
-         const std::variant<std::string, std::shared_ptr<Traced>>& activation,
+         const std::variant<std::string, TracedReference>& activation,
          const std::variant<bool, std::string>& return_state,
          mx::StreamOrDevice stream,
          const std::optional<mx::array>& lengths,
@@ -126,7 +125,7 @@ NB_MODULE(_native, m) {
         form.recurrent_dropout = recurrent_dropout;
         form.input_dropout = input_dropout;
         if (!name) {
-          form.function = std::get<std::shared_ptr<Traced>>(activation);
+          form.function = std::get<TracedReference>(activation).traced;
         }
         Course course;
         course.form.reverse = reverse;
@@ -244,20 +243,33 @@ NB_MODULE(_native, m) {
       "dtype"_a,
       "sets"_a);
 
-  nb::class_<Traced>(m, "Traced")
+  nb::class_<TracedReference>(m, "Traced")
+      .def(
+          "__eq__",
+          [](const TracedReference& a, const TracedReference& b) {
+            return a.traced == b.traced;
+          },
+          nb::is_operator())
+      .def(
+          "__hash__",
+          [](const TracedReference& reference) {
+            return std::hash<std::shared_ptr<Traced>>()(reference.traced);
+          })
       .def_prop_ro(
           "operations",
-          [](const Traced& traced) { return traced.expression().names(); })
+          [](const TracedReference& reference) {
+            return reference.traced->expression().names();
+          })
       .def_prop_rw(
           "verdict",
-          [](const Traced& traced) -> std::optional<bool> {
-            auto verdict = traced.verdict.load();
+          [](const TracedReference& reference) -> std::optional<bool> {
+            auto verdict = reference.traced->verdict.load();
             return verdict == Traced::Verdict::unknown
                 ? std::nullopt
                 : std::optional(verdict == Traced::Verdict::equal);
           },
-          [](Traced& traced, bool equal) {
-            traced.verdict =
+          [](const TracedReference& reference, bool equal) {
+            reference.traced->verdict =
                 equal ? Traced::Verdict::equal : Traced::Verdict::different;
           });
   nb::class_<Reading>(m, "Reading")
@@ -267,13 +279,15 @@ NB_MODULE(_native, m) {
       .def(
           "known",
           [](const Reading& reading, mx::Dtype dtype) {
-            return Traced::known(reading.expression, dtype);
+            auto traced = Traced::known(reading.expression, dtype);
+            return traced ? std::optional(TracedReference{std::move(traced)})
+                          : std::nullopt;
           },
           "dtype"_a)
       .def(
           "trace",
           [](const Reading& reading, mx::Dtype dtype) {
-            return Traced::of(reading.expression, dtype);
+            return TracedReference{Traced::of(reading.expression, dtype)};
           },
           "dtype"_a);
   bind_streaming(m);
@@ -300,17 +314,17 @@ NB_MODULE(_native, m) {
       "stream"_a.none());
   m.def(
       "replay",
-      [](const mx::array& a, const Traced& function) {
-        return function.expression().replay({a});
+      [](const mx::array& a, const TracedReference& function) {
+        return function.traced->expression().replay({a});
       },
       "a"_a,
       "function"_a);
   m.def(
       "pointwise",
       [](const mx::array& a,
-         std::shared_ptr<Traced> function,
+         const TracedReference& function,
          mx::StreamOrDevice stream) {
-        return pointwise(a, std::move(function), stream_of(stream));
+        return pointwise(a, function.traced, stream_of(stream));
       },
       "a"_a,
       "function"_a,

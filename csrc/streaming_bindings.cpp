@@ -1,7 +1,6 @@
 #include "streaming_bindings.h"
 
 #include <nanobind/stl/optional.h>
-#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/variant.h>
 
@@ -85,7 +84,7 @@ class NumPyStream {
       const std::optional<mx::array>& bias,
       const mx::array& Whh,
       const std::optional<mx::array>& leak,
-      const std::variant<std::string, std::shared_ptr<Traced>>& activation,
+      const std::variant<std::string, TracedReference>& activation,
       nb::iterable lead,
       nb::object dtype)
       : lead_(integers(lead)),
@@ -177,7 +176,7 @@ class NumPyStream {
       const std::optional<mx::array>& bias,
       const mx::array& Whh,
       const std::optional<mx::array>& leak,
-      const std::variant<std::string, std::shared_ptr<Traced>>& activation,
+      const std::variant<std::string, TracedReference>& activation,
       const std::vector<int64_t>& lead) {
     kernels::RecurrenceArgs layer{};
     layer.N = 1;
@@ -199,7 +198,7 @@ class NumPyStream {
     } else {
       layer.activation = kernels::Activation::traced;
       layer.function =
-          &std::get<std::shared_ptr<Traced>>(activation)->function();
+          &std::get<TracedReference>(activation).traced->function();
     }
     return layer;
   }
@@ -207,11 +206,11 @@ class NumPyStream {
   // Of what the layer points to when it runs, which the weights are not.
   static std::shared_ptr<const void> owner(
       const std::optional<mx::array>& leak,
-      const std::variant<std::string, std::shared_ptr<Traced>>& activation) {
-    const auto* traced = std::get_if<std::shared_ptr<Traced>>(&activation);
+      const std::variant<std::string, TracedReference>& activation) {
+    const auto* reference = std::get_if<TracedReference>(&activation);
     return std::make_shared<
         std::pair<std::optional<mx::array>, std::shared_ptr<Traced>>>(
-        leak, traced ? *traced : nullptr);
+        leak, reference ? reference->traced : nullptr);
   }
 
   static nb::object not_implemented() {
@@ -283,7 +282,7 @@ void bind_streaming(nb::module_& m) {
               const std::optional<mx::array>&,
               const mx::array&,
               const std::optional<mx::array>&,
-              const std::variant<std::string, std::shared_ptr<Traced>>&,
+              const std::variant<std::string, TracedReference>&,
               nb::iterable,
               nb::object>(),
           "Wxh"_a,

@@ -11,9 +11,7 @@
 
 namespace mlx_recurrent {
 
-// Python's reference to one is C++'s own: to make another would allocate where
-// nothing may be raised.
-class Traced : public std::enable_shared_from_this<Traced> {
+class Traced {
  public:
   // The function of an expression, for elements of a type. It is made when it
   // is first asked for and kept; `known` is null before. Raises an
@@ -56,6 +54,12 @@ class Traced : public std::enable_shared_from_this<Traced> {
   mutable std::optional<Expression> pulled_back_;
   mutable std::unique_ptr<CompiledExpression> derivative_;
   mutable std::shared_ptr<const Traced> slope_;
+};
+
+// Python's reference to one: a value, since to share a pointer with Python
+// would allocate where nothing can be raised.
+struct TracedReference {
+  std::shared_ptr<Traced> traced;
 };
 
 } // namespace mlx_recurrent

@@ -7,7 +7,7 @@ import numpy as np
 _Stream = mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType | None
 
 class Traced:
-    """A callable as the kernels run it."""
+    """A callable as the kernels run it. Those of equal graphs are equal."""
 
     @property
     def operations(self) -> list[str]:

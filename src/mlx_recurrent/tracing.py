@@ -237,6 +237,8 @@ def _disagreement(
         same = _agree(
             lambda a: _native.pointwise(a, function, None), nonlinearity, sample
         )
+    except MemoryError:  # which is no word on the callable
+        raise
     except Exception as error:
         return f"raises {type(error).__name__} on other numbers"
     return "" if same else "gives other values than its operations on other numbers"

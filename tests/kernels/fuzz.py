@@ -79,7 +79,8 @@ def main() -> int:
         smallest = folder / "smallest"
         shutil.rmtree(smallest, ignore_errors=True)
         smallest.mkdir()
-        subprocess.run([program, "-merge=1", *limits, smallest, corpus], check=True)
+        merge = ("-set_cover_merge=1", "-use_counters=0")
+        subprocess.run([program, *merge, *limits, smallest, corpus], check=True)
         pack(smallest)
     return int(status != 0)
 
