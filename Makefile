@@ -3,12 +3,14 @@
 #   PYTHON=python3.12   the Python that the environment is made from
 #   PEERS="torch ..."   more packages for the tests that compare with them
 #   BENCH="--quick"     options of `mlx-recurrent bench`
-#   FUZZ="--cases 1000" options of `make fuzz`; so FUZZ_KERNELS, SANITIZE, EMULATE
+#   FUZZ="--cases 1000" options of `make fuzz`; so SOAK, FUZZ_KERNELS, SANITIZE,
+#                       EMULATE
 
 PYTHON ?= python3
 PEERS ?=
 BENCH ?=
 FUZZ ?=
+SOAK ?=
 FUZZ_KERNELS ?=
 SANITIZE ?=
 EMULATE ?=
@@ -25,7 +27,7 @@ SOURCES := pyproject.toml CMakeLists.txt \
 LINUX := $(filter Linux,$(shell uname))
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*/*.h csrc/*/*.cpp tests/kernels/*.h tests/kernels/*.cpp)
 
-.PHONY: demo test fuzz bench accuracy docs lint sanitize fuzz-kernels emulate dist clean
+.PHONY: demo test fuzz soak bench accuracy docs lint sanitize fuzz-kernels emulate dist clean
 
 demo: $(VENV)/demo
 	$(RUN) examples/char_lm.py train $(if $(wildcard runs/char_lm/checkpoint.json),--resume)
@@ -36,6 +38,9 @@ test: $(VENV)/test
 
 fuzz: $(VENV)/test
 	cd tests && ../$(RUN) -m fuzz $(FUZZ)
+
+soak: $(VENV)/test
+	$(RUN) tests/soak.py $(SOAK)
 
 bench: $(VENV)/bench
 	@mkdir -p docs

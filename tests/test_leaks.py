@@ -44,6 +44,12 @@ def training(compiled, nonlinearity=None):
     return lambda: mx.eval(run(x, y), state)
 
 
+def forward():
+    layer, x = RNN(D, H), mx.random.normal((N, L, D))
+    mx.eval(layer.parameters(), x)
+    return lambda: mx.eval(layer(x))
+
+
 def arrays():
     shapes = [(N, L, D), (H, D), (H, H), (H,), (N, H)]
     made = [0.3 * mx.random.normal(shape) for shape in shapes]
@@ -221,6 +227,7 @@ def streams():
 
 # And how often: a second or some for each.
 WORK = {
+    "forward": (forward, 10_000),
     "training": (lambda: training(False), 10_000),
     "training_compiled": (lambda: training(True), 10_000),
     "training_traced": (lambda: training(False, nn.silu), 10_000),

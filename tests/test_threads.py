@@ -125,6 +125,210 @@ print("done")
 """)
 
 
+# `together` runs each piece of work in a thread of Python's with a stream of MLX's of
+# its own, all from one moment on. What it gives is compared to the bit with what the
+# same work gives alone.
+TOGETHER = """
+import sys
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+
+sys.setswitchinterval(1e-5)
+set_num_threads(3)
+mx.random.seed(1)
+LAYERS = [RNN(64, 256, nonlinearity=f) for f in (None, nn.silu, nn.softmax)]
+XS = [case[0] for case in CASES]
+mx.eval([layer.parameters() for layer in LAYERS], XS)
+
+def together(*works):
+    results = [None] * len(works)
+    barrier = threading.Barrier(len(works))
+
+    def one(k):
+        with mx.stream(mx.new_stream(mx.cpu)):
+            barrier.wait()
+            try:
+                results[k] = works[k]()
+            except BaseException as error:
+                results[k] = error
+
+    workers = [threading.Thread(target=one, args=[k]) for k in range(len(works))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
+
+def done():
+    # Not by way of the interpreter's end: a thread that used a compiled function
+    # (nn.silu) drops it after join() has returned, and if the interpreter ends
+    # meanwhile MLX aborts.
+    print("done", flush=True)
+    os._exit(0)
+
+def same(a, b):
+    assert len(a) == len(b)
+    for k, (x, y) in enumerate(zip(a, b)):
+        assert np.array_equal(x, y), k
+
+def forward(layer, x):
+    return layer(x), mx.grad(lambda x: layer(x).square().sum())(x)
+
+def by_weights(layer, x):
+    def loss(*weights):
+        return rnn(x, *weights, nonlinearity=layer.nonlinearity).square().sum()
+    return mx.grad(loss, [0, 1, 2])(layer.Wxh, layer.Whh, layer.bias)
+
+def values(function, layers=LAYERS):
+    arrays = [a for layer in layers for x in XS for a in function(layer, x)]
+    mx.eval(arrays)
+    return [np.array(a) for a in arrays]
+
+def train(steps=10):
+    layer = RNN(64, 256)
+    layer.update(LAYERS[0].parameters())
+    optimizer = optim.Adam(learning_rate=1e-3)
+    step = nn.value_and_grad(layer, lambda m, x: m(x).square().sum())
+    losses = []
+    for k in range(steps):
+        loss, gradients = step(layer, XS[k % len(XS)])
+        optimizer.update(layer, gradients)
+        mx.eval(loss, layer.parameters(), optimizer.state)
+        losses.append(loss.item())
+    return [losses, *(np.array(layer[name]) for name in ("Wxh", "Whh", "bias"))]
+"""
+
+
+def test_layers_shared_by_threads():
+    """Native, traced and composed: outputs and gradients, by the weights too."""
+    run(f"""{TOGETHER}
+def work():
+    return [*values(forward), *values(by_weights)]
+
+expected = work()
+for results in together(*[lambda: [work() for _ in range(3)]] * 4):
+    for result in results:
+        same(result, expected)
+done()
+""")
+
+
+def test_callables_read_by_threads():
+    """All read the same new callables at the same time, then each one of its own."""
+    run(f"""{TOGETHER}
+def work(own):
+    slopes = [*range(1, 9), own]
+    layers = [RNN(64, 32, nonlinearity=lambda a, s=s: mx.sin(a * s)) for s in slopes]
+    for layer in layers:
+        layer.update({{name: LAYERS[0][name][:32, ...] for name in ("Wxh", "bias")}})
+        layer.update({{"Whh": LAYERS[0].Whh[:32, :32]}})
+        assert layer.plan(XS[0]).path == "traced"
+    return [*values(forward, layers), *values(by_weights, layers)]
+
+works = [lambda k=k: work(10 + k) for k in range(6)]
+for result, alone in zip(together(*works), works):
+    same(result, alone())
+done()
+""")
+
+
+def test_streams_step_while_another_thread_trains():
+    """The layer itself is trained: a stream has a copy of its weights."""
+    run(f"""{TOGETHER}
+steps = np.random.default_rng(0).standard_normal((40, 64)).astype("f4")
+made = [layer.stream() for layer in LAYERS]
+
+def stepping(stream):
+    stream.reset()
+    return [stream(steps[:10]), *map(stream, steps[10:])]
+
+def training():
+    results = train()
+    LAYERS[0].update(dict(zip(("Wxh", "Whh", "bias"), map(mx.array, results[1:]))))
+    mx.eval(LAYERS[0].parameters())
+    return results
+
+streams = [stepping(stream) for stream in made]
+trained = train()
+works = [lambda s=s: [stepping(s) for _ in range(20)] for s in made]
+*stepped, result = together(*works, training)
+same(result, trained)
+for results, alone in zip(stepped, streams):
+    for one in results:
+        same(one, alone)
+done()
+""")
+
+
+def test_number_of_threads_changed_while_layers_are_shared():
+    """States keep their bits. A gradient has those of one number of threads."""
+    run(f"""{TOGETHER}
+def all_of():
+    stream = LAYERS[0].stream()
+    return values(forward), values(by_weights, LAYERS[:2]), stream(np.array(XS[0][0]))
+
+expected = []
+for n in range(1, 5):
+    set_num_threads(n)
+    expected.append(all_of())
+over = threading.Event()
+
+def change():
+    n = 0
+    while not over.is_set():
+        n += 1
+        set_num_threads(1 + n % 4)
+        over.wait(0.0005)
+
+changing = threading.Thread(target=change)
+changing.start()
+try:
+    found = together(*[lambda: [all_of() for _ in range(3)]] * 4)
+finally:
+    over.set()
+    changing.join()
+for states, gradients, stream in (one for results in found for one in results):
+    same(states, expected[0][0])
+    same([stream], [expected[0][2]])
+    for k, gradient in enumerate(gradients):
+        assert any(np.array_equal(gradient, e[1][k]) for e in expected), k
+done()
+""")
+
+
+def test_parameters_that_another_thread_has_not_evaluated():
+    """An error, and the cure that it or the guide names."""
+    run(f"""{TOGETHER}
+lazy = RNN(64, 256)
+step = np.ones(64, "f4")
+
+def raised(work):
+    def attempt():
+        try:
+            work()
+        except RuntimeError as error:
+            return str(error)
+        raise AssertionError("nothing was raised")
+    return together(attempt)[0]
+
+assert "no Stream" in raised(lambda: mx.eval(lazy(XS[0])))
+assert "mx.eval(layer.parameters())" in raised(lambda: lazy.stream())
+stream = LAYERS[0].stream()
+later = mx.array(step) + 1
+before = stream.state
+assert "mx.eval" in raised(lambda: stream(later))
+same([stream.state], [before])
+mx.eval(lazy.parameters(), later)
+same(*together(lambda: values(forward, [lazy])), values(forward, [lazy]))
+together(lambda: lazy.stream()(step), lambda: stream(later))
+done()
+""")
+
+
 needs_affinity = pytest.mark.skipif(
     not hasattr(os, "sched_setaffinity"), reason="Linux sets affinities"
 )

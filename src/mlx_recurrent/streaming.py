@@ -61,8 +61,9 @@ class Stream:
     Raises:
         TypeError: If an argument is of the wrong type.
         ValueError: If a shape or a dtype does not fit.
-        RuntimeError: In a forked process, if MLX would have to compute something on a
-            stream whose thread the fork has left behind.
+        RuntimeError: If MLX would have to compute something that another thread made
+            and has not evaluated, or, in a forked process, something on a stream whose
+            thread the fork has left behind.
 
     Example:
         >>> import numpy as np
@@ -332,7 +333,16 @@ class _Composed:
 def _evaluate(*arrays: mx.array) -> None:
     # A stream without a thread raises here; in mx.eval it would wait for ever.
     _native.expect_threads(arrays)
-    mx.eval(arrays)
+    try:
+        mx.eval(arrays)
+    except RuntimeError as error:
+        if "no Stream" not in str(error):
+            raise
+        raise RuntimeError(
+            f"{error} Only the thread that made an array can compute it. Before "
+            "another one uses it call mx.eval(array) there, or for a layer's weights "
+            "mx.eval(layer.parameters())."
+        ) from error
 
 
 def _as(a: mx.array, dtype: mx.Dtype) -> mx.array:
@@ -353,7 +363,7 @@ def _numpy(name: str, value: Any) -> np.ndarray:
     if isinstance(value, mx.array):
         if value.dtype == mx.bfloat16:
             value = value.astype(mx.float32)
-        _native.expect_threads((value,))
+        _evaluate(value)
         value = np.array(value)
     elif not isinstance(value, np.ndarray):
         if not hasattr(value, "__dlpack__"):
