@@ -10,6 +10,7 @@ PYTHON ?= python3
 PEERS ?=
 BENCH ?=
 FUZZ ?=
+HOSTILE ?=
 SOAK ?=
 FUZZ_KERNELS ?=
 SANITIZE ?=
@@ -27,7 +28,7 @@ SOURCES := pyproject.toml CMakeLists.txt \
 LINUX := $(filter Linux,$(shell uname))
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*/*.h csrc/*/*.cpp tests/kernels/*.h tests/kernels/*.cpp)
 
-.PHONY: demo test fuzz soak bench accuracy docs lint sanitize fuzz-kernels emulate dist clean
+.PHONY: demo test test-isas fuzz soak bench accuracy docs lint sanitize fuzz-kernels emulate dist clean
 
 demo: $(VENV)/demo
 	$(RUN) examples/char_lm.py train $(if $(wildcard runs/char_lm/checkpoint.json),--resume)
@@ -36,8 +37,16 @@ test: $(VENV)/test
 	$(if $(PEERS),$(RUN) -m pip install --quiet $(PEERS))
 	$(RUN) -m pytest
 
-fuzz: $(VENV)/test
+# Everything public, damaged files, and the kernels.
+fuzz: $(VENV)/test fuzz-kernels
 	cd tests && ../$(RUN) -m fuzz $(FUZZ)
+	cd tests && ../$(RUN) -m hostile $(HOSTILE)
+
+# The suite on each instruction set that the machine has beside its best.
+test-isas: $(VENV)/test
+	set -e; for isa in $$($(RUN) -c "from mlx_recurrent import _native as n; \
+	  print(*n.available_isas().split(', ')[1:])"); do \
+	  MLX_RECURRENT_ISA=$$isa $(RUN) -m pytest; done
 
 soak: $(VENV)/test
 	$(RUN) tests/soak.py $(SOAK)

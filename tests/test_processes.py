@@ -146,6 +146,7 @@ lazy, softmax = RNN(16, 256), layer_of(nonlinearity=nn.softmax)
 x = mx.array(X)
 expected = everything(layer)
 pending = x + 1
+lengths = mx.array([3] * len(X)) + 0
 
 def child():
     raises(lambda: layer(x))
@@ -154,11 +155,15 @@ def child():
     raises(lambda: mlx_recurrent.scan(x[..., :4], layer.Whh[:4, :4]))
     raises(lambda: mlx_recurrent.matmul(x, layer.Wxh))
     raises(lambda: softmax(x))
+    raises(lambda: layer(x, lengths=lengths))
+    raises(lambda: RNN(16, 256, leak=mx.full((256,), 0.5)))
+    raises(lambda: mlx_recurrent.init.orthogonal_(layer))
     raises(lambda: lazy.stream())
     raises(lambda: RNN(16, 256, leak=0.5).stream())
     raises(lambda: layer.stream()(pending[0]))
     own_stream()
     raises(lambda: layer(pending))
+    raises(lambda: layer(x, lengths=lengths))
     raises(lambda: lazy(x))
     same(everything(layer), expected)
 
@@ -198,10 +203,10 @@ print("done")
 
 @needs_fork
 def test_fork_while_others_compute():
-    """A stream works in the child whatever MLX and the pool do at the fork.
+    """A parent's stream goes on in the child whatever MLX and the pool do at the fork.
 
-    MLX's own evaluations may not, on a new stream of MLX's either: a lock that another
-    thread held stays locked.
+    What makes an array of MLX's may not: a lock that another thread held in MLX's
+    allocator at the fork stays locked.
     """
     run("""
 layer = layer_of()
@@ -219,10 +224,11 @@ workers = [threading.Thread(target=busy, daemon=True) for _ in range(2)]
 for worker in workers:
     worker.start()
 
+stream, x = layer.stream(), mx.array(X)
+
 def child():
-    stream = layer.stream()
     assert np.array_equal(stream(X[0]), expected[0])
-    raises(lambda: layer(mx.array(X)))
+    raises(lambda: layer(x))
 
 for _ in range(6):
     in_child(child)

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <sstream>
@@ -83,11 +84,14 @@ void expect_threads(const std::vector<mx::array>& arrays) {
   if (!any_lost.load(std::memory_order_relaxed)) {
     return;
   }
-  std::vector<mx::array> next = arrays;
+  // The nearest first, and no more than so many: a loop that evaluates late
+  // would walk through all that it made at each of its steps.
+  constexpr size_t kMostSeen = 200;
+  std::deque<mx::array> next(arrays.begin(), arrays.end());
   std::unordered_set<std::uintptr_t> seen;
-  while (!next.empty()) {
-    mx::array a = next.back();
-    next.pop_back();
+  while (!next.empty() && seen.size() < kMostSeen) {
+    mx::array a = next.front();
+    next.pop_front();
     if (a.status() == mx::array::Status::available || !a.has_primitive() ||
         !seen.insert(a.id()).second) {
       continue;

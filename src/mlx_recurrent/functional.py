@@ -14,7 +14,6 @@ from typing import (
 )
 
 import mlx.core as mx
-import numpy as np
 
 from mlx_recurrent import _native, composed, dispatch
 from mlx_recurrent.course import inputs
@@ -38,6 +37,7 @@ from mlx_recurrent.terms import (
     judge_reset,
 )
 from mlx_recurrent.tracing import random_key, trace
+from mlx_recurrent.values import values_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -504,7 +504,7 @@ def plan(
             # What the nonlinearity drew, the call draws again. A key that is traced
             # cannot be put back.
             with suppress(ValueError):
-                high, low = map(int, np.array(key))
+                high, low = map(int, values_of(key))
                 mx.random.seed(high << 32 | low)
     if choice.activation is None:
         return Plan(choice.path, choice.reason)

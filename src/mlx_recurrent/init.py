@@ -15,6 +15,7 @@ from mlx.nn.layers import recurrent
 from mlx.nn.layers.base import Module
 
 from mlx_recurrent.judging import float_of, shown, type_name
+from mlx_recurrent.values import values_of
 
 M = TypeVar("M", bound=Module)
 
@@ -47,7 +48,7 @@ def orthogonal_(layer: M) -> M:
     for rnn in _layers(layer):
         H = rnn.hidden_size
         # In float64, so that it is orthogonal to the last place of any dtype.
-        q, r = np.linalg.qr(np.array(mx.random.normal((H, H)), np.float64))
+        q, r = np.linalg.qr(values_of(mx.random.normal((H, H))).astype(np.float64))
         # Without the signs the distribution would be that of the algorithm.
         _set(rnn, q * np.where(np.diag(r) < 0, -1, 1))
     return layer
@@ -117,7 +118,7 @@ def spectral_radius_(layer: M, r: float) -> M:
         raise ValueError(f"r must be positive and finite, but is {shown(r)}")
     scaled = []
     for rnn in _layers(layer):
-        Whh = np.array(rnn.Whh.astype(mx.float64, stream=mx.cpu))
+        Whh = values_of(rnn.Whh.astype(mx.float64, stream=mx.cpu))
         if not np.isfinite(Whh).all():
             raise ValueError("Whh must be finite, but holds NaN or infinity")
         if _nilpotent(Whh):

@@ -95,7 +95,8 @@ class Stream:
         dtype = mx.result_type(*arrays)
         self._lead = () if hidden is None else _numpy("hidden", hidden).shape[:-1]
         # Two steps like those that will come. What is found of them judges the weights.
-        x = mx.zeros((*self._lead, 2, Wxh.shape[-1]), dtype)
+        features = Wxh.shape[-1] if getattr(Wxh, "ndim", 0) else 0
+        x = mx.zeros((*self._lead, 2, features), dtype)
         self._plan = functional.plan(
             x,
             Wxh,
@@ -351,9 +352,7 @@ def _as(a: mx.array, dtype: mx.Dtype) -> mx.array:
 
 def _copy(a: mx.array) -> mx.array:
     """An evaluated copy, by NumPy where it has the dtype: that needs no thread."""
-    if a.dtype != mx.bfloat16:
-        return mx.array(np.array(a))
-    copy = mx.array(a)
+    copy = mx.array(a if a.dtype == mx.bfloat16 else np.array(a), a.dtype)
     _evaluate(copy)
     return copy
 

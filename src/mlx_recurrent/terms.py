@@ -15,6 +15,7 @@ from mlx_recurrent.judging import (
     shown,
     type_name,
 )
+from mlx_recurrent.values import values_of
 
 # A nested sequence of numbers, or an array.
 Values: TypeAlias = Sequence[Any] | np.ndarray | mx.array | int
@@ -281,7 +282,7 @@ def _refuse_dtype(name: str, rule: str, dtype: str) -> None:
 def _read(values: mx.array) -> np.ndarray | None:
     """Return the values, or ``None`` inside a compiled function or a vmap."""
     try:
-        return np.array(values)
+        return values_of(values)
     except ValueError:
         return None
 

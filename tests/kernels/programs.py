@@ -94,8 +94,9 @@ class Table:
     def add(self, what: str, command: Sequence[object], **environment: str) -> None:
         """Run a command and print its line; all that it printed where it failed."""
         begun = time.monotonic()
+        # A program that hangs is ended, and has failed.
         done = subprocess.run(
-            [str(word) for word in command],
+            ["timeout", str(MOST_SECONDS), *(str(word) for word in command)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -107,7 +108,7 @@ class Table:
         if last := LAST.search(done.stdout):
             cases, failures = last[2], last[3]
         if done.returncode:
-            failures = failures.replace("0", "") or f"exit {done.returncode}"
+            failures = f"exit {done.returncode}" if failures == "0" else failures
             self.failed += 1
         print(f"{what:30} {cases:>8} {failures:>8} {seconds:8.0f}", flush=True)
         if done.returncode:
