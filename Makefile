@@ -25,7 +25,7 @@ SOURCES := pyproject.toml CMakeLists.txt \
 LINUX := $(filter Linux,$(shell uname))
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*/*.h csrc/*/*.cpp tests/kernels/*.h tests/kernels/*.cpp)
 
-.PHONY: demo test fuzz bench accuracy docs lint sanitize fuzz-kernels emulate dist clean
+.PHONY: demo test fuzz large bench accuracy docs lint sanitize fuzz-kernels emulate dist clean
 
 demo: $(VENV)/demo
 	$(RUN) examples/char_lm.py train $(if $(wildcard runs/char_lm/checkpoint.json),--resume)
@@ -36,6 +36,9 @@ test: $(VENV)/test
 
 fuzz: $(VENV)/test
 	cd tests && ../$(RUN) -m fuzz $(FUZZ)
+
+large: $(VENV)/test
+	MLX_RECURRENT_LARGE=1 $(RUN) -m pytest tests/test_large.py
 
 bench: $(VENV)/bench
 	@mkdir -p docs
