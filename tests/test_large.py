@@ -91,6 +91,18 @@ def test_too_many_elements(call, words):
         call()
 
 
+def test_more_bytes_than_64_bits_count():
+    """Where ``mx.vmap`` hides an axis from the judgement there is no memory for it."""
+    x, w = ones(2**24, 2**16, 2**20, 1), ones(16, 1)
+    with pytest.raises(MemoryError):
+        mx.eval(mx.vmap(lambda x: matmul(x, w))(x))
+    with pytest.raises(MemoryError):
+        mx.eval(mx.vmap(lambda x: rnn(x, w, ones(16, 16)))(x))
+    loss = mx.grad(lambda x: rnn(x, ones(1, 1), ones(1, 1), return_state="only").sum())
+    with pytest.raises(MemoryError):
+        mx.eval(mx.vmap(mx.vmap(loss))(ones(2**20, 2**20, 2**24, 1)))
+
+
 # More than 2**31 elements go in, few come out.
 
 D = 4096
