@@ -103,6 +103,19 @@ def test_more_bytes_than_64_bits_count():
         mx.eval(mx.vmap(mx.vmap(loss))(ones(2**20, 2**20, 2**24, 1)))
 
 
+@pytest.mark.parametrize(
+    "length, dtype", [(2**31, np.int64), (2**63 - 1, np.int64), (2**64 - 1, np.uint64)]
+)
+def test_lengths_beyond_32_bits(length, dtype):
+    """They raise where they can be read; a compiled function takes L for them."""
+    layer, x = RNN(2, 3), mx.ones((1, 4, 2))
+    lengths = mx.array(np.array([length], dtype))
+    with pytest.raises(ValueError, match=f"lengths must be .* is {length}"):
+        layer(x, lengths=lengths)
+    outputs = mx.compile(lambda x, lengths: layer(x, lengths=lengths))(x, lengths)
+    assert mx.array_equal(outputs, layer(x)).item()
+
+
 # More than 2**31 elements go in, few come out.
 
 D = 4096
