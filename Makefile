@@ -28,7 +28,7 @@ SOURCES := pyproject.toml CMakeLists.txt \
 LINUX := $(filter Linux,$(shell uname))
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*/*.h csrc/*/*.cpp tests/kernels/*.h tests/kernels/*.cpp)
 
-.PHONY: demo test test-isas fuzz soak bench accuracy docs lint sanitize fuzz-kernels emulate dist clean
+.PHONY: demo test test-isas fuzz soak large bench accuracy docs lint sanitize fuzz-kernels emulate dist clean
 
 demo: $(VENV)/demo
 	$(RUN) examples/char_lm.py train $(if $(wildcard runs/char_lm/checkpoint.json),--resume)
@@ -50,6 +50,9 @@ test-isas: $(VENV)/test
 
 soak: $(VENV)/test
 	$(RUN) tests/soak.py $(SOAK)
+
+large: $(VENV)/test
+	MLX_RECURRENT_LARGE=1 $(RUN) -m pytest tests/test_large.py
 
 bench: $(VENV)/bench
 	@mkdir -p docs

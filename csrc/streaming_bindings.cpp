@@ -23,7 +23,7 @@ namespace {
 
 // Multiply-adds, a tenth of a millisecond or so, from which on others may run
 // meanwhile. Below, who gives way could wait for milliseconds to come back.
-constexpr int64_t kLongChunk = int64_t{1} << 22;
+constexpr double kLongChunk = 1 << 22;
 
 // The memory of a contiguous NumPy array; empty where `object` is none.
 class Memory {
@@ -125,7 +125,9 @@ class NumPyStream {
     }
     auto held = hold();
     const kernels::RecurrenceArgs& layer = stream_.layer();
-    if (layer.N * L * layer.H * (layer.D + layer.H) > kLongChunk) {
+    double work =
+        static_cast<double>(layer.D + layer.H) * layer.H * layer.N * L;
+    if (work > kLongChunk) {
       nb::gil_scoped_release released;
       stream_.run(from.first(), L, to.first());
     } else {

@@ -633,7 +633,7 @@ struct BackwardRun {
   }
 
   INLINE_MEMBER void scale_tile(const Tile<C>& tile, const C* known) const {
-    for (int m = 0; m < tile.rows; ++m) {
+    for (int64_t m = 0; m < tile.rows; ++m) {
       for (int64_t j = 0; j < tile.columns; j += lanes) {
         C* at = tile.values + m * tile.stride + j;
         const C* from = known + (tile.row + m) * ldh() + tile.column + j;
@@ -736,7 +736,7 @@ struct BackwardRun {
         Sums<C>{},
         false,
         [&](const Tile<C>& tile) {
-          for (int m = 0; m < tile.rows; ++m) {
+          for (int64_t m = 0; m < tile.rows; ++m) {
             Element<T>* to = row_at(tile.row + m) + tile.column;
             C* values = tile.values + m * tile.stride;
             terms.drop_inputs(

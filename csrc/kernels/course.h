@@ -76,8 +76,9 @@ struct Running {
     if (!lengths) {
       return;
     }
-    // Length and row in one number, whose order is that of both.
-    constexpr int64_t kRow = int64_t{1} << 31;
+    // Length and row in one number, whose order is that of both: lengths are
+    // below 2^31, and there are at most 2^32 rows.
+    constexpr int64_t kRow = int64_t{1} << 32;
     for (int64_t n = 0; n < N; ++n) {
       int64_t length = length_of(course, n, L);
       sorted[n] = length * kRow + (kRow - 1 - n);

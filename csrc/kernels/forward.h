@@ -327,7 +327,7 @@ struct ForwardSteps {
               at.a + columns.first,
               ldh,
               0,
-              static_cast<int>(count),
+              count,
               columns.first,
               columns.last - columns.first});
     }
@@ -369,7 +369,7 @@ struct ForwardSteps {
     bool blends = terms.blends();
     bool plain =
         !blends && !absent && at.state == at.a && !results.preactivations;
-    for (int m = 0; m < tile.rows; ++m) {
+    for (int64_t m = 0; m < tile.rows; ++m) {
       int64_t r = tile.row + m;
       C* values = tile.values + m * tile.stride;
       Element<T>* out = results.state(running, rows.first + r);

@@ -323,7 +323,7 @@ struct LinearScanSteps {
         Sums<C>{},
         i % 2 == 1,
         [&](const Tile<C>& tile) __attribute__((always_inline)) {
-          for (int m = 0; m < tile.rows; ++m) {
+          for (int64_t m = 0; m < tile.rows; ++m) {
             Row r = row(tile.row + m);
             const C* product = tile.values + m * tile.stride;
             for (int64_t j = 0; j < tile.columns; j += Simd<C>::lanes) {

@@ -326,14 +326,14 @@ struct Tile {
   C* values;
   int64_t stride;
   int64_t row;
-  int rows;
+  int64_t rows;
   int64_t column;
   int64_t columns;
 
   // Calls consume(row, column, its values, lanes in use) for each vector.
   template <class Consume>
   INLINE_MEMBER void each(Consume consume) const {
-    for (int m = 0; m < rows; ++m) {
+    for (int64_t m = 0; m < rows; ++m) {
       for (int64_t j = 0; j < columns; j += Simd<C>::lanes) {
         consume(row + m, column + j, values + m * stride + j, columns - j);
       }

@@ -35,7 +35,7 @@ mx::array mask(
     const mx::array& like,
     kernels::Drawn what,
     double probability,
-    int rows,
+    int64_t rows,
     const mx::Stream& stream) {
   auto primitive = std::make_shared<Mask>(stream, what, probability, rows);
   mx::Shape shape = primitive->output_shapes({key, like})[0];

@@ -17,7 +17,7 @@ mx::array mask(
     const mx::array& like,
     kernels::Drawn what,
     double probability,
-    int rows,
+    int64_t rows,
     const mx::Stream& stream);
 
 // Inputs: the key and `like`.
@@ -27,7 +27,7 @@ class Mask : public CpuPrimitive {
       const mx::Stream& stream,
       kernels::Drawn what,
       double probability,
-      int rows)
+      int64_t rows)
       : CpuPrimitive(stream),
         what_(what),
         probability_(probability),
@@ -44,7 +44,7 @@ class Mask : public CpuPrimitive {
  private:
   kernels::Drawn what_;
   double probability_;
-  int rows_;
+  int64_t rows_;
 };
 
 } // namespace mlx_recurrent

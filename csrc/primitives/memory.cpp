@@ -29,6 +29,22 @@ void ask_for_huge_pages(void* memory, size_t bytes) {
 #endif
 }
 
+// Of an array that has more bytes than a number can say MLX knows the rest of a
+// division only, and would give it less memory than is written.
+void expect_countable(const mx::array& a) {
+  auto bytes = static_cast<int64_t>(a.itemsize());
+  for (int size : a.shape()) {
+    if (size == 0) {
+      return;
+    }
+  }
+  for (int size : a.shape()) {
+    if (__builtin_mul_overflow(bytes, size, &bytes)) {
+      throw std::bad_alloc();
+    }
+  }
+}
+
 struct Block {
   mx::allocator::Buffer buffer{nullptr};
   size_t bytes = 0;
@@ -107,6 +123,7 @@ Shelf& shelf() {
 } // namespace
 
 void allocate(mx::array& out) {
+  expect_countable(out);
   mx::allocator::Data data = mx::allocator::malloc(out.nbytes());
   if (out.nbytes() > 0 && !data.buffer().raw_ptr()) {
     throw std::bad_alloc();

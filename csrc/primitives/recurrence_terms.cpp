@@ -121,8 +121,7 @@ mx::array RecurrenceTerms::mask(
       static_cast<int>(inputs_[form_.Whh].ndim()) - 2 + form_.repeated_axes;
   int last = static_cast<int>(like.ndim()) - 2;
   auto rows = std::max<int64_t>(size_between(like, first, last), 1);
-  return mlx_recurrent::mask(
-      key, like, what, probability, static_cast<int>(rows), s_);
+  return mlx_recurrent::mask(key, like, what, probability, rows, s_);
 }
 
 const std::optional<mx::array>& RecurrenceTerms::input_factors() {

@@ -44,6 +44,12 @@ if TYPE_CHECKING:
 
 ReturnState: TypeAlias = bool | Literal["only"]
 
+# What the kernels can count: a product of sizes stays below 2**63.
+_MOST_ROWS = 2**32
+_MOST_ELEMENTS = 2**48
+# A product of all sizes that needs no closer look.
+_FEW = 2**32
+
 _FLOATING = frozenset({mx.float32, mx.float16, mx.bfloat16, mx.float64})
 
 
@@ -436,6 +442,8 @@ def matmul(
         raise ValueError(
             f"x must have shape (..., {K}) to fit w {w.shape}, but has shape {shape}"
         )
+    if not 0 < math.prod(shape) * M <= _FEW:
+        _judge_count("x", shape, "w", M, K)
     operands = {"x": x, "w": w}
     if bias is not None:
         _judge_bias(bias, (*shape[:-1], M))
@@ -577,6 +585,23 @@ def judge_size(name: str, value: Any, least: int) -> None:
         )
 
 
+def _judge_count(
+    name: str, shape: tuple[int, ...], weight: str, M: int, K: int
+) -> None:
+    """Raise where x, the weight ``(M, K)`` or the result cannot be numbered."""
+    rows = math.prod(shape[:-1])
+    if max(rows, M) * max(shape[-1], M, K) > _MOST_ELEMENTS:
+        raise ValueError(
+            f"{name}, {weight} and the result must each have at most 2**48 elements, "
+            f"but {name} has shape {shape} and {weight} {(M, K)}"
+        )
+    if rows > _MOST_ROWS and math.prod(shape[:-2]) > _MOST_ROWS:
+        raise ValueError(
+            f"{name} must have at most 2**32 rows before its last two axes, but has "
+            f"shape {shape}"
+        )
+
+
 class Call(NamedTuple):
     """A call of :func:`rnn` or :func:`scan`, judged; the dtype is that of the state."""
 
@@ -640,12 +665,16 @@ def judge(
             _judge_bias(bias, (*shape[:-1], H))
     if Whh.shape != (H, H):
         choice = _judge_uneven(choice, Whh, shape[-2], H, hidden)
+    if not 0 < math.prod(shape) * H * H <= _FEW:
+        _judge_count(name, shape, "Whh", *Whh.shape)
     if hidden is not None:
         judge_array("hidden", hidden)
         operands.insert(0, hidden)
         step = (*shape[:-2], H)
         if hidden.shape != step or choice.activation is None:
             _judge_hidden(name, hidden, Whh, step)
+            rows = (*hidden.shape[:-1], *shape[-2:])
+            _judge_count(f"{name} broadcast to hidden", rows, "Whh", *Whh.shape)
 
     own: dict[str, mx.array] = {}
     if asked is not None:

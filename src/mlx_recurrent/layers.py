@@ -395,6 +395,11 @@ class Linear(linear.Linear):
         (2, 5, 8)
     """
 
+    def __init__(self, input_dims: int, output_dims: int, bias: bool = True) -> None:
+        functional.judge_size("input_dims", input_dims, 1)
+        functional.judge_size("output_dims", output_dims, 0)
+        super().__init__(input_dims, output_dims, bias)
+
     def __call__(self, x: mx.array) -> mx.array:
         """Return ``x W^T + b`` for ``x (..., input_dims)``.
 

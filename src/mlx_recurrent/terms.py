@@ -129,6 +129,8 @@ def judge_lengths(values: Any, name: str, lead: tuple[int, ...], L: int) -> mx.a
             f"shape {given.shape}"
         )
     if found is None:
+        if given.dtype == mx.uint64:  # what int64 lacks would turn negative
+            given = mx.minimum(given, mx.array(2**31, mx.uint64))
         # L itself may differ from call to call of a shapeless function.
         wide = mx.clip(given.astype(mx.int64), 0, 2**31 - 1)
         return wide.astype(mx.int32)
