@@ -44,7 +44,9 @@ def main() -> int:
             command = [program, *random(options.cases)]
             table.add(f"{name}, {isa}, random", command, **force)
         table.add(f"{name}, team", [folder / "check_team"])
+    # Threads that wait for work at the end are no leak.
     memcheck = [valgrind, "--quiet", "--error-exitcode=9", "--leak-check=full"]
+    memcheck += ["--show-leak-kinds=definite", "--errors-for-leak-kinds=definite"]
     for isa in (isa for isa in isas if isa in VALGRIND_ISAS):
         # It takes 30 times as long.
         command = [*memcheck, plain / "check_kernels", *random(options.cases // 10)]
