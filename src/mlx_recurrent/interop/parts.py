@@ -38,9 +38,15 @@ def framework(name: str, caller: str) -> Any:
     except ModuleNotFoundError as error:
         # Keras has no backend of its own: what is missing may be that.
         missing = (error.name or name).partition(".")[0]
+        backend = ""
+        if name == "keras" and missing != name:
+            backend = (
+                ", or set KERAS_BACKEND to a backend that is installed, such as torch "
+                "or jax, before Keras is imported"
+            )
         raise ImportError(
             f"{caller} needs {name.partition('.')[0]}, which cannot be imported "
-            f"({error}): pip install {missing}",
+            f"({error}): pip install {missing}{backend}",
             name=error.name,
         ) from error
 
@@ -78,6 +84,26 @@ def _of_tensor(name: str, tensor: Any) -> mx.array | np.ndarray:
         return mx.array(tensor.float().numpy()).astype(mx.bfloat16)
     values: np.ndarray = tensor.numpy()
     return values
+
+
+def judge_own(array: Any, name: str, seen: dict[int, str]) -> None:
+    """Judge that a framework's array belongs to one layer alone.
+
+    Args:
+        array (Parameter): The framework's own object, which a layer that is used twice
+            has twice.
+        name (str): What the framework calls it.
+        seen (dict): The names of those before, by identity. This one is added.
+
+    Raises:
+        ValueError: If it was there before: copies would be trained apart.
+    """
+    first = seen.setdefault(id(array), name)
+    if first != name:
+        raise ValueError(
+            f"{name} must belong to one layer, but is {first} too: layers that share "
+            "weights cannot be converted"
+        )
 
 
 def layer_of(
