@@ -10,6 +10,7 @@ from mlx.nn.layers.linear import Identity
 
 from mlx_recurrent.bidirectional import Bidirectional, Merge
 from mlx_recurrent.dispatch import Nonlinearity
+from mlx_recurrent.interop.activations import describe
 from mlx_recurrent.interop.parts import (
     Layer,
     array_of,
@@ -19,7 +20,6 @@ from mlx_recurrent.interop.parts import (
     judge_own,
     judge_used,
     layer_of,
-    named,
     weights_of,
 )
 from mlx_recurrent.judging import type_name
@@ -244,8 +244,8 @@ def _from_module(
     if kind is nnx.Bidirectional:
         if module.merge_fn is not nnx.Bidirectional.merge_fn and merge == "concat":
             raise ValueError(
-                f"{name} has the merge_fn {named(module.merge_fn)}, which has no name "
-                "here: give a function of MLX as merge"
+                f"{name} has the merge_fn {describe(module.merge_fn)}, which has no "
+                "name here: give a function of MLX as merge"
             )
         for part in ("forward_rnn", "backward_rnn"):
             inner = getattr(module, part)
@@ -280,8 +280,9 @@ def _from_simple_cell(
     """Make a layer of a cell of nnx."""
     if cell.carry_init not in (None, nnx.initializers.zeros):
         raise ValueError(
-            f"{name} has the carry_init {named(cell.carry_init)}, but a layer starts "
-            "from zeros: convert it without, and give its values as hidden in the call"
+            f"{name} has the carry_init {describe(cell.carry_init)}, but a layer "
+            "starts from zeros: convert it without, and give its values as hidden in "
+            "the call"
         )
     for part in _NNX:
         dense = getattr(cell, part)
@@ -308,8 +309,9 @@ def _from_simple_cell(
     same = [f for theirs, f in known if theirs is cell.activation_fn]
     if not same and nonlinearity is None:
         raise ValueError(
-            f"{name} has the activation_fn {named(cell.activation_fn)}, which is not "
-            "tanh, relu, sigmoid or identity: give a function of MLX as nonlinearity"
+            f"{name} has the activation_fn {describe(cell.activation_fn)}, which is "
+            "not tanh, relu, sigmoid or identity: give a function of MLX as "
+            "nonlinearity"
         )
     return _layer(
         (f"{name}.dense_i.kernel", cell.dense_i.kernel),

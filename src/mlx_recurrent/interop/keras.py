@@ -8,6 +8,7 @@ from mlx.nn.layers.linear import Identity
 
 from mlx_recurrent.bidirectional import Bidirectional
 from mlx_recurrent.dispatch import Nonlinearity, recognise
+from mlx_recurrent.interop.activations import describe
 from mlx_recurrent.interop.parts import (
     Layer,
     array_of,
@@ -17,7 +18,6 @@ from mlx_recurrent.interop.parts import (
     judge_own,
     judge_used,
     layer_of,
-    named,
     weights_of,
 )
 from mlx_recurrent.judging import type_name
@@ -328,8 +328,8 @@ def _nonlinearity(
     if nonlinearity is not None:
         return nonlinearity
     raise ValueError(
-        f"{name} has the activation {named(cell.activation)}, which no function of MLX "
-        "is known to equal: give one as nonlinearity"
+        f"{name} has the activation {describe(cell.activation)}, which no function of "
+        "MLX is known to equal: give one as nonlinearity"
     )
 
 
@@ -343,7 +343,7 @@ def _write(keras: Any, layer: Any, name: str, return_sequences: bool) -> Any:
     merge = layer.merge
     if callable(merge):
         raise ValueError(
-            f"{name} has the merge {named(merge)}, which keras.layers.Bidirectional "
+            f"{name} has the merge {describe(merge)}, which keras.layers.Bidirectional "
             "does not have"
         )
     forward, weights = _write_single(
@@ -385,7 +385,7 @@ def _write_single(
         same = [key for key, f in others if f is layer.nonlinearity]
         if not same:
             raise ValueError(
-                f"{name} has the nonlinearity {named(layer.nonlinearity)}, which no "
+                f"{name} has the nonlinearity {describe(layer.nonlinearity)}, which no "
                 "activation of Keras is known to equal"
             )
         activation = same[0]

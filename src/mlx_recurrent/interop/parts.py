@@ -11,6 +11,7 @@ from mlx.nn.layers.dropout import Dropout
 
 from mlx_recurrent.bidirectional import Bidirectional
 from mlx_recurrent.dispatch import Nonlinearity
+from mlx_recurrent.interop.activations import describe
 from mlx_recurrent.judging import dtype_name, type_name
 from mlx_recurrent.layers import RNN
 from mlx_recurrent.stack import Stack
@@ -142,13 +143,8 @@ def judge_used(nonlinearity: Nonlinearity | None, model: Module) -> None:
     ):
         raise ValueError(
             "nonlinearity must be None where every layer's own is known, but is "
-            f"{named(nonlinearity)}"
+            f"{describe(nonlinearity)}"
         )
-
-
-def named(function: Any) -> str:
-    """Return what to call a function in a message."""
-    return getattr(function, "__name__", None) or type_name(function)
 
 
 def weights_of(layer: RNN, name: str) -> tuple[dict[str, np.ndarray], str]:

@@ -9,6 +9,7 @@ from mlx.nn.layers import activations
 
 from mlx_recurrent.bidirectional import Bidirectional
 from mlx_recurrent.dispatch import Nonlinearity, recognise
+from mlx_recurrent.interop.activations import describe
 from mlx_recurrent.interop.parts import (
     Layer,
     array_of,
@@ -17,7 +18,6 @@ from mlx_recurrent.interop.parts import (
     judge_layer,
     judge_own,
     layer_of,
-    named,
     weights_of,
 )
 from mlx_recurrent.judging import type_name
@@ -318,7 +318,7 @@ def _row(layer: Any, name: str, target: str) -> list[tuple[str, Any]]:
     if not isinstance(layer, Bidirectional):
         return [(name, layer)]
     if layer.merge != "concat":
-        merge = named(layer.merge) if callable(layer.merge) else layer.merge
+        merge = describe(layer.merge) if callable(layer.merge) else layer.merge
         raise ValueError(
             f'{name} must have the merge "concat" for {target}, but has {merge!r}'
         )
@@ -330,6 +330,6 @@ def _nonlinearity(layer: RNN, name: str, target: str) -> str:
     if choice is None or choice.activation not in _NONLINEARITIES:
         raise ValueError(
             f"{name} must have the nonlinearity tanh or relu for {target}, but has "
-            f"{named(layer.nonlinearity)}"
+            f"{describe(layer.nonlinearity)}"
         )
     return str(choice.activation)
