@@ -63,6 +63,7 @@ LEVELS = np.array([0.025, 0.1, 0.5, 0.9, 0.975])
 HIDDEN, LEAK, DROPOUT, LEARNING_RATE = 64, 0.5, 0.5, 1e-3
 # Steps between two validations; at most so many of those, and so many without a gain.
 EVERY, MOST, PATIENCE = 10, 200, 15
+LARGEST = 1e12  # of what the model takes in float32, whose squares must be finite
 ROWS, ORIGINS = 5000, 200  # at most so many rows, and so many forecasts for the score
 
 
@@ -173,15 +174,47 @@ class Task:
         features = [f / max(f[past].std(), least) for f in features]
         angle = 2 * np.pi * place[:count] / season
         features += [np.sin(angle), np.cos(angle), known]
-        self.features = mx.array(np.stack(features, axis=-1).astype(np.float32))
+        inputs = np.stack(features, axis=-1)
 
         self.ahead = np.arange(count)[:, None] + np.arange(1, horizon + 1)
         self.base = level.to_numpy()[:, None] + seasonal[self.ahead]
         self.targets = np.append(self.values, np.full(horizon, np.nan))[self.ahead]
         moves = self.targets - self.base
         within = slice(self.validated - horizon)
+        self._judge_parts()
         self.scale = np.maximum(np.nanstd(moves[within], axis=0), least)
         self.moves = moves / self.scale
+        largest = max(np.abs(inputs).max(), np.nanmax(np.abs(self.moves[past])))
+        if largest > LARGEST:
+            raise Failure(
+                f"{name} moves {largest:.0e} times as far as it usually does: values "
+                f"must be within {LARGEST:.0e} times (give wrong values as missing)"
+            )
+        self.features = mx.array(inputs.astype(np.float32))
+
+    def _judge_parts(self) -> None:
+        """Every part must have known values, at every number of rows ahead."""
+        known, ahead = np.isfinite(self.targets), self.ahead
+        first, second = self.trained, self.validated
+        validation = known[first - 1 : second] & (ahead[first - 1 : second] < second)
+        parts = {
+            "first three fifths": (known[:first] & (ahead[:first] < first)).any(),
+            "first four fifths": known[: second - self.horizon].any(axis=0).all(),
+            "fourth fifth": validation.any(),
+            "last fifth": known[self.origins].any(axis=0).all(),
+        }
+        for part, enough in parts.items():
+            if not enough:
+                raise Failure(
+                    f"{self.name} has too few values in the {part} of its rows: one is "
+                    f"needed at each of {self.horizon} rows ahead"
+                )
+        past = self.values[:second]
+        if np.isnan(past[self.season :] - past[: -self.season]).all():
+            raise Failure(
+                f"{self.name} has no two values {self.season} rows apart in the first "
+                "four fifths of its rows"
+            )
 
     def fit(self, seed: int, end: int) -> Iterator[np.ndarray]:
         """Train on the rows before `end`; every few steps, quantiles for all rows."""
@@ -228,7 +261,7 @@ class Task:
 
 def pinball(targets: mx.array, quantiles: mx.array) -> mx.array:
     """The loss that quantiles minimise (Koenker and Bassett, 1978), ``(T, K)``."""
-    levels, error = mx.array(LEVELS, mx.float32), targets[..., None] - quantiles
+    levels, error = mx.array(LEVELS, quantiles.dtype), targets[..., None] - quantiles
     return mx.maximum(levels * error, (levels - 1) * error).mean(axis=-1)
 
 
@@ -293,13 +326,15 @@ def score(task: Task, quantiles: np.ndarray) -> dict[str, float]:
     known = np.isfinite(task.targets[task.origins])
     y, q = task.targets[task.origins][known], quantiles[task.origins][known].T
     error, past = y - q[2], task.values[: task.validated]
+    # Values in their own units may be beyond float32.
+    exact = [mx.array(a, mx.float64) for a in (y, q.T)]
     # What MASE divides by: Hyndman and Koehler, 2006.
     unit = np.nanmean(np.abs(past[task.season :] - past[: -task.season]))
     return {
         "MAE": np.abs(error).mean(),
         "RMSE": math.sqrt(np.square(error).mean()),
         "MASE": np.abs(error).mean() / unit,
-        "pinball": pinball(mx.array(y), mx.array(q.T)).mean().item(),
+        "pinball": pinball(*exact).mean().item(),
         "in 80 %": 100 * ((q[1] <= y) & (y <= q[3])).mean(),
         "in 95 %": 100 * ((q[0] <= y) & (y <= q[4])).mean(),
     }

@@ -11,9 +11,9 @@ it and learns, in simulation, what to add to its estimates:
 
     h_t = (1 - a) h_{t-1} + a tanh(Wxh x_t + Whh h_{t-1} + b),  correction = W h_t + c
 
-takes the plant for linear, and friction and pushes for noise. A recurrent layer, which
-again with `layer.step` and `mx.eval`, the same work in MLX's graph. The folder `--out`
-receives how long each step took, `latency.csv`, and the picture `control.png`.
+Then one cart is driven by the clock: once with a step of `layer.step` and `mx.eval` a
+tick, MLX's graph, and once with `layer.stream`, the same work without it. The folder
+`--out` receives how long each step took, `latency.csv`, and the picture `control.png`.
 
 Exit status: 0, 2 for an error (one line on stderr) and 130 after Ctrl-C.
 """
@@ -47,6 +47,9 @@ except ImportError as missing:
         file=sys.stderr,
     )
     raise SystemExit(2) from None
+except KeyboardInterrupt:
+    print("stream_control: interrupted", file=sys.stderr)
+    raise SystemExit(130) from None
 
 GRAVITY, CART, POLE, HALF_LENGTH = 9.81, 1.0, 0.2, 0.5  # m/s^2, kg, kg, m
 FRICTION, DRAG, STRONGEST = 4.0, 0.1, 20.0  # N, N s/m, N

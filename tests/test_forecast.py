@@ -164,6 +164,20 @@ def test_a_run_of_a_file(forecast, csv, tmp_path, capsys, monkeypatch):
     assert pd.read_csv(out / "forecast.csv").equals(table)
 
 
+@pytest.mark.parametrize("unit", [1e-60, 1e38, 1e98])
+def test_units_beyond_float32(unit, forecast, csv, tmp_path, capsys, monkeypatch):
+    """Which no number that the model takes has."""
+    monkeypatch.setattr(forecast, "MOST", 1)
+    monkeypatch.setattr(forecast, "ORIGINS", 5)
+    path = csv(cells(f"{v:.17e}" for v in unit * wave()))
+    arguments = [str(path), "--column", "sales", "--members", "1", "--horizon", "2"]
+    assert forecast.main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    shown, err = capsys.readouterr()
+    assert err == "" and "nan" not in shown.lower() and "inf" not in shown.lower()
+    ends = pd.read_csv(tmp_path / "out" / "forecast.csv").iloc[:, 1:].to_numpy() / unit
+    assert ((ends > 0) & (ends < 100)).all()
+
+
 def cells(rows, name="sales"):
     return "\n".join([name, *map(str, rows)]) + "\n"
 
@@ -171,6 +185,11 @@ def cells(rows, name="sales"):
 def changed(row, text):
     """A good file, but for one row."""
     return cells(text if at == row else f"{v:.3f}" for at, v in enumerate(wave(), 2))
+
+
+def gaps(rows):
+    """A good file, but with nothing in these rows of 200."""
+    return cells(np.where(np.isin(np.arange(200), np.arange(200)[rows]), "", wave()))
 
 
 DAYS = [f"{day:%Y-%m-%d},{day.day}" for day in pd.date_range("2024-01-01", periods=60)]
@@ -198,6 +217,12 @@ DAYS = [f"{day:%Y-%m-%d},{day.day}" for day in pd.date_range("2024-01-01", perio
         (changed(9, '"1,5"'), "row 9, is '1,5': must be a number"),
         (changed(8, "inf"), "row 8, is 'inf': must be finite"),
         (changed(8, "1e200"), "row 8, is '1e200': must be finite"),
+        (changed(190, "1e50"), "column 'sales' moves "),
+        (gaps(slice(161, 199)), "column 'sales' has too few values in the last fifth"),
+        (
+            gaps(slice(1, None, 2)),
+            "column 'sales' has no two values 1 rows apart in the first four fifths",
+        ),
     ],
 )
 def test_files_that_cannot_be_used(content, words, forecast, csv, capsys):

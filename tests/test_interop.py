@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -52,6 +53,23 @@ def test_what_is_not_installed(name):
     for call, sentence in zip(NEEDS[name], sentences, strict=True):
         assert sentence.startswith(f"{call.partition('(')[0]} needs {name}, which")
         assert sentence.endswith(f"): pip install {name}")
+
+
+@pytest.mark.skipif(find_spec("keras") is None, reason="Keras is not installed")
+def test_backend_of_keras_that_is_not_installed():
+    run = python(
+        "import os, sys\n"
+        "os.environ['KERAS_BACKEND'], sys.modules['jax'] = 'jax', None\n"
+        "from mlx_recurrent import RNN\n"
+        "from mlx_recurrent.interop import to_keras\n"
+        "try:\n"
+        "    to_keras(RNN(2, 3))\n"
+        "except ImportError as error:\n"
+        "    print(error)"
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("to_keras needs keras, which cannot be imported")
+    assert ": pip install jax, or set KERAS_BACKEND to a backend" in run.stdout
 
 
 def test_names():

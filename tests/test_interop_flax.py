@@ -267,6 +267,28 @@ def cell(**changes):
     return tree
 
 
+def rngs():
+    return nnx.Rngs(0)
+
+
+def starting(init):
+    """A cell with what `nnx` warns of."""
+    with pytest.warns(UserWarning, match="carry_init is provided"):
+        return simple(carry_init=init)
+
+
+def adapted(**parts):
+    made = simple()
+    for name, part in parts.items():
+        setattr(made, name, part)
+    return made
+
+
+def test_carry_init_of_zeros():
+    made = starting(nnx.initializers.zeros_init())
+    equal_weights(from_flax(made), from_flax(nnx.state(made)))
+
+
 class Other(nnx.SimpleCell):
     pass
 
@@ -301,6 +323,32 @@ class Other(nnx.SimpleCell):
             lambda: nnx.RNN(simple(residual=True)),
             ValueError,
             r"params\.cell has residual=True, which a layer does not have",
+        ),
+        (
+            lambda: nnx.RNN(starting(nnx.initializers.ones)),
+            ValueError,
+            r"params\.cell has the carry_init ones, but a layer starts from zeros",
+        ),
+        (
+            lambda: adapted(dense_h=nnx.LoRALinear(H, H, lora_rank=2, rngs=rngs())),
+            TypeError,
+            r"params\.dense_h must be a flax\.nnx\.Linear, but is \S+\.LoRALinear$",
+        ),
+        (
+            lambda: adapted(dense_h=nnx.Linear(H, H, rngs=rngs())),
+            ValueError,
+            r"params\.dense_h must have no bias",
+        ),
+        (
+            lambda: nnx.Sequential(twice := nnx.RNN(simple(H, H)), twice),
+            ValueError,
+            r"params\.layers\[1\]\.cell\.dense_i\.kernel must belong to one layer, but "
+            r"is params\.layers\[0\]\.cell\.dense_i\.kernel too",
+        ),
+        (
+            lambda: nnx.Bidirectional(twice := nnx.RNN(simple()), twice),
+            ValueError,
+            r"params\.backward_rnn\.cell\.dense_i\.kernel must belong to one layer",
         ),
         (
             lambda: nnx.RNN(simple(), reverse=True),

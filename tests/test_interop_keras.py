@@ -241,6 +241,18 @@ def test_activations(rng, name):
     agree(layer(x), outputs_of(again, x))
 
 
+def test_log_softmax_of_one_unit_and_of_mlx():
+    """MLX's own ends the process where the axis has one element."""
+    model = built(layers.SimpleRNN(1, activation="log_softmax", return_sequences=True))
+    layer = from_keras(model)
+    x = mx.ones((N, L, D))
+    agree(layer(x), mx.zeros((N, L, 1)))
+    agree(mx.compile(layer, shapeless=True)(x), mx.zeros((N, L, 1)))
+    assert to_keras(layer).activation is keras.activations.log_softmax
+    theirs = to_keras(RNN(D, H, nonlinearity=nn.log_softmax))
+    assert theirs.activation is keras.activations.log_softmax
+
+
 def test_every_activation_is_known_or_refused():
     refused = []
     for name, f in vars(keras.activations).items():
@@ -350,6 +362,22 @@ def noisy():
             lambda: [simple(), simple(features=4)],
             ValueError,
             r"layers\[1\] must take the 6 features that layers\[0\] gives, but takes 4",
+        ),
+        (
+            lambda: [twice := simple(features=H), twice],
+            ValueError,
+            r"layer\[1\]\.cell\.kernel must belong to one layer, but is "
+            r"layer\[0\]\.cell\.kernel too",
+        ),
+        (
+            lambda: keras.Sequential([twice := simple(features=H), twice]),
+            ValueError,
+            r"layers\[1\]\.cell\.kernel must belong to one layer",
+        ),
+        (
+            lambda: built(layers.RNN([twice := layers.SimpleRNNCell(D), twice])),
+            ValueError,
+            r"layer\.cell\.cells\[1\]\.kernel must belong to one layer",
         ),
         (lambda: [], ValueError, "layers must hold at least one layer"),
         (noisy, ValueError, r"layer\[1\] has noise_shape"),

@@ -222,6 +222,29 @@ def state(**changes):
     return {name: a for name, a in made.items() if a is not None}
 
 
+def watched(kind):
+    module = torch.nn.RNN(D, H)
+    getattr(module, f"register_{kind}")(lambda module, *given: None)
+    return module
+
+
+def tied():
+    module = torch.nn.RNN(H, H, num_layers=2)
+    module.weight_hh_l1 = module.weight_hh_l0
+    return module
+
+
+def patched():
+    module = torch.nn.RNN(D, H)
+    module.forward = lambda x: x
+    return module
+
+
+def lopsided(*missing):
+    weights = torch.nn.RNN(D, H, bidirectional=True).state_dict()
+    return {name: a for name, a in weights.items() if name not in missing}
+
+
 class Other(torch.nn.RNN):
     def forward(self, x):
         return x
@@ -234,7 +257,33 @@ class Other(torch.nn.RNN):
         (lambda: torch.nn.GRUCell(D, H), TypeError, r"but is torch\.nn\.\S+\.GRUCell$"),
         (lambda: torch.nn.Linear(D, H), TypeError, r"but is torch\.nn\.\S+\.Linear$"),
         (lambda: Other(D, H), TypeError, r"but is \S+\.Other$"),
+        (patched, TypeError, r"but is torch\.nn\.\S+\.RNN with another forward$"),
         (hooked, ValueError, r"weight_hh_l0 must be a parameter, but a hook"),
+        (
+            lambda: watched("forward_hook"),
+            ValueError,
+            r"must have no forward hooks, but has _forward_hooks",
+        ),
+        (
+            lambda: watched("forward_pre_hook"),
+            ValueError,
+            r"must have no forward hooks, but has _forward_pre_hooks",
+        ),
+        (
+            tied,
+            ValueError,
+            r"weight_hh_l1 must belong to one layer, but is weight_hh_l0 too",
+        ),
+        (
+            lambda: lopsided("bias_hh_l0_reverse"),
+            ValueError,
+            r"module must hold bias_hh_l0_reverse, but does not",
+        ),
+        (
+            lambda: lopsided("bias_ih_l0", "bias_hh_l0"),
+            ValueError,
+            r"module must hold bias_ih_l0, but does not",
+        ),
         (
             lambda: torch.nn.RNN(D, H, device="meta"),
             ValueError,
@@ -307,6 +356,11 @@ class Other(torch.nn.RNN):
 def test_refused(module, error, message):
     with pytest.raises(error, match=message):
         from_torch(module())
+
+
+def test_hooks_that_change_no_outputs():
+    module = watched("full_backward_hook")
+    equal_weights(from_torch(module), from_torch(module.state_dict()))
 
 
 def test_refused_nonlinearities():

@@ -1,6 +1,7 @@
 """The example in real time: `examples/stream_control.py`, at a small size."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -198,3 +199,15 @@ def test_help_as_a_program():
         [sys.executable, SCRIPT, "--help"], capture_output=True, text=True
     )
     assert shown.returncode == 0 and "--rate" in shown.stdout and not shown.stderr
+
+
+def test_control_c_while_it_is_imported(tmp_path):
+    (tmp_path / "pandas.py").write_text("raise KeyboardInterrupt\n")
+    shown = subprocess.run(
+        [sys.executable, SCRIPT],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert shown.returncode == 130
+    assert shown.stderr == "stream_control: interrupted\n"

@@ -249,7 +249,7 @@ def complete(
 
 
 def describe(nonlinearity: Any) -> str:
-    """Return a nonlinearity's name for a message."""
+    """Return the name of a nonlinearity, or of another function, for a message."""
     # Not its repr, which may be long, and evaluates arrays that it holds.
     return getattr(nonlinearity, "__name__", None) or type_name(nonlinearity)
 

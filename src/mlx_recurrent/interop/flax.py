@@ -10,15 +10,16 @@ from mlx.nn.layers.linear import Identity
 
 from mlx_recurrent.bidirectional import Bidirectional, Merge
 from mlx_recurrent.dispatch import Nonlinearity
+from mlx_recurrent.interop.activations import describe
 from mlx_recurrent.interop.parts import (
     Layer,
     array_of,
     dropout_of,
     framework,
     judge_layer,
+    judge_own,
     judge_used,
     layer_of,
-    named,
     weights_of,
 )
 from mlx_recurrent.judging import type_name
@@ -37,7 +38,9 @@ def from_flax(
     """Make a layer of the parameters of Flax's ``SimpleCell``.
 
     The weights are copied, the kernels transposed. Flax is imported for a module only:
-    a tree of parameters is made of dictionaries and arrays.
+    a tree of parameters is made of dictionaries and arrays. The layer computes in the
+    dtype of its weights, whatever ``dtype`` is there, and inputs are batch first here,
+    whatever ``time_major`` is there.
 
     Args:
         params (dict or Module or list): The parameters of a ``SimpleCell``, or of an
@@ -58,7 +61,8 @@ def from_flax(
         ImportError: If a module is given and Flax is not installed.
         TypeError: If it is, or holds, something else.
         ValueError: If it holds the parameters of something else, or a shape or a dtype
-            does not fit.
+            does not fit; if a module does what a layer does not do here, or shares
+            weights with another.
 
     Example:
         >>> import flax.nnx
@@ -67,7 +71,7 @@ def from_flax(
         >>> from_flax(cell).Wxh.shape
         (8, 3)
     """
-    layer = _read(params, "params", nonlinearity, merge)
+    layer = _read(params, "params", nonlinearity, merge, {})
     judge_used(nonlinearity, layer)
     return layer
 
@@ -116,20 +120,24 @@ def to_flax(layer: Layer, *, nnx: bool = False) -> dict[str, Any]:
 
 
 def _read(
-    params: Any, name: str, nonlinearity: Nonlinearity | None, merge: Merge
+    params: Any,
+    name: str,
+    nonlinearity: Nonlinearity | None,
+    merge: Merge,
+    seen: dict[int, str],
 ) -> Layer:
     """Make a layer of any of the kinds that there are."""
     if isinstance(params, (list, tuple)):
         return Stack(
             [
-                _read(inner, f"{name}[{i}]", nonlinearity, merge)
+                _read(inner, f"{name}[{i}]", nonlinearity, merge, seen)
                 for i, inner in enumerate(params)
             ]
         )
     if isinstance(params, Mapping):
         return _from_tree(params, name, nonlinearity, merge)
     nnx = framework("flax.nnx", "from_flax")
-    return _from_module(nnx, params, name, nonlinearity, merge)
+    return _from_module(nnx, params, name, nonlinearity, merge, seen)
 
 
 def _from_tree(
@@ -211,16 +219,21 @@ def _layer(
 
 
 def _from_module(
-    nnx: Any, module: Any, name: str, nonlinearity: Nonlinearity | None, merge: Merge
+    nnx: Any,
+    module: Any,
+    name: str,
+    nonlinearity: Nonlinearity | None,
+    merge: Merge,
+    seen: dict[int, str],
 ) -> Layer:
     """Make a layer of a module of nnx."""
 
     def read(inner: Any, at: str) -> Layer:
-        return _from_module(nnx, inner, f"{name}.{at}", nonlinearity, merge)
+        return _from_module(nnx, inner, f"{name}.{at}", nonlinearity, merge, seen)
 
     kind = type(module)  # a subclass may do anything
     if kind is nnx.SimpleCell:
-        return _from_simple_cell(module, name, nonlinearity)
+        return _from_simple_cell(nnx, module, name, nonlinearity, seen)
     if kind is nnx.RNN:
         if module.reverse:
             raise ValueError(
@@ -231,8 +244,8 @@ def _from_module(
     if kind is nnx.Bidirectional:
         if module.merge_fn is not nnx.Bidirectional.merge_fn and merge == "concat":
             raise ValueError(
-                f"{name} has the merge_fn {named(module.merge_fn)}, which has no name "
-                "here: give a function of MLX as merge"
+                f"{name} has the merge_fn {describe(module.merge_fn)}, which has no "
+                "name here: give a function of MLX as merge"
             )
         for part in ("forward_rnn", "backward_rnn"):
             inner = getattr(module, part)
@@ -257,8 +270,33 @@ def _from_module(
     )
 
 
-def _from_simple_cell(cell: Any, name: str, nonlinearity: Nonlinearity | None) -> RNN:
+def _from_simple_cell(
+    nnx: Any,
+    cell: Any,
+    name: str,
+    nonlinearity: Nonlinearity | None,
+    seen: dict[int, str],
+) -> RNN:
     """Make a layer of a cell of nnx."""
+    if cell.carry_init not in (None, nnx.initializers.zeros):
+        raise ValueError(
+            f"{name} has the carry_init {describe(cell.carry_init)}, but a layer "
+            "starts from zeros: convert it without, and give its values as hidden in "
+            "the call"
+        )
+    for part in _NNX:
+        dense = getattr(cell, part)
+        if type(dense) is not nnx.Linear:
+            raise TypeError(
+                f"{name}.{part} must be a flax.nnx.Linear, but is {type_name(dense)}"
+            )
+        for weight in ("kernel", "bias"):
+            if (array := getattr(dense, weight)) is not None:
+                judge_own(array, f"{name}.{part}.{weight}", seen)
+    if cell.dense_h.bias is not None:
+        raise ValueError(
+            f"{name}.dense_h must have no bias, as in Flax's SimpleCell, but has one"
+        )
     if cell.residual:
         raise ValueError(f"{name} has residual=True, which a layer does not have")
     jax = framework("jax", "from_flax")
@@ -271,8 +309,9 @@ def _from_simple_cell(cell: Any, name: str, nonlinearity: Nonlinearity | None) -
     same = [f for theirs, f in known if theirs is cell.activation_fn]
     if not same and nonlinearity is None:
         raise ValueError(
-            f"{name} has the activation_fn {named(cell.activation_fn)}, which is not "
-            "tanh, relu, sigmoid or identity: give a function of MLX as nonlinearity"
+            f"{name} has the activation_fn {describe(cell.activation_fn)}, which is "
+            "not tanh, relu, sigmoid or identity: give a function of MLX as "
+            "nonlinearity"
         )
     return _layer(
         (f"{name}.dense_i.kernel", cell.dense_i.kernel),

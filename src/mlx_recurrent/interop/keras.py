@@ -8,15 +8,16 @@ from mlx.nn.layers.linear import Identity
 
 from mlx_recurrent.bidirectional import Bidirectional
 from mlx_recurrent.dispatch import Nonlinearity, recognise
+from mlx_recurrent.interop.activations import describe
 from mlx_recurrent.interop.parts import (
     Layer,
     array_of,
     dropout_of,
     framework,
     judge_layer,
+    judge_own,
     judge_used,
     layer_of,
-    named,
     weights_of,
 )
 from mlx_recurrent.judging import type_name
@@ -44,6 +45,18 @@ def hard_sigmoid(a: mx.array) -> mx.array:
     return mx.clip(a + 3, 0, 6) / 6
 
 
+def log_softmax(a: mx.array) -> mx.array:
+    """Return the logarithm of softmax, over the last axis.
+
+    :func:`mlx.nn.log_softmax`, which is compiled, ends the process where that has one
+    element.
+    """
+    if a.shape[-1] == 1:
+        return a - a  # zero, but for what is not finite
+    a = a - mx.stop_gradient(mx.max(a, axis=-1, keepdims=True))
+    return a - mx.logsumexp(a, axis=-1, keepdims=True)
+
+
 # Keras's names for what the kernels have built in,
 _NATIVE: dict[str, Nonlinearity | None] = {
     "tanh": None,
@@ -63,7 +76,7 @@ _OTHERS: dict[str, Nonlinearity] = {
     "hard_tanh": activations.hard_tanh,
     "leaky_relu": leaky_relu,
     "log_sigmoid": activations.log_sigmoid,
-    "log_softmax": activations.log_softmax,
+    "log_softmax": log_softmax,
     "mish": activations.mish,
     "relu6": activations.relu6,
     "selu": selu,
@@ -99,7 +112,8 @@ def from_keras(layer: Any, *, nonlinearity: Nonlinearity | None = None) -> Layer
     Raises:
         ImportError: If Keras is not installed.
         TypeError: If it is, or holds, another layer.
-        ValueError: If it is not built, or does what a layer does not do here.
+        ValueError: If it is not built, or does what a layer does not do here, or if
+            two layers share their weights.
 
     Example:
         >>> import keras
@@ -110,7 +124,7 @@ def from_keras(layer: Any, *, nonlinearity: Nonlinearity | None = None) -> Layer
         (8, 3)
     """
     keras = framework("keras", "from_keras")
-    converted = _read(keras, layer, "layer", nonlinearity)
+    converted = _read(keras, layer, "layer", nonlinearity, {})
     judge_used(nonlinearity, converted)
     return converted
 
@@ -158,22 +172,26 @@ def to_keras(layer: Layer, *, return_sequences: bool = True) -> Any:
 
 
 def _read(
-    keras: Any, layer: Any, name: str, nonlinearity: Nonlinearity | None
+    keras: Any,
+    layer: Any,
+    name: str,
+    nonlinearity: Nonlinearity | None,
+    seen: dict[int, str],
 ) -> Layer:
     """Make a layer of one of Keras's, of any of the kinds that there are."""
     known = keras.layers
     kind = type(layer)  # a subclass may do anything
     if kind is keras.Sequential or isinstance(layer, (list, tuple)):
-        return _read_several(keras, layer, name, nonlinearity)
+        return _read_several(keras, layer, name, nonlinearity, seen)
     if kind is known.StackedRNNCells:
         return Stack(
             [
-                _read(keras, cell, f"{name}.cells[{i}]", nonlinearity)
+                _read(keras, cell, f"{name}.cells[{i}]", nonlinearity, seen)
                 for i, cell in enumerate(layer.cells)
             ]
         )
     if kind is known.SimpleRNNCell:
-        return _read_cell(keras, layer, name, nonlinearity)
+        return _read_cell(keras, layer, name, nonlinearity, seen)
     if kind in (known.SimpleRNN, known.RNN):
         _judge_call(layer, name)
         if layer.go_backwards:
@@ -182,9 +200,9 @@ def _read(
                 "of the call, with outputs at their inputs' places: convert it with "
                 "go_backwards=False"
             )
-        return _read(keras, layer.cell, f"{name}.cell", nonlinearity)
+        return _read(keras, layer.cell, f"{name}.cell", nonlinearity, seen)
     if kind is known.Bidirectional:
-        return _read_both(keras, layer, name, nonlinearity)
+        return _read_both(keras, layer, name, nonlinearity, seen)
     raise TypeError(
         f"{name} must be a Keras layer that is recurrent and simple (SimpleRNN, "
         "SimpleRNNCell, RNN, StackedRNNCells, Bidirectional, or a Sequential or list "
@@ -193,7 +211,11 @@ def _read(
 
 
 def _read_several(
-    keras: Any, layers: Any, name: str, nonlinearity: Nonlinearity | None
+    keras: Any,
+    layers: Any,
+    name: str,
+    nonlinearity: Nonlinearity | None,
+    seen: dict[int, str],
 ) -> Stack:
     """Make a stack of a Sequential or of a list."""
     if not isinstance(layers, (list, tuple)):
@@ -212,7 +234,7 @@ def _read_several(
         if len(rates) < len(read):
             rates.append(0.0)
         inner = f"{name}[{i}]"
-        read.append(_read(keras, layer, inner, nonlinearity))
+        read.append(_read(keras, layer, inner, nonlinearity, seen))
         if any(
             type(other) is not keras.layers.Dropout for other in layers[i + 1 :]
         ) and not getattr(layer, "return_sequences", True):
@@ -233,7 +255,11 @@ def _read_several(
 
 
 def _read_both(
-    keras: Any, layer: Any, name: str, nonlinearity: Nonlinearity | None
+    keras: Any,
+    layer: Any,
+    name: str,
+    nonlinearity: Nonlinearity | None,
+    seen: dict[int, str],
 ) -> Bidirectional:
     """Make both directions of Keras's."""
     directions = []
@@ -249,7 +275,7 @@ def _read_both(
                 f"{at} must have go_backwards={backwards}: with directions exchanged "
                 "Keras returns the steps in reverse"
             )
-        directions.append(_read(keras, inner.cell, f"{at}.cell", nonlinearity))
+        directions.append(_read(keras, inner.cell, f"{at}.cell", nonlinearity, seen))
     merge = _MERGES.get(layer.merge_mode, layer.merge_mode)
     return Bidirectional(directions[0], directions[1], merge)
 
@@ -264,7 +290,11 @@ def _judge_call(layer: Any, name: str) -> None:
 
 
 def _read_cell(
-    keras: Any, cell: Any, name: str, nonlinearity: Nonlinearity | None
+    keras: Any,
+    cell: Any,
+    name: str,
+    nonlinearity: Nonlinearity | None,
+    seen: dict[int, str],
 ) -> RNN:
     """Make a layer of a SimpleRNNCell."""
     if not cell.built:
@@ -274,6 +304,7 @@ def _read_cell(
         )
 
     def values(variable: Any) -> mx.array:
+        judge_own(variable, f"{name}.{variable.name}", seen)
         # The backend's own: of it Keras would make NumPy's with a warning.
         return array_of(f"{name}.{variable.name}", variable.value)
 
@@ -297,8 +328,8 @@ def _nonlinearity(
     if nonlinearity is not None:
         return nonlinearity
     raise ValueError(
-        f"{name} has the activation {named(cell.activation)}, which no function of MLX "
-        "is known to equal: give one as nonlinearity"
+        f"{name} has the activation {describe(cell.activation)}, which no function of "
+        "MLX is known to equal: give one as nonlinearity"
     )
 
 
@@ -312,7 +343,7 @@ def _write(keras: Any, layer: Any, name: str, return_sequences: bool) -> Any:
     merge = layer.merge
     if callable(merge):
         raise ValueError(
-            f"{name} has the merge {named(merge)}, which keras.layers.Bidirectional "
+            f"{name} has the merge {describe(merge)}, which keras.layers.Bidirectional "
             "does not have"
         )
     forward, weights = _write_single(
@@ -350,10 +381,11 @@ def _write_single(
     if choice is not None:
         activation = _BUILT_IN_NAMES.get(str(choice.activation), choice.activation)
     else:
-        same = [key for key, f in _OTHERS.items() if f is layer.nonlinearity]
+        others = [*_OTHERS.items(), ("log_softmax", activations.log_softmax)]
+        same = [key for key, f in others if f is layer.nonlinearity]
         if not same:
             raise ValueError(
-                f"{name} has the nonlinearity {named(layer.nonlinearity)}, which no "
+                f"{name} has the nonlinearity {describe(layer.nonlinearity)}, which no "
                 "activation of Keras is known to equal"
             )
         activation = same[0]

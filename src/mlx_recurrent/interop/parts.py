@@ -11,6 +11,7 @@ from mlx.nn.layers.dropout import Dropout
 
 from mlx_recurrent.bidirectional import Bidirectional
 from mlx_recurrent.dispatch import Nonlinearity
+from mlx_recurrent.interop.activations import describe
 from mlx_recurrent.judging import dtype_name, type_name
 from mlx_recurrent.layers import RNN
 from mlx_recurrent.stack import Stack
@@ -38,9 +39,15 @@ def framework(name: str, caller: str) -> Any:
     except ModuleNotFoundError as error:
         # Keras has no backend of its own: what is missing may be that.
         missing = (error.name or name).partition(".")[0]
+        backend = ""
+        if name == "keras" and missing != name:
+            backend = (
+                ", or set KERAS_BACKEND to a backend that is installed, such as torch "
+                "or jax, before Keras is imported"
+            )
         raise ImportError(
             f"{caller} needs {name.partition('.')[0]}, which cannot be imported "
-            f"({error}): pip install {missing}",
+            f"({error}): pip install {missing}{backend}",
             name=error.name,
         ) from error
 
@@ -80,6 +87,26 @@ def _of_tensor(name: str, tensor: Any) -> mx.array | np.ndarray:
     return values
 
 
+def judge_own(array: Any, name: str, seen: dict[int, str]) -> None:
+    """Judge that a framework's array belongs to one layer alone.
+
+    Args:
+        array (Parameter): The framework's own object, which a layer that is used twice
+            has twice.
+        name (str): What the framework calls it.
+        seen (dict): The names of those before, by identity. This one is added.
+
+    Raises:
+        ValueError: If it was there before: copies would be trained apart.
+    """
+    first = seen.setdefault(id(array), name)
+    if first != name:
+        raise ValueError(
+            f"{name} must belong to one layer, but is {first} too: layers that share "
+            "weights cannot be converted"
+        )
+
+
 def layer_of(
     Wxh: mx.array | np.ndarray,
     Whh: mx.array | np.ndarray,
@@ -116,13 +143,8 @@ def judge_used(nonlinearity: Nonlinearity | None, model: Module) -> None:
     ):
         raise ValueError(
             "nonlinearity must be None where every layer's own is known, but is "
-            f"{named(nonlinearity)}"
+            f"{describe(nonlinearity)}"
         )
-
-
-def named(function: Any) -> str:
-    """Return what to call a function in a message."""
-    return getattr(function, "__name__", None) or type_name(function)
 
 
 def weights_of(layer: RNN, name: str) -> tuple[dict[str, np.ndarray], str]:

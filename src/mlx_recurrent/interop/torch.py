@@ -9,14 +9,15 @@ from mlx.nn.layers import activations
 
 from mlx_recurrent.bidirectional import Bidirectional
 from mlx_recurrent.dispatch import Nonlinearity, recognise
+from mlx_recurrent.interop.activations import describe
 from mlx_recurrent.interop.parts import (
     Layer,
     array_of,
     dropout_of,
     framework,
     judge_layer,
+    judge_own,
     layer_of,
-    named,
     weights_of,
 )
 from mlx_recurrent.judging import type_name
@@ -53,7 +54,8 @@ def from_torch(module: Any, *, nonlinearity: str | None = None) -> Layer:
     Raises:
         ImportError: If a module is given and PyTorch is not installed.
         TypeError: If it is another module.
-        ValueError: If a name, a shape or a dtype does not fit.
+        ValueError: If a name, a shape or a dtype does not fit, or if the module has
+            forward hooks or shares a weight between layers.
 
     Example:
         >>> import torch
@@ -82,6 +84,16 @@ def from_torch(module: Any, *, nonlinearity: str | None = None) -> Layer:
                 f"{name} must be a parameter, but a hook computes it at each call "
                 "(torch.nn.utils.remove_weight_norm or prune.remove makes it one)"
             )
+    for hooks in ("_forward_pre_hooks", "_forward_hooks"):
+        if getattr(module, hooks):
+            raise ValueError(
+                f"module must have no forward hooks, but has {hooks}: they may change "
+                "inputs or outputs (a hook's handle has remove())"
+            )
+    seen: dict[int, str] = {}
+    for name in names:
+        if name in module._parameters:
+            judge_own(module._parameters[name], name, seen)
     # A parametrized weight is computed when it is read.
     with torch.no_grad():
         layer = _from_weights(
@@ -179,12 +191,17 @@ def _names(torch: Any, module: Any) -> list[str]:
     """Return the names of a module's weights."""
     for kind in (torch.nn.RNN, torch.nn.RNNCell):
         # One that runs something else is not what it is called.
-        if isinstance(module, kind) and type(module).forward is kind.forward:
+        if (
+            isinstance(module, kind)
+            and type(module).forward is kind.forward
+            and "forward" not in vars(module)
+        ):
             break
     else:
         raise TypeError(
             "module must be a torch.nn.RNN or a torch.nn.RNNCell, or a state dict, but "
             f"is {type_name(module)}"
+            + (" with another forward" if "forward" in vars(module) else "")
         )
     places = [""]
     if kind is torch.nn.RNN:
@@ -267,14 +284,11 @@ def _single(
                 f"torch.nn.{other} has it"
             )
     Whh = array_of(f"weight_hh{place}", Whh, (Wxh.shape[0], Wxh.shape[0]))
-    biases = [
-        named_array(kind, (H,))
-        for kind in ("bias_ih", "bias_hh")
-        if f"{kind}{place}" in weights
-    ]
-    bias = biases[0] if biases else None
-    if len(biases) == 2:
-        bias = mx.add(biases[0], biases[1], stream=mx.cpu)  # which adds float64 too
+    bias = None
+    # A module has every bias or none.
+    if any(str(name).startswith("bias") for name in weights):
+        given, state = (named_array(kind, (H,)) for kind in ("bias_ih", "bias_hh"))
+        bias = mx.add(given, state, stream=mx.cpu)  # which adds float64 too
     return layer_of(Wxh, Whh, bias, nonlinearity)
 
 
@@ -304,7 +318,7 @@ def _row(layer: Any, name: str, target: str) -> list[tuple[str, Any]]:
     if not isinstance(layer, Bidirectional):
         return [(name, layer)]
     if layer.merge != "concat":
-        merge = named(layer.merge) if callable(layer.merge) else layer.merge
+        merge = describe(layer.merge) if callable(layer.merge) else layer.merge
         raise ValueError(
             f'{name} must have the merge "concat" for {target}, but has {merge!r}'
         )
@@ -316,6 +330,6 @@ def _nonlinearity(layer: RNN, name: str, target: str) -> str:
     if choice is None or choice.activation not in _NONLINEARITIES:
         raise ValueError(
             f"{name} must have the nonlinearity tanh or relu for {target}, but has "
-            f"{named(layer.nonlinearity)}"
+            f"{describe(layer.nonlinearity)}"
         )
     return str(choice.activation)
