@@ -713,6 +713,16 @@ def test_masks(rng):
         from_onnx(graph(rng, nodes, {"Y": [None] * 3}, **keywords))
 
 
+def test_the_padding_of_an_input_is_no_part_of_a_residual(rng):
+    model = to_onnx(Stack.build(D, D, 2, residual=True), sequence_lens=True)
+    assert from_onnx(model).residual
+    for node in model.graph.node:
+        if node.name == "layers.0.residual_Add":
+            node.input[1] = "X"
+    with pytest.raises(ValueError, match=r"is made by the node .*residual_Add"):
+        from_onnx(model)
+
+
 BOTH = {"shapes": [(2, D, H)]}
 SPLIT = [
     rnn(1, "X", "y", direction="bidirectional"),

@@ -507,7 +507,10 @@ def _residual(inputs: list[Value]) -> Tracked | None:
         if isinstance(y.of, Residual) or (run := last_run(y.of)) is None:
             continue
         whole = not (isinstance(y.of, Output) and run.directions == 2)
-        masked = x.masked in (None, padding_of(run))
+        padding = padding_of(run)
+        # A Stack leaves out what its input has behind the lengths.
+        is_open = bool(padding.lengths) and isinstance(x.of, Source)
+        masked = x.masked == padding or (x.masked is None and not is_open)
         whole = whole and masked and not run.obstacle
         if whole and run.x == x.of and _same_axes(y, x):
             return Tracked(y.axes, Residual(y.of, x.of), y.masked)
