@@ -84,7 +84,7 @@ class DoubledStack(Stack):
     [("torch", "to_torch"), ("keras", "to_keras"), ("ml_dtypes", "to_flax")],
 )
 def test_a_subclass_with_a_call_of_its_own_is_refused(framework, function):
-    pytest.importorskip(framework, reason=f"{framework} is not installed")
+    pytest.importorskip(framework, reason=f"{framework} cannot be imported")
     convert = getattr(interop, function)
     for layer, of in (
         (Doubled(3, 4), "layer must compute what RNN"),
