@@ -713,6 +713,186 @@ def test_masks(rng):
         from_onnx(graph(rng, nodes, {"Y": [None] * 3}, **keywords))
 
 
+def test_the_padding_of_an_input_is_no_part_of_a_residual(rng):
+    model = to_onnx(Stack.build(D, D, 2, residual=True), sequence_lens=True)
+    assert from_onnx(model).residual
+    for node in model.graph.node:
+        if node.name == "layers.0.residual_Add":
+            node.input[1] = "X"
+    with pytest.raises(ValueError, match=r"is made by the node .*residual_Add"):
+        from_onnx(model)
+
+
+BOTH = {"shapes": [(2, D, H)]}
+SPLIT = [
+    rnn(1, "X", "y", direction="bidirectional"),
+    node("Split", "y ones", "f b", axis=1),
+]
+SQUARE = [rnn(1, "X", "y"), node("Squeeze", "y one", "s"), node("Add", "X s", "Y")]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "outputs", "shapes", "said"),
+    [
+        (
+            [*SPLIT, node("Add", "f b", "S"), node("Mul", "f b", "P")],
+            "S P",
+            (2, D, H),
+            "different results of the RNN node 'rnn1'",
+        ),
+        ([*SPLIT, node("Add", "f b", "S")], "S b", (2, D, H), "different results of"),
+        (SPLIT, "b", (2, D, H), "one direction of 'rnn1' alone"),
+        (SQUARE, "s Y", (1, D, D), "different results of the RNN node 'rnn1'"),
+    ],
+    ids=["sum and product", "sum and half", "half", "with and without its input"],
+)
+def test_one_of_several_results_is_not_taken_for_all(rng, nodes, outputs, shapes, said):
+    for run in nodes:
+        for attribute in run.attribute:
+            if attribute.name == "hidden_size":
+                attribute.i = shapes[2]
+    for names in (outputs.split(), outputs.split()[::-1]):
+        made = {name: [None] * (3 if name in ("s", "Y") else 4) for name in names}
+        model = graph(rng, nodes, made, INTEGERS, shapes=[shapes])
+        with pytest.raises(ValueError, match=said):
+            from_onnx(model)
+
+
+def test_results_that_a_call_gives_are_taken_together(rng):
+    for outputs in ("f b", "y", "y b", "y C", "C y"):
+        names = {name: [None] * 4 for name in outputs.split()}
+        nodes = [*SPLIT, node("Concat", "f b", "C", axis=3)]
+        assert isinstance(
+            from_onnx(graph(rng, nodes, names, INTEGERS, **BOTH)), Bidirectional
+        )
+
+
+def test_merges_of_nodes_that_are_chosen(rng):
+    constants = {**INTEGERS, "half": np.array(0.5, np.float32)}
+    mean = [node("Add", "f b", "S"), node("Mul", "S half", "Y")]
+    outputs = {"Y": [None] * 4}
+    model = graph(rng, [*SPLIT, *mean], outputs, constants, **BOTH)
+    assert from_onnx(model, node="rnn1").merge == "mean"
+    model = graph(
+        rng,
+        [*SPLIT, node("Add", "f b", "S"), node("Mul", "f b", "Y")],
+        {"S": [None] * 4, **outputs},
+        INTEGERS,
+        **BOTH,
+    )
+    with pytest.raises(ValueError, match="graph makes sum and mul of them"):
+        from_onnx(model, node="rnn1")
+
+
+@pytest.mark.parametrize("chosen", [None, "rnn1"])
+def test_lengths_and_states_that_would_be_lost(rng, chosen):
+    outputs = {"Y": [None] * 4}
+    fixed = {"ends": np.array([5, 2], np.int32)}
+    model = graph(rng, [rnn(1, "X", "Y", lens="ends")], outputs, fixed)
+    with pytest.raises(ValueError, match="sequence_lens: it is a constant"):
+        from_onnx(model, node=chosen)
+    nodes = [node("Tanh", "h", "t"), rnn(1, "X", "Y", "t")]
+    model = graph(rng, nodes, outputs, inputs={"h": [1, "N", H]})
+    with pytest.raises(ValueError, match=r"initial_h: it is made by .*\(Tanh\)"):
+        from_onnx(model, node=chosen)
+
+
+def test_lengths_of_one_input_are_not_all_the_same(rng):
+    nodes = [
+        node("Gather", "sequence_lens first", "a", axis=0),
+        node("Gather", "sequence_lens second", "b", axis=0),
+        rnn(1, "X", "y", lens="a"),
+        node("Squeeze", "y one", "s"),
+        rnn(2, "s", "Y", lens="b"),
+    ]
+    inputs = {"sequence_lens": [2, "N"]}
+    model = graph(rng, nodes, {"Y": [None] * 4}, INTEGERS, inputs, **TWO)
+    with pytest.raises(ValueError, match=r"'rnn1' with sequence_lens: .*\(Gather\)"):
+        from_onnx(model)
+
+
+def test_rows_in_another_order_are_refused(rng):
+    outputs = {"Y": [None] * 4}
+    turned = {"turned": np.array([1, 0])}
+    nodes = [
+        node("Gather", "sequence_lens turned", "ends", axis=0),
+        rnn(1, "X", "Y", lens="ends"),
+    ]
+    with pytest.raises(ValueError, match=r"sequence_lens: .*\(Gather\)"):
+        from_onnx(graph(rng, nodes, outputs, turned, {"sequence_lens": [2]}))
+    nodes = [node("Gather", "h turned", "t", axis=1), rnn(1, "X", "Y", "t")]
+    with pytest.raises(ValueError, match=r"initial_h: .*\(Gather\), which may put"):
+        from_onnx(graph(rng, nodes, outputs, turned, {"h": [1, 2, H]}))
+    nodes = [
+        node("Split", "h ones", "a b", axis=1),
+        node("Concat", "b a", "t", axis=1),
+        rnn(1, "X", "Y", "t"),
+    ]
+    with pytest.raises(ValueError, match=r"initial_h: .*\(Concat\), which may put"):
+        from_onnx(graph(rng, nodes, outputs, INTEGERS, {"h": [1, 2, H]}))
+
+
+@pytest.mark.parametrize("column", [[1], [0, 2], [0]], ids=str)
+def test_a_mask_of_rows_is_no_padding(rng, column):
+    # It counts rows in place of steps, or has the two axes in each other's places.
+    nodes = [
+        node("Shape", "X", "sizes"),
+        node("Gather", f"sizes {'second' if column != [0] else 'first'}", "n", axis=0),
+        node("Range", "first n second", "counted"),
+        node("Cast", "sequence_lens", "lens", to=onnx.TensorProto.INT64),
+        node("Unsqueeze", "counted column", "turned"),
+        node("Unsqueeze", "lens across", "ends"),
+        node("Less", "turned ends", "runs"),
+        node("Unsqueeze", "runs last", "mask"),
+        node("Where", "mask X nothing", "x"),
+        rnn(1, "x", "Y", lens="sequence_lens"),
+    ]
+    constants = {
+        **INTEGERS,
+        "nothing": np.array(0, np.float32),
+        "column": np.array(column),
+        "across": np.array([1] if column == [0] else []).astype(np.int64),
+        "last": np.array([2] if len(column) == 1 else []).astype(np.int64),
+    }
+    with pytest.raises(ValueError, match=r"'rnn1', whose X is (made|masked)"):
+        from_onnx(graph(rng, nodes, {"Y": [None] * 4}, constants, LENS))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "taken"),
+    [
+        ([2, -1, D], False),
+        ([-1, 2, D], False),
+        ([0, 2, -1], False),
+        ([0, -1, D], True),
+        ([-1, 0, D], True),
+        ([0, 0, -1], True),
+    ],
+    ids=str,
+)
+def test_a_reshape_of_open_axes(rng, sizes, taken):
+    nodes = [node("Reshape", "X sizes", "x"), rnn(1, "x", "Y")]
+    constants = {"sizes": np.array(sizes)}
+    model = graph(rng, nodes, {"Y": [None] * 4}, constants)
+    if taken:
+        assert type(from_onnx(model)) is RNN
+    else:
+        with pytest.raises(ValueError, match=r"'rnn1', whose X is made by .*\(Resha"):
+            from_onnx(model)
+
+
+def test_a_range_of_several_limits_is_refused_by_name(rng):
+    nodes = [
+        node("Shape", "X", "sizes"),
+        node("Range", "first sizes second", "counted"),
+        node("Gather", "X counted", "x", axis=0),
+        rnn(1, "x", "Y"),
+    ]
+    model = graph(rng, nodes, {"Y": [None] * 4}, INTEGERS)
+    with pytest.raises(ValueError, match=r"the model .*'rnn1', whose X is made by"):
+        from_onnx(model)
+
+
 # PyTorch's exporter -------------------------------------------------------------------
 
 

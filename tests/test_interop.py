@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from mlx_recurrent import RNN, interop
+from mlx_recurrent import RNN, Bidirectional, Stack, interop
 
 # The function that needs it, with arguments.
 NEEDS = {
@@ -85,3 +85,29 @@ def test_trees_need_no_framework():
         "weight_hh": np.array(layer.Whh),
     }
     assert "bias" not in interop.from_torch(weights)
+
+
+class Doubled(RNN):
+    def __call__(self, x, *arguments, **keywords):
+        return 2 * super().__call__(x, *arguments, **keywords)
+
+
+class DoubledStack(Stack):
+    def __call__(self, x, *arguments, **keywords):
+        return 2 * super().__call__(x, *arguments, **keywords)
+
+
+@pytest.mark.parametrize(
+    ("framework", "function"),
+    [("torch", "to_torch"), ("keras", "to_keras"), ("ml_dtypes", "to_flax")],
+)
+def test_a_subclass_with_a_call_of_its_own_is_refused(framework, function):
+    pytest.importorskip(framework, reason=f"{framework} cannot be imported")
+    convert = getattr(interop, function)
+    for layer, of in (
+        (Doubled(3, 4), "layer must compute what RNN"),
+        (Bidirectional(RNN(3, 4), Doubled(3, 4)), r"layer\.backward must compute what"),
+        (DoubledStack([RNN(3, 4)]), "layer must compute what Stack"),
+    ):
+        with pytest.raises(ValueError, match=of):
+            convert(layer)

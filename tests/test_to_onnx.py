@@ -252,6 +252,43 @@ def test_opsets():
         to_onnx(half, opset=21)
 
 
+class Mine(RNN):
+    def __call__(self, x, *arguments, **keywords):
+        return 2 * super().__call__(x, *arguments, **keywords)
+
+
+class MyPair(Bidirectional):
+    def __call__(self, x, *arguments, **keywords):
+        return 2 * super().__call__(x, *arguments, **keywords)
+
+
+class Named(RNN):
+    """A subclass that computes the same."""
+
+
+def test_a_subclass_that_computes_the_same():
+    layer = Named(D, H)
+    equal(from_onnx(to_onnx(layer)).Wxh, layer.Wxh)
+
+
+def test_a_learned_state_of_two_nodes(rng):
+    pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+    layer = Bidirectional(
+        RNN(D, H, nonlinearity=nn.relu6, learn_hidden=True), RNN(D, H)
+    )
+    layer.forward.hidden0 = draw(rng, (H,), mx.float32)
+    compare(rng, layer, in_runtime, lens=True)
+    same(layer, from_onnx(to_onnx(layer)))
+
+
+def test_stacks_in_a_stack_are_read_as_one():
+    layer = Stack([Stack.build(D, H, 2, residual=True), RNN(H, 3)])
+    back = from_onnx(to_onnx(layer))
+    assert [type(inner) for inner in back.layers] == [RNN] * 3
+    x = mx.random.normal((N, L, D))
+    equal(back(x), layer(x))
+
+
 def odd_bias():
     layer = RNN(D, H)
     layer.bias = mx.zeros((L, H))
@@ -285,6 +322,26 @@ def odd_bias():
             lambda: in_dtype(RNN(D, H, nonlinearity=nn.LeakyReLU(0.1)), mx.float64),
             ValueError,
             "layer has a nonlinearity with alpha 0.1, which must be a finite float32",
+        ),
+        (
+            lambda: Stack([Stack.build(D, H, 2), RNN(H, H)], residual=True),
+            ValueError,
+            r"layers\[0\] is a Stack in a Stack with residual",
+        ),
+        (
+            lambda: Stack([Stack.build(D, H, 2, residual=True), RNN(H, H)]),
+            ValueError,
+            r"layers\[1\] is in a Stack without residual",
+        ),
+        (
+            lambda: Mine(D, H),
+            ValueError,
+            "layer must compute what RNN does, .*Mine",
+        ),
+        (
+            lambda: Stack([MyPair(RNN(D, H))]),
+            ValueError,
+            r"layers\[0\] must compute what Bidirectional does, but its .*MyPair",
         ),
         (
             lambda: nn.RNN(D, H),

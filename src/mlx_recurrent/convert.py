@@ -12,6 +12,17 @@ _OF_WEIGHTS = (
     *("nonlinearity", "alpha", "beta", "clip", "merge", "residual"),
     *("layout", "opset", "sequence_lens", "initial_h"),
 )
+# What the functions that are called name their arguments, by the options for them.
+_ARGUMENTS = {
+    "activations": "--nonlinearity",
+    "activation_alpha": "--alpha",
+    "activation_beta": "--beta",
+    "clip": "--clip",
+    "node": "--node",
+    "opset": "--opset",
+    "sequence_lens": "--sequence-lens",
+    "initial_h": "--initial-h",
+}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +90,10 @@ def main(parsed: argparse.Namespace) -> int:
         where = f": {error.filename!r}" if error.filename else ""
         return _refuse(f"{error.strerror or error}{where}")
     except (ValueError, TypeError, ImportError) as error:
-        return _refuse(str(error))
+        # Messages begin with the argument that they are about.
+        argument, space, rest = str(error).partition(" ")
+        text = _ARGUMENTS.get(argument, argument) + space + rest
+        return _refuse(text.replace("; node= takes", "; --node takes"))
     print(said)
     return 0
 

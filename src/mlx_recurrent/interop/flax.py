@@ -18,6 +18,7 @@ from mlx_recurrent.interop.parts import (
     framework,
     judge_layer,
     judge_own,
+    judge_type,
     judge_used,
     layer_of,
     weights_of,
@@ -104,6 +105,7 @@ def to_flax(layer: Layer, *, nnx: bool = False) -> dict[str, Any]:
         ['h', 'i']
     """
     names = _NNX if judge_flag("nnx", nnx) else _LINEN
+    judge_type(layer, "layer")
     if not isinstance(layer, Stack):
         return _write(layer, "layer", names)
     for option, value in (("residual", layer.residual), ("dropout", dropout_of(layer))):
@@ -323,6 +325,7 @@ def _from_simple_cell(
 
 def _write(layer: Any, name: str, names: tuple[str, str]) -> dict[str, Any]:
     """Return the tree of a layer or of both directions."""
+    judge_type(layer, name)
     if isinstance(layer, Bidirectional):
         return {
             "forward_rnn": _write(layer.forward, f"{name}.forward", names),

@@ -16,6 +16,7 @@ from mlx_recurrent.interop.parts import (
     framework,
     judge_layer,
     judge_own,
+    judge_type,
     judge_used,
     layer_of,
     weights_of,
@@ -154,6 +155,7 @@ def to_keras(layer: Layer, *, return_sequences: bool = True) -> Any:
     """
     keras = framework("keras", "to_keras")
     return_sequences = judge_flag("return_sequences", return_sequences)
+    judge_type(layer, "layer")
     if not isinstance(layer, Stack):
         return _write(keras, layer, "layer", return_sequences)
     if layer.residual:
@@ -335,6 +337,7 @@ def _nonlinearity(
 
 def _write(keras: Any, layer: Any, name: str, return_sequences: bool) -> Any:
     """Make one of Keras's layers of a layer or of both directions."""
+    judge_type(layer, name)
     if not isinstance(layer, Bidirectional):
         single, weights = _write_single(keras, layer, name, return_sequences)
         single.build((None, None, _features(layer)))

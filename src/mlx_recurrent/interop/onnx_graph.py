@@ -18,15 +18,16 @@ from mlx_recurrent.interop.onnx_tensors import (
     Loose,
     Opaque,
     Output,
+    Padding,
     Run,
     Source,
     Spread,
     Tracked,
     Value,
     attributes_of,
-    inputs_of,
     label_of,
     last_run,
+    whole_input_of,
     why_of,
 )
 
@@ -160,7 +161,10 @@ class Graph:
                 obstacle = f"whose X has not the axes of {before.label!r} in its places"
             elif isinstance(x.of, Output) and x.of.part is not None:
                 obstacle = f"whose X is one direction of {x.of.run.label!r} alone"
-            elif x.masked is not None and x.masked != inputs_of(inputs[4]):
+            elif x.masked not in (
+                None,
+                Padding(whole_input_of(inputs[4]), time, batch),
+            ):
                 obstacle = "whose X is masked, but not by its own sequence_lens"
         else:
             batch, time = Axis(None), Axis(None)

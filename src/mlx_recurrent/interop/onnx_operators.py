@@ -23,6 +23,7 @@ from mlx_recurrent.interop.onnx_tensors import (
     Mask,
     Opaque,
     Output,
+    Padding,
     Residual,
     Run,
     Source,
@@ -30,9 +31,10 @@ from mlx_recurrent.interop.onnx_tensors import (
     Tracked,
     Value,
     attributes_of,
-    inputs_of,
     label_of,
     last_run,
+    padding_of,
+    whole_input_of,
 )
 
 
@@ -91,9 +93,7 @@ def _unsqueeze(node: NodeProto, inputs: list[Value]) -> Value:
     value, axes = inputs[0], _integers(node, inputs, 1, "axes")
     if isinstance(value, Dims):
         return replace(value, scalar=False) if value.scalar else None
-    if isinstance(value, (Counted, Mask)):
-        return value
-    if not isinstance(value, Tracked) or axes is None:
+    if not isinstance(value, (Tracked, Counted, Mask)) or axes is None:
         return None
     rank = len(value.axes) + len(axes)
     places = {axis % rank for axis in axes}
@@ -220,29 +220,44 @@ def _range(node: NodeProto, inputs: list[Value]) -> Value:
     start, limit, delta = inputs
     if not (isinstance(start, Fixed) and isinstance(delta, Fixed)):
         return None
-    if not (isinstance(limit, Dims) and start.array == 0 and delta.array == 1):
+    if not (_is_number(start, 0) and _is_number(delta, 1)):
+        return None
+    if not (isinstance(limit, Dims) and limit.scalar):
         return None
     (entry,) = limit.entries
-    return Counted(entry) if isinstance(entry, Axis) else None
+    return Counted((entry,)) if isinstance(entry, Axis) else None
 
 
 def _less(node: NodeProto, inputs: list[Value]) -> Value:
     counted, lengths = inputs
-    if isinstance(counted, Counted) and inputs_of(lengths):
-        return Mask(inputs_of(lengths))
-    return None
+    name = whole_input_of(lengths)
+    if not (isinstance(counted, Counted) and isinstance(lengths, Tracked) and name):
+        return None
+    rank = max(len(counted.axes), len(lengths.axes))
+    times, rows = _padded(counted.axes, rank), _padded(lengths.axes, rank)
+    axes = tuple(r if t.kind == "one" else t for t, r in zip(times, rows, strict=True))
+    time, *others = [axis for axis in times if axis.kind != "one"]
+    (row, *more) = [axis for axis in rows if axis.kind != "one"] or [time]
+    # Both along one axis: the numbers are not compared with each row's length.
+    if others or more or row is time or row not in axes:
+        return None
+    return Mask(axes, Padding(name, time, row))
 
 
 def _where(node: NodeProto, inputs: list[Value]) -> Value:
     mask, value, zero = inputs
-    if (
-        isinstance(mask, Mask)
-        and isinstance(value, Tracked)
-        and isinstance(zero, Fixed)
-        and not zero.array.any()
-    ):
-        return replace(value, masked=mask.lengths)
-    return None
+    if not (isinstance(mask, Mask) and isinstance(value, Tracked)):
+        return None
+    rank = len(value.axes)
+    if len(mask.axes) > rank or not (isinstance(zero, Fixed) and _is_number(zero, 0)):
+        return None
+    padding = mask.padding
+    for over, axis in zip(_padded(mask.axes, rank), value.axes, strict=True):
+        if over is padding.time and axis is not over:
+            return None
+        if over is padding.rows:
+            padding = replace(padding, rows=axis)
+    return replace(value, masked=padding)
 
 
 def _concat(node: NodeProto, inputs: list[Value]) -> Value:
@@ -311,10 +326,13 @@ def moved(node: NodeProto, inputs: list[Value]) -> list[Value] | None:
     """Parts of inputs or states, whatever the order: for the call to sort out."""
     names: set[str] = set()
     states: set[Run] = set()
+    disordered = _disordered(node, inputs)
     for value in inputs[: len(inputs) if node.op_type == "Concat" else 1]:
         if isinstance(value, Loose):
             names |= value.inputs
             states |= value.states
+            if value.disordered:  # along axes that may be others by now
+                disordered = frozenset(range(3))
         elif isinstance(value, Tracked) and isinstance(value.of, Source):
             names.add(value.of.name)
         elif isinstance(value, Spread):
@@ -326,7 +344,23 @@ def moved(node: NodeProto, inputs: list[Value]) -> list[Value] | None:
     if len(names) + len(states) > MOST_PARTS:
         return None
     by = f"is made by the node {label_of(node)!r} ({node.op_type})"
-    return [Loose(frozenset(names), frozenset(states), by)] * len(node.output)
+    loose = Loose(frozenset(names), frozenset(states), by, disordered)
+    return [loose] * len(node.output)
+
+
+def _disordered(node: NodeProto, inputs: list[Value]) -> frozenset[int]:
+    """Return the axes, of three, along which a node may change the order."""
+    kind, along = node.op_type, attributes_of(node).get("axis", 0)
+    if kind == "Concat":
+        return frozenset({along % 3} if len(inputs) > 1 else ())
+    if kind == "Gather":
+        numbers = _numbers(inputs[1])
+        return frozenset({along % 3} if numbers is None or len(numbers) > 1 else ())
+    if kind == "Slice":
+        steps = _integers(node, inputs, 4, "steps") if len(inputs) > 4 else [1]
+        ordered = steps is not None and min(steps, default=1) > 0
+        return frozenset(() if ordered else range(3))
+    return frozenset()
 
 
 def _integers(
@@ -346,6 +380,16 @@ def _numbers(value: Value) -> list[int] | None:
     if value.array.dtype.kind not in "iu":
         return None
     return [int(n) for n in value.array.reshape(-1)]
+
+
+def _is_number(value: Fixed, number: int) -> bool:
+    """Return whether a constant is this number alone."""
+    return value.array.size == 1 and bool(value.array.reshape(-1)[0] == number)
+
+
+def _padded(axes: tuple[Axis, ...], rank: int) -> tuple[Axis, ...]:
+    """Return axes with those of one before them that broadcasting adds."""
+    return (*(Axis(1, "one") for _ in range(rank - len(axes))), *axes)
 
 
 def _of_one_number(value: Value) -> Value:
@@ -375,7 +419,8 @@ def _matched(
     before = tuple(before)
     rest = list(axes)
     found: list[Axis] = []
-    open_size = False
+    # Reshape keeps how many numbers there are: one size may follow from the others.
+    open_size, followed = False, 0
     for i, size in enumerate(sizes):
         if size == 0 and not exact and i < len(before):
             size = before[i]
@@ -387,17 +432,18 @@ def _matched(
             same = axis is not None and not open_size
             one = not same and not open_size
             open_size = True
+            followed += same
         else:
-            same = axis is not None and axis.size in (None, size) and axis.size != 1
-            same = same and not (size == 1 and axis is not None and axis.size is None)
+            same = axis is not None and axis.size in (None, size) and size != 1
             one = size == 1 and not same
+            followed += same and axis is not None and axis.size is None
         if same:
             found.append(rest.pop(0))
         elif one:
             found.append(Axis(1, "one"))
         else:
             return None
-    return None if rest else tuple(found)
+    return None if rest or followed > 1 else tuple(found)
 
 
 def _joined(merge: str, inputs: list[Value]) -> Tracked | None:
@@ -416,7 +462,10 @@ def _joined(merge: str, inputs: list[Value]) -> Tracked | None:
     if (_place(a), _place(b)) != (0, 1) or a.masked != b.masked:
         return None
     if forward is not backward and (
-        forward.x != backward.x or forward.obstacle or backward.obstacle
+        forward.x != backward.x
+        or forward.directions + backward.directions != 2
+        or forward.obstacle
+        or backward.obstacle
     ):
         return None
     if not _same_axes(a, b, but_features=merge == "concat"):
@@ -458,7 +507,10 @@ def _residual(inputs: list[Value]) -> Tracked | None:
         if isinstance(y.of, Residual) or (run := last_run(y.of)) is None:
             continue
         whole = not (isinstance(y.of, Output) and run.directions == 2)
-        masked = x.masked in (None, inputs_of(run.inputs[4]))
+        padding = padding_of(run)
+        # A Stack leaves out what its input has behind the lengths.
+        is_open = bool(padding.lengths) and isinstance(x.of, Source)
+        masked = x.masked == padding or (x.masked is None and not is_open)
         whole = whole and masked and not run.obstacle
         if whole and run.x == x.of and _same_axes(y, x):
             return Tracked(y.axes, Residual(y.of, x.of), y.masked)

@@ -28,6 +28,8 @@ from mlx_recurrent.interop.onnx_tensors import (
     inputs_of,
     label_of,
     last_run,
+    padding_of,
+    whole_input_of,
     why_of,
 )
 from mlx_recurrent.interop.parts import layer_of
@@ -77,7 +79,7 @@ class Reader:
         for output in self.graph.graph.output:
             value = self.graph.values.get(output.name)
             if isinstance(value, Tracked) and (run := last_run(value.of)) is not None:
-                if value.masked not in (None, inputs_of(run.inputs[4])):
+                if value.masked not in (None, padding_of(run)):
                     self._refuse_rest(
                         f"has the output {output.name!r}, masked by other lengths than "
                         f"the sequence_lens of {run.label!r}"
@@ -102,24 +104,35 @@ class Reader:
                     f"has RNN nodes that do not follow each other: {label!r} and "
                     f"{steps[-1].forward.label!r}"
                 )
+        self._judge_ends(ends, steps)
         for run in known:
             if run.obstacle:
                 self._refuse_rest(f"has the RNN node {run.label!r}, {run.obstacle}")
-        self._judge_lengths(steps)
-        return self._built(steps, strict=True)
+        return self._built(steps)
 
     def chosen(self, names: Sequence[str]) -> Any:
         """Return the layers of RNN nodes by their names, in their order."""
         self._judge_runs()
         runs = [self._named(name) for name in names]
         last: Expression = Output(runs[-1])
+        merged: dict[str, Joined] = {}
         for value in self.graph.values.values():
             if isinstance(value, Tracked) and isinstance(value.of, Joined):
                 if runs[-1] in (value.of.forward, value.of.backward) and (
                     {value.of.forward, value.of.backward} <= set(runs)
                 ):
-                    last = value.of
-                    break
+                    merged[value.of.merge] = value.of
+        if "mean" in merged:  # which is made of a sum
+            merged.pop("sum", None)
+        if len(merged) > 1:
+            self._refuse_run(
+                runs[-1],
+                "two directions",
+                f"the graph makes {' and '.join(merged)} of them, where a layer has "
+                "one merge",
+            )
+        if merged:
+            (last,) = merged.values()
         steps: list[Step] = []
         for step in reversed(self._chain(last, is_end=True)):
             if not step.runs <= set(runs):
@@ -131,7 +144,7 @@ class Reader:
                 f"has the RNN node {label!r}, which does not lead to "
                 f"{runs[-1].label!r} through the nodes in node"
             )
-        return self._built(steps, strict=False)
+        return self._built(steps)
 
     def _chain(
         self, end: Expression, is_end: bool = False, is_state: bool = False
@@ -149,9 +162,43 @@ class Reader:
         steps = self._chain(end.outputs)
         return [*steps[:-1], replace(steps[-1], residual=True)]
 
-    def _built(self, steps: list[Step], strict: bool) -> Any:
+    def _judge_ends(self, ends: list[Expression], steps: list[Step]) -> None:
+        """Refuse results that the layers' calls do not give, beside one that they do.
+
+        The outputs of an earlier layer are among those that it gives.
+        """
+        parts: dict[Run, set[int]] = {}
+        whole: set[Run] = set()
+        for end in ends:
+            if isinstance(end, Output) and end.part is not None:
+                parts.setdefault(end.run, set()).add(end.part)
+            else:
+                run = last_run(end)
+                assert run is not None
+                whole.add(run)
+            found = self._chain(end, is_end=True)
+            *before, last = found
+            mine = steps[len(found) - 1]
+            # Side by side or as a pair, the numbers are the same.
+            merges = {last.merge, mine.merge}
+            if before != steps[: len(before)] or (
+                replace(last, merge=mine.merge) != mine
+                or (len(merges) > 1 and merges != {None, "concat"})
+            ):
+                self._refuse_rest(
+                    "has outputs that are different results of the RNN node "
+                    f"{last.forward.label!r}, where a layer has one"
+                )
+        for run, halves in parts.items():
+            if run not in whole and len(halves) < run.directions:
+                self._refuse_rest(
+                    f"has an output that is one direction of {run.label!r} alone"
+                )
+
+    def _built(self, steps: list[Step]) -> Any:
+        self._judge_lengths(steps)
         try:
-            return self._network_of(steps, strict)
+            return self._network_of(steps)
         except ValueError as error:
             if str(error).startswith(self.graph.name):
                 raise
@@ -160,12 +207,12 @@ class Reader:
                 f"{self.graph.name} has RNN nodes that are no network: {error}"
             ) from error
 
-    def _network_of(self, steps: list[Step], strict: bool) -> Any:
+    def _network_of(self, steps: list[Step]) -> Any:
         layers: list[Any] = []
         for step in steps:
             if step.forward is step.backward:
                 run = step.forward
-                made = self._layers(run, strict)
+                made = self._layers(run)
                 if run.directions == 2:
                     forward, backward = made
                     layers.append(Bidirectional(forward, backward, step.merge))
@@ -174,8 +221,8 @@ class Reader:
                 else:
                     layers += made
             else:
-                (forward,) = self._layers(step.forward, strict)
-                (backward,) = self._layers(step.backward, strict)
+                (forward,) = self._layers(step.forward)
+                (backward,) = self._layers(step.backward)
                 layers.append(Bidirectional(forward, backward, step.merge))
         if not any(step.residual for step in steps):
             return layers[0] if len(layers) == 1 else Stack(layers)
@@ -191,7 +238,7 @@ class Reader:
                 )
         return stack
 
-    def _layers(self, run: Run, strict: bool) -> list[RNN]:
+    def _layers(self, run: Run) -> list[RNN]:
         """Return a layer for each direction of a node."""
         W = self._weights(run, 1, "W")
         R = self._weights(run, 2, "R")
@@ -208,7 +255,7 @@ class Reader:
         if size != H:
             self._refuse_run(run, f"hidden_size {size}", f"W has {H}")
         activations = self._activations(run)
-        hidden0 = self._hidden0(run, directions, H, strict)
+        hidden0 = self._hidden0(run, directions, H)
         layers = []
         for i in range(directions):
             bias = None
@@ -286,9 +333,7 @@ class Reader:
             )
         return skipping
 
-    def _hidden0(
-        self, run: Run, directions: int, H: int, strict: bool
-    ) -> mx.array | None:
+    def _hidden0(self, run: Run, directions: int, H: int) -> mx.array | None:
         value = run.inputs[5]
         if value is None or (isinstance(value, Spread) and isinstance(value.of, Axis)):
             if value is None:
@@ -298,7 +343,7 @@ class Reader:
             fixed = value if isinstance(value, Fixed) else value.of
             assert isinstance(fixed, Fixed)
             array = fixed.array
-            if not array.astype(np.float32).any():
+            if not (array != 0).any():
                 return None
             if array.ndim == 3 and run.attributes.get("layout", 0) == 1:
                 array = np.swapaxes(array, 0, 1)
@@ -307,18 +352,25 @@ class Reader:
                 array = array[:, :1] if same else array
             dtype = _DTYPES.get(array.dtype.name)
             try:
-                rows = np.broadcast_to(array, (directions, 1, H))
+                states = np.broadcast_to(array, (directions, 1, H))
             except ValueError:
-                rows = None
-            if rows is None or dtype is None:
+                states = None
+            if states is None or dtype is None:
                 self._refuse_run(
                     run,
                     "initial_h",
                     "it is a constant with another state for each row, where a layer "
                     "has one for all (hidden0): make it an input of the graph",
                 )
-            return mx.array(np.ascontiguousarray(rows[:, 0]), dtype=dtype)
-        if not strict or inputs_of(value):
+            return mx.array(np.ascontiguousarray(states[:, 0]), dtype=dtype)
+        if inputs_of(value):
+            rows = 0 if run.attributes.get("layout", 0) == 1 else 1
+            if isinstance(value, Loose) and rows in value.disordered:
+                self._refuse_run(
+                    run,
+                    "initial_h",
+                    f"it {value.by}, which may put the rows into another order",
+                )
             return None  # the call's hidden
         if isinstance(value, Loose) and value.states:
             before = ", ".join(repr(r.label) for r in value.states)
@@ -328,7 +380,7 @@ class Reader:
         self._refuse_run(run, "initial_h", f"it {why_of(value)}")
 
     def _judge_lengths(self, steps: list[Step]) -> None:
-        seen: dict[frozenset[str], Run] = {}
+        seen: dict[str, Run] = {}
         for run in (run for step in steps for run in step.runs):
             value = run.inputs[4]
             if isinstance(value, Spread) and value.of is run.time:
@@ -336,7 +388,7 @@ class Reader:
             if isinstance(value, Fixed) and run.time.size is not None:
                 if (value.array == run.time.size).all():
                     value = None
-            if value is not None and not inputs_of(value):
+            if value is not None and not whole_input_of(value):
                 constant = isinstance(value, (Fixed, Spread))
                 why = "is a constant" if constant else why_of(value)
                 self._refuse_run(
@@ -344,7 +396,7 @@ class Reader:
                     "sequence_lens",
                     f"it {why}, where a layer's call takes lengths: make it an input",
                 )
-            seen[frozenset() if value is None else inputs_of(value)] = run
+            seen[whole_input_of(value)] = run
         if len(seen) > 1:
             labels = " and ".join(repr(run.label) for run in seen.values())
             self.graph.refuse(

@@ -105,19 +105,33 @@ Expression: TypeAlias = Source | Output | Joined | Residual
 
 
 @dataclass(frozen=True)
+class Padding:
+    """What is behind the rows' lengths.
+
+    Args:
+        lengths (str): The input of the graph that holds them.
+        time (Axis): The axis of time.
+        rows (Axis): The axis of rows.
+    """
+
+    lengths: str
+    time: Axis
+    rows: Axis
+
+
+@dataclass(frozen=True)
 class Tracked:
     """A sequence.
 
     Args:
         axes (tuple(Axis)): Its axes.
         of (Expression): Where it comes from.
-        masked (frozenset, optional): The lengths that its padding was set to zero by.
-            Default: ``None``.
+        masked (Padding, optional): What was set to zero. Default: ``None``.
     """
 
     axes: tuple[Axis, ...]
     of: Expression
-    masked: frozenset[str] | None = None
+    masked: Padding | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,25 +162,35 @@ class Spread:
 
 @dataclass(frozen=True)
 class Counted:
-    """The numbers of the steps: 0, 1, ... along an axis."""
+    """0, 1, ... along one axis, beside it axes of size one."""
 
-    axis: Axis
+    axes: tuple[Axis, ...]
 
 
 @dataclass(frozen=True)
 class Mask:
-    """Which steps are not padding."""
+    """Which steps are not padding: the axes of time and of rows, and some of one."""
 
-    lengths: frozenset[str]
+    axes: tuple[Axis, ...]
+    padding: Padding
 
 
 @dataclass(frozen=True)
 class Loose:
-    """Moved parts of inputs of the graph or of last states, in any order."""
+    """Moved parts of inputs of the graph or of last states.
+
+    Args:
+        inputs (frozenset): The inputs' names.
+        states (frozenset): The nodes of the states.
+        by (str): What moved them.
+        disordered (frozenset): The axes, of three, along which they may have another
+            order.
+    """
 
     inputs: frozenset[str] = frozenset()
     states: frozenset[Run] = frozenset()
     by: str = ""
+    disordered: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -208,6 +232,18 @@ def inputs_of(value: Value) -> frozenset[str]:
     if isinstance(value, Loose) and not value.states:
         return value.inputs
     return frozenset()
+
+
+def whole_input_of(value: Value) -> str:
+    """Return the input that a value is, all of it in its order, or an empty string."""
+    if isinstance(value, Tracked) and isinstance(value.of, Source):
+        return value.of.name
+    return ""
+
+
+def padding_of(run: Run) -> Padding:
+    """Return what a node leaves out by its lengths."""
+    return Padding(whole_input_of(run.inputs[4]), run.time, run.batch)
 
 
 def last_run(of: Expression) -> Run | None:

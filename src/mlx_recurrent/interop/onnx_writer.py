@@ -9,7 +9,7 @@ from onnx import TensorProto, helper
 
 from mlx_recurrent.bidirectional import Bidirectional
 from mlx_recurrent.interop.activations import Activation, activation_of, describe
-from mlx_recurrent.interop.parts import judge_layer
+from mlx_recurrent.interop.parts import judge_layer, judge_type
 from mlx_recurrent.interop.reversed import Reversed
 from mlx_recurrent.judging import dtype_name
 from mlx_recurrent.layers import RNN
@@ -45,6 +45,8 @@ class Writer:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[TensorProto] = []
         self.layers = _single_layers(network, "")
+        # Of each layer of a stack: whether its input is added, and could be.
+        self.residuals: dict[str, tuple[bool, bool]] = {}
         self.dtype = self._common_dtype()
         self.type = _TYPES[self.dtype]
         D = self.layers[0][1].Wxh.shape[1]
@@ -60,6 +62,7 @@ class Writer:
             # (L, N, H), or (L, 2, N, H) of a pair.
             order = [1, 0, 2] if len(axes) == 1 else [2, 0, 1, 3]
             y = self._add("Transpose", [y], "Y_batch_first", perm=order)
+        self._judge_residuals()
         self._rename(y, "Y")
         self.outputs = [self._value("Y", self._sequence_axes(*axes)), *states]
 
@@ -118,7 +121,15 @@ class Writer:
             inner = f"{path}layers.{i}."
             y, axes, state = self._network(layer, x, D, inner)
             states += state
-            if stack.residual and axes == [D]:
+            added = stack.residual and axes == [D]
+            if not isinstance(layer, Stack):
+                self.residuals[inner] = added, axes == [D]
+            elif added:
+                raise ValueError(
+                    f"{_called(inner)} is a Stack in a Stack with residual, which adds "
+                    "its input to its outputs: no model that from_onnx reads has that"
+                )
+            if added:
                 if i == 0 and self.lengths:
                     x = self._without_padding(x, inner)
                 y = self._add("Add", [y, x], f"{inner}residual")
@@ -180,11 +191,12 @@ class Writer:
         self, pair: list[tuple[str, RNN]], x: str, H: int, path: str
     ) -> tuple[str, list[int], list[onnx.ValueInfoProto]]:
         """Write two nodes: one has a single clip for both directions."""
-        hs = [""] * 2
-        h = self._hidden(pair, f"{path}initial_h", x)
-        if h:
+        if self.initial_h:
+            h = self._hidden(pair, f"{path}initial_h", x)
             hs = [f"{path}forward.initial", f"{path}backward.initial"]
             self._add("Split", [h, self._integers([1, 1])], *hs, axis=0)
+        else:
+            hs = [self._hidden([single], f"{single[0]}initial_h", x) for single in pair]
         ys, states = [], []
         for (name, single), first, direction in zip(
             pair, hs, ("forward", "reverse"), strict=True
@@ -368,6 +380,17 @@ class Writer:
                         "which must be a finite float32 number: ONNX holds it as one"
                     )
 
+    def _judge_residuals(self) -> None:
+        """Refuse nested stacks that one stack in their place would not equal."""
+        if not any(added for added, _ in self.residuals.values()):
+            return
+        for path, (added, could) in self.residuals.items():
+            if could and not added:
+                raise ValueError(
+                    f"{_called(path)} is in a Stack without residual, where others "
+                    "have it: no model that from_onnx reads has that"
+                )
+
     def _refuse_unlike(self, path: str, H: int, also_H: int, clips: int) -> None:
         if H != also_H:
             unlike = f"{H} and {also_H} hidden features"
@@ -381,6 +404,7 @@ class Writer:
 
 def _single_layers(layer: Any, path: str) -> list[tuple[str, RNN]]:
     """Return every RNN of a network with its path, each found fit for ONNX's RNN."""
+    judge_type(layer, _called(path))
     if isinstance(layer, Stack):
         found = []
         for i, inner in enumerate(layer.layers):

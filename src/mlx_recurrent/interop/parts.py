@@ -12,6 +12,7 @@ from mlx.nn.layers.dropout import Dropout
 from mlx_recurrent.bidirectional import Bidirectional
 from mlx_recurrent.dispatch import Nonlinearity
 from mlx_recurrent.interop.activations import describe
+from mlx_recurrent.interop.reversed import Reversed
 from mlx_recurrent.judging import dtype_name, type_name
 from mlx_recurrent.layers import RNN
 from mlx_recurrent.stack import Stack
@@ -198,6 +199,24 @@ def dropout_of(stack: Stack) -> float:
     return round(1 - stack.dropout._p_1, 15)
 
 
+def judge_type(layer: Any, name: str) -> None:
+    """Judge whether a layer computes what its class of this package does.
+
+    Args:
+        layer (Module): The layer.
+        name (str): What the caller calls it.
+
+    Raises:
+        ValueError: If it is of a subclass that calls something else.
+    """
+    for base in (RNN, Bidirectional, Stack, Reversed):
+        if isinstance(layer, base) and type(layer).__call__ is not base.__call__:
+            raise ValueError(
+                f"{name} must compute what {base.__name__} does, but its class "
+                f"{type_name(layer)} has a __call__ of its own"
+            )
+
+
 def judge_layer(layer: Any, name: str, target: str, carried: Collection[str]) -> RNN:
     """Return a layer whose every option another framework has.
 
@@ -210,12 +229,13 @@ def judge_layer(layer: Any, name: str, target: str, carried: Collection[str]) ->
 
     Raises:
         TypeError: If it is not an :class:`mlx_recurrent.RNN`.
-        ValueError: If the layer has another option.
+        ValueError: If the layer has another option, or a call of its own.
     """
     if not isinstance(layer, RNN):
         raise TypeError(
             f"{name} must be an mlx_recurrent.RNN, but is {type_name(layer)}"
         )
+    judge_type(layer, name)
     for option in _OPTIONS:
         if option not in carried and (
             option in layer or getattr(layer, option, None) not in (None, 0.0)

@@ -17,6 +17,7 @@ from mlx_recurrent.interop.parts import (
     framework,
     judge_layer,
     judge_own,
+    judge_type,
     layer_of,
     weights_of,
 )
@@ -299,6 +300,7 @@ def _rows(layer: Layer, target: str) -> tuple[list[list[tuple[str, Any]]], float
             "layer must be an mlx_recurrent.RNN, Bidirectional or Stack, but is "
             f"{type_name(layer)}"
         )
+    judge_type(layer, "layer")
     if not isinstance(layer, Stack):
         return [_row(layer, "layer", target)], 0.0
     if layer.residual:
@@ -315,6 +317,7 @@ def _rows(layer: Layer, target: str) -> tuple[list[list[tuple[str, Any]]], float
 
 
 def _row(layer: Any, name: str, target: str) -> list[tuple[str, Any]]:
+    judge_type(layer, name)
     if not isinstance(layer, Bidirectional):
         return [(name, layer)]
     if layer.merge != "concat":

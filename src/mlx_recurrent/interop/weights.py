@@ -121,6 +121,7 @@ def read(path: str | os.PathLike[str], unsaid: Unsaid) -> Any:
                 )
             network = _parsed(metadata[_KEY])
         else:
+            _judge_used(structure, unsaid)
             network = _completed(structure, unsaid, arrays, "", None)
         return _built(network, structure, arrays, "")
     except (ValueError, RecursionError) as error:
@@ -201,6 +202,30 @@ def _parsed(text: str) -> dict[str, Any]:
     return network
 
 
+def _judge_used(structure: Any, unsaid: Unsaid) -> None:
+    """Refuse options for what the names say is not there.
+
+    Raises:
+        ValueError: If there are no two directions, or no layers one after another.
+    """
+    is_stack = isinstance(structure, list)
+    if unsaid.residual and not is_stack:
+        raise ValueError("has no stack of layers: --residual must not be given")
+    if unsaid.merge is not None and not _has_pair(structure):
+        raise ValueError("has no two directions: --merge must not be given")
+    if unsaid.merge == "none" and is_stack and any(map(_has_pair, structure[:-1])):
+        raise ValueError(
+            "has layers after one of two directions, which must be merged: --merge "
+            "must not be none"
+        )
+
+
+def _has_pair(structure: Any) -> bool:
+    if isinstance(structure, list):
+        return any(map(_has_pair, structure))
+    return isinstance(structure, dict) and "forward" in structure
+
+
 def _completed(
     structure: Any,
     unsaid: Unsaid,
@@ -239,7 +264,7 @@ def _completed(
         merge = unsaid.merge
         widths = [arrays[f"{path}{key}.Whh"].shape[-1] for key in structure]
         if following is not None and following == sum(widths):
-            merge = "concat" if merge is None or merge == "none" else merge
+            merge = "concat" if merge is None else merge
         if merge is None:
             raise ValueError(
                 f"does not say what {path.rstrip('.') or 'the network'} makes of two "
