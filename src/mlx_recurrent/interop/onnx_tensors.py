@@ -206,7 +206,7 @@ Value: TypeAlias = (
 
 
 def label_of(node: NodeProto) -> str:
-    return node.name or next((name for name in node.output if name), node.op_type)
+    return str(node.name or next((name for name in node.output if name), node.op_type))
 
 
 def attributes_of(node: NodeProto) -> dict[str, Any]:
