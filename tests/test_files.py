@@ -13,6 +13,7 @@ import stat
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import mlx.core as mx
@@ -144,14 +145,20 @@ def target(tmp_path):
     return path
 
 
-@pytest.fixture
+@contextmanager
 def no_room():
-    """Files cannot grow beyond a few bytes, as on a full disk."""
+    """Files cannot grow beyond a few bytes, as on a full disk.
+
+    Nor can the one that pytest may print to: no longer than the writer runs.
+    """
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50, limits[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, handler)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def full_disk_writers():
@@ -191,12 +198,11 @@ def full_disk_writers():
 
 
 @pytest.mark.parametrize("name", full_disk_writers())
-def test_full_disk(name, tmp_path, no_room):
+def test_full_disk(name, tmp_path):
     path, writer = tmp_path / name, full_disk_writers()[name]
     writer(path)
     path.write_bytes(OLD)
-    no_room()
-    with pytest.raises(OSError) as raised:
+    with no_room(), pytest.raises(OSError) as raised:
         writer(path)
     assert raised.value.errno == errno.EFBIG and raised.value.filename == str(path)
     assert path.read_bytes() == OLD and list(tmp_path.iterdir()) == [path]
