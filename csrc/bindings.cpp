@@ -10,17 +10,18 @@
 #include <variant>
 
 #include "activation.h"
+#include "interpreter.h"
 #include "kernels/partition.h"
 #include "kernels/rates.h"
 #include "kernels/team.h"
 #include "primitives/broadcast.h"
-#include "primitives/forked.h"
 #include "primitives/matmul.h"
 #include "primitives/memory.h"
 #include "primitives/operand.h"
 #include "primitives/pointwise.h"
 #include "primitives/reading.h"
 #include "primitives/recurrence.h"
+#include "primitives/stream_threads.h"
 #include "primitives/time.h"
 #include "primitives/traced.h"
 #include "streaming_bindings.h"
@@ -340,6 +341,7 @@ NB_MODULE(_native, m) {
         expect_threads(found);
       },
       "arrays"_a);
+  m.def("random_key", &random_key);
   m.def("get_num_threads", &kernels::num_threads);
   m.def("set_num_threads", &kernels::set_num_threads, "n"_a);
   m.def("release_scratch", &release_scratch);
@@ -347,7 +349,7 @@ NB_MODULE(_native, m) {
   m.def("isa", [] { return kernels::table()->isa; });
   m.def("available_isas", &kernels::available_isas);
 
-  nb::call_guard<nb::gil_scoped_release> released;
+  nb::call_guard<Released> released;
   m.def(
       "measure_multiply_add",
       &kernels::multiply_add_rate,

@@ -36,6 +36,7 @@ std::unique_ptr<char[]> memory(size_t bytes) {
 Stream::Stream(
     kernels::Type type,
     const kernels::RecurrenceArgs& layer,
+    const void* leak,
     std::shared_ptr<const void> owner)
     : type_(type),
       kernel_(kernels::table()->types[static_cast<int>(type)].forward),
@@ -44,6 +45,11 @@ Stream::Stream(
   int64_t N = layer.N, D = layer.D, H = layer.H;
   most_steps_ = std::max<int64_t>(1, kPieceRows / std::max<int64_t>(1, N));
   int64_t element = stored_bytes(type);
+  if (leak) {
+    leak_ = memory(H * element);
+    store(leak_.get(), static_cast<const char*>(leak), H);
+    args_.layer.leak = {leak_.get(), 1};
+  }
   for (int64_t n = 0; n < N; ++n) {
     x_rows_.push_back(0);
     state_rows_.push_back(n * H);

@@ -11,15 +11,16 @@
 
 namespace mlx_recurrent {
 
-// Elements of x and of the states are those of the type; floats where it is
+// Elements of x, leak and the states are those of the type; floats where it is
 // bfloat16, which NumPy does not have.
 class Stream {
  public:
-  // Copies the weights of `layer` and its state to begin with, `hidden`; N rows
+  // Copies the weights of `layer`, and its `leak` (H,) if it has one; N rows
   // run together. `owner` keeps what else it points to.
   Stream(
       kernels::Type type,
       const kernels::RecurrenceArgs& layer,
+      const void* leak,
       std::shared_ptr<const void> owner);
 
   // Runs L steps of x (N, L, D) into `out` (N, L, H), which may be the memory
@@ -51,6 +52,7 @@ class Stream {
   std::shared_ptr<const void> owner_;
   int64_t most_steps_; // of a piece: one run of the kernel
   std::vector<int64_t> x_rows_, state_rows_; // where they begin
+  std::unique_ptr<char[]> leak_;
   std::unique_ptr<char[]> scratch_;
   std::unique_ptr<char[]> x_;         // of a piece, where x is converted
   std::unique_ptr<char[]> out_;       // of a piece

@@ -10,6 +10,7 @@
 #include <variant>
 
 #include "activation.h"
+#include "interpreter.h"
 #include "primitives/operand.h"
 #include "primitives/traced.h"
 #include "streaming.h"
@@ -78,26 +79,26 @@ class Memory {
 class NumPyStream {
  public:
   // Weights are evaluated arrays of one floating dtype. `dtype` is the NumPy
-  // array's, of one letter `format`.
+  // array's, of one letter `format`; `leak` is None or such an array (H,).
   NumPyStream(
       const mx::array& Wxh,
       const std::optional<mx::array>& bias,
       const mx::array& Whh,
-      const std::optional<mx::array>& leak,
+      nb::handle leak,
       const std::variant<std::string, TracedReference>& activation,
       nb::iterable lead,
       nb::object dtype)
       : lead_(integers(lead)),
+        array_type_(nb::module_::import_("numpy").attr("ndarray")),
         stream_(
             kernel_type(Whh.dtype()),
-            layer(Wxh, bias, Whh, leak, activation, lead_),
-            owner(leak, activation)),
+            layer(Wxh, bias, Whh, activation, lead_),
+            leak.is_none() ? nullptr : Memory(leak, array_type_, false).first(),
+            owner(activation)),
         dtype_(std::move(dtype)),
-        format_(nb::cast<std::string>(dtype_.attr("char"))[0]) {
-    nb::module_ numpy = nb::module_::import_("numpy");
-    empty_ = numpy.attr("empty");
-    array_type_ = numpy.attr("ndarray");
-    step_shape_ = shape_of(nullptr);
+        format_(nb::cast<std::string>(dtype_.attr("char"))[0]),
+        empty_(nb::module_::import_("numpy").attr("empty")),
+        step_shape_(shape_of(nullptr)) {
   }
 
   // x a step (lead..., D) or a chunk (lead..., L, D), `out` None or room for
@@ -128,7 +129,7 @@ class NumPyStream {
     double work =
         static_cast<double>(layer.D + layer.H) * layer.H * layer.N * L;
     if (work > kLongChunk) {
-      nb::gil_scoped_release released;
+      Released released;
       stream_.run(from.first(), L, to.first());
     } else {
       stream_.run(from.first(), L, to.first());
@@ -177,7 +178,6 @@ class NumPyStream {
       const mx::array& Wxh,
       const std::optional<mx::array>& bias,
       const mx::array& Whh,
-      const std::optional<mx::array>& leak,
       const std::variant<std::string, TracedReference>& activation,
       const std::vector<int64_t>& lead) {
     kernels::RecurrenceArgs layer{};
@@ -192,9 +192,6 @@ class NumPyStream {
       layer.bias = Operands::vector(*bias, 0);
     }
     layer.Whh = Operands::matrix(Whh, 0);
-    if (leak) {
-      layer.leak = Operands::vector(*leak, 0);
-    }
     if (const auto* name = std::get_if<std::string>(&activation)) {
       layer.activation = activation_named(*name);
     } else {
@@ -205,14 +202,11 @@ class NumPyStream {
     return layer;
   }
 
-  // Of what the layer points to when it runs, which the weights are not.
+  // Of what the layer points to when it runs: weights and leak are copies.
   static std::shared_ptr<const void> owner(
-      const std::optional<mx::array>& leak,
       const std::variant<std::string, TracedReference>& activation) {
     const auto* reference = std::get_if<TracedReference>(&activation);
-    return std::make_shared<
-        std::pair<std::optional<mx::array>, std::shared_ptr<Traced>>>(
-        leak, reference ? reference->traced : nullptr);
+    return reference ? reference->traced : nullptr;
   }
 
   static nb::object not_implemented() {
@@ -261,17 +255,18 @@ class NumPyStream {
   std::unique_lock<std::mutex> hold() {
     std::unique_lock lock(stream_.mutex, std::try_to_lock);
     if (!lock) {
-      nb::gil_scoped_release released;
+      Released released;
       lock.lock();
     }
     return lock;
   }
 
   std::vector<int64_t> lead_;
+  nb::object array_type_;
   Stream stream_;
   nb::object dtype_;
   char format_;
-  nb::object empty_, array_type_, step_shape_;
+  nb::object empty_, step_shape_;
 };
 
 } // namespace
@@ -283,7 +278,7 @@ void bind_streaming(nb::module_& m) {
               const mx::array&,
               const std::optional<mx::array>&,
               const mx::array&,
-              const std::optional<mx::array>&,
+              nb::handle,
               const std::variant<std::string, TracedReference>&,
               nb::iterable,
               nb::object>(),

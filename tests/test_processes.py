@@ -111,6 +111,7 @@ def test_stream_in_a_forked_child():
 kinds = {
     "plain": layer_of(),
     "leaky": layer_of(leak=mx.full((256,), 0.5)),
+    "evenly leaky": layer_of(leak=0.3, zoneout=0.1),
     "traced": layer_of(nonlinearity=nn.silu),
 }
 half = layer_of()
@@ -130,6 +131,12 @@ def child():
     x = mx.array(X[0])
     streams["plain"].reset()
     assert np.array_equal(streams["plain"](x), expected["plain"])
+    # Another thread of the parent may have held the lock of MLX's allocator.
+    mx.reset_peak_memory()
+    for name in ("plain", "leaky"):
+        kinds[name].stream()(X[0])
+    raises(lambda: kinds["plain"](x))
+    assert mx.get_peak_memory() == 0
 
 in_child(child)
 in_child(lambda: in_child(child))
@@ -203,7 +210,7 @@ print("done")
 
 @needs_fork
 def test_fork_while_others_compute():
-    """A parent's stream goes on in the child whatever MLX and the pool do at the fork.
+    """Streams work in the child whatever MLX and the pool do at the fork.
 
     What makes an array of MLX's may not: a lock that another thread held in MLX's
     allocator at the fork stays locked.
@@ -228,6 +235,7 @@ stream, x = layer.stream(), mx.array(X)
 
 def child():
     assert np.array_equal(stream(X[0]), expected[0])
+    assert np.array_equal(layer.stream()(X[0]), expected[0])
     raises(lambda: layer(x))
 
 for _ in range(6):
@@ -275,6 +283,48 @@ def test_pool(tmp_path, method):
         timeout=SECONDS,
     )
     assert done.returncode == 0 and done.stdout == "done\n", done.stdout
+
+
+def test_python_ends_while_a_stream_runs():
+    """A daemon thread in the middle of a large chunk, where Python ends."""
+    run("""
+layer, x = layer_of(), np.ones((4000, 16), "f4")
+started = threading.Barrier(3)
+
+def work():
+    stream = layer.stream()
+    stream(x)
+    started.wait()
+    while True:
+        stream(x)
+
+for _ in range(2):
+    threading.Thread(target=work, daemon=True).start()
+started.wait()
+print("done")
+""")
+
+
+def test_python_ends_after_threads_that_read_a_callable():
+    """MLX frees what it keeps of a thread's random numbers after Python's join."""
+    code = """
+traced, dropping = layer_of(nonlinearity=nn.silu), layer_of(zoneout=0.5)
+x = mx.array(X)
+
+def work():
+    with mx.stream(mx.new_stream(mx.cpu)):
+        mx.eval(traced(x), dropping(x))
+
+for _ in range(3):
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+print("done")
+"""
+    for _ in range(3):
+        run(code)
 
 
 @needs_fork

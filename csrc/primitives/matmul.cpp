@@ -3,8 +3,8 @@
 #include "primitives/arithmetic.h"
 #include "primitives/batching.h"
 #include "primitives/broadcast.h"
-#include "primitives/forked.h"
 #include "primitives/launch.h"
+#include "primitives/stream_threads.h"
 
 namespace mlx_recurrent {
 
@@ -39,7 +39,7 @@ mx::array matmul(
   if (bias) {
     inputs.push_back(*bias);
   }
-  expect_threads(inputs);
+  expect_threads_of_operands(inputs);
   auto primitive = std::make_shared<Matmul>(stream);
   mx::Shape shape = primitive->output_shapes(inputs)[0];
   return mx::array(

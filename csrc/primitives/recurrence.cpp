@@ -6,12 +6,12 @@
 #include "primitives/arithmetic.h"
 #include "primitives/batching.h"
 #include "primitives/broadcast.h"
-#include "primitives/forked.h"
 #include "primitives/launch.h"
 #include "primitives/linear_scan.h"
 #include "primitives/matmul.h"
 #include "primitives/recurrence_terms.h"
 #include "primitives/references.h"
+#include "primitives/stream_threads.h"
 #include "primitives/time.h"
 
 namespace mlx_recurrent {
@@ -251,7 +251,7 @@ Arrays recurrence(
     }
   }
   in.course.append_to(inputs);
-  expect_threads(inputs);
+  expect_threads_of_operands(inputs);
   return outputs_of(form, inputs, stream);
 }
 

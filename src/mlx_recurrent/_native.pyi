@@ -40,7 +40,7 @@ class Stream:
     """A layer outside the graph: its packed weights and its state, of NumPy arrays.
 
     Weights are evaluated arrays of one floating dtype; ``dtype`` is that of the arrays,
-    float32 for bfloat16.
+    float32 for bfloat16. ``leak`` is one of them, ``(H,)``. All are copied.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Stream:
         Wxh: mx.array,
         bias: mx.array | None,
         Whh: mx.array,
-        leak: mx.array | None,
+        leak: np.ndarray | None,
         activation: str | Traced,
         lead: Sequence[int],
         dtype: np.dtype,
@@ -167,7 +167,14 @@ def runs_apart(N: int, L: int, D: int, H: int, dtype: mx.Dtype, sets: int) -> bo
     """Return whether so many calls of one shape run at the same time, one a thread."""
 
 def expect_threads(arrays: Sequence[mx.array]) -> None:
-    """Raise ``RuntimeError`` if a fork has left behind what would compute them."""
+    """Raise ``RuntimeError`` if this thread cannot compute what they are made of."""
+
+def random_key() -> mx.array:
+    """Return MLX's random state of this thread; another object after each draw.
+
+    A thread that asks here before it draws or compiles may end while Python closes
+    down, which would end the process otherwise.
+    """
 
 def set_num_threads(n: int) -> None:
     """Set how many threads the kernels use."""

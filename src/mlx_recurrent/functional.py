@@ -36,7 +36,7 @@ from mlx_recurrent.terms import (
     judge_probability,
     judge_reset,
 )
-from mlx_recurrent.tracing import random_key, trace
+from mlx_recurrent.tracing import trace
 from mlx_recurrent.values import values_of
 
 if TYPE_CHECKING:
@@ -506,9 +506,9 @@ def plan(
     )
     choice = call.choice
     if choice.readable:
-        key = random_key()
+        key = _native.random_key()
         choice, _, _ = _read(call, stream)
-        if random_key() is not key:
+        if _native.random_key() is not key:
             # What the nonlinearity drew, the call draws again. A key that is traced
             # cannot be put back.
             with suppress(ValueError):
@@ -762,12 +762,15 @@ def _settle(
     recurrent = judge_probability("recurrent_dropout", asked.recurrent_dropout)
     at_input = judge_probability("input_dropout", asked.input_dropout)
     lengths, reset, hidden0 = asked.lengths, asked.reset, asked.hidden0
+    new = settle_leak(asked.leak, 0.0 if training else zoneout, dtype, stream)
+    if isinstance(new, float):
+        new = mx.full((H,), new, dtype, stream=stream)
     terms = Terms(
         None if lengths is None else judge_lengths(lengths, name, lead, L),
         None if reset is None else judge_reset(reset, name, lead, (L,)),
         judge_flag("reverse", asked.reverse),
         None if reset is None or hidden0 is None else _cast(hidden0, dtype, stream),
-        settle_leak(asked.leak, 0.0 if training else zoneout, H, dtype, stream),
+        new,
         zoneout if training else 0.0,
         recurrent if training else 0.0,
         at_input if training else 0.0,
@@ -803,27 +806,25 @@ def _repeated(hidden0: mx.array, x: mx.array, stream: StreamOrDevice) -> mx.arra
 def settle_leak(
     leak: float | mx.array | None,
     zoneout: float,
-    H: int,
     dtype: mx.Dtype,
     stream: StreamOrDevice,
-) -> mx.array | None:
+) -> float | mx.array | None:
     """Return what is new in a state, of each unit, where zoneout is an expectation.
 
     Args:
         leak (float or array, optional): The leak, an array ``(H,)``. ``None`` is one.
         zoneout (float): How probably a unit keeps its state.
-        H (int): How many units there are.
         dtype (Dtype): Of the result.
         stream (Stream or Device, optional): The stream. ``None`` is the default one.
 
     Returns:
-        array: ``(H,)``, or ``None`` where all is new.
+        float or array: ``(H,)``, a number for all units, or ``None`` where all is new.
     """
     if isinstance(leak, mx.array):
         leak = _cast(leak, dtype, stream)
         return mx.multiply(leak, 1 - zoneout, stream=stream) if zoneout else leak
     new = (1.0 if leak is None else float(leak)) * (1 - zoneout)
-    return None if new == 1 else mx.full((H,), new, dtype, stream=stream)
+    return None if new == 1 else new
 
 
 def _cast(a: mx.array, dtype: mx.Dtype, stream: StreamOrDevice) -> mx.array:

@@ -10,6 +10,8 @@ from enum import IntEnum
 
 import mlx.core as mx
 
+from mlx_recurrent import _native
+
 _ROUNDS = 13
 _ROTATIONS = (
     (10, 26),
@@ -38,7 +40,7 @@ class Mask(IntEnum):
 
 def draw_key() -> mx.array:
     """Return a key of MLX's random state, which moves on as by any other draw."""
-    key = mx.random.split(mx.random.state[0])[1]  # type: ignore[index]
+    key = mx.random.split(_native.random_key())[1]
     mx.random.uniform(shape=())
     return key
 

@@ -15,6 +15,7 @@ from mlx_recurrent.judging import type_name
 from mlx_recurrent.plan import Plan
 from mlx_recurrent.terms import ZERO, Terms
 from mlx_recurrent.tracing import trace
+from mlx_recurrent.values import evaluate, values_of
 
 Array: TypeAlias = np.ndarray | mx.array
 
@@ -25,6 +26,10 @@ _NUMPY: dict[mx.Dtype, np.dtype] = {
     mx.float16: np.dtype(np.float16),
     mx.bfloat16: np.dtype(np.float32),
 }
+
+# New memory of MLX's may keep a forked process waiting for ever: another thread of its
+# parent may have been about to take some.
+_ZERO = mx.array(0.0)
 
 
 class Stream:
@@ -96,7 +101,7 @@ class Stream:
         self._lead = () if hidden is None else _numpy("hidden", hidden).shape[:-1]
         # Two steps like those that will come. What is found of them judges the weights.
         features = Wxh.shape[-1] if getattr(Wxh, "ndim", 0) else 0
-        x = mx.zeros((*self._lead, 2, features), dtype)
+        x = mx.broadcast_to(_as(_ZERO, dtype), (*self._lead, 2, features))
         self._plan = functional.plan(
             x,
             Wxh,
@@ -127,10 +132,8 @@ class Stream:
                 )
             bias = mx.broadcast_to(bias.reshape(bias.shape[-1:]), Wxh.shape[:1])
         self._D, self._H = Wxh.shape[1], Whh.shape[1]
-        new = functional.settle_leak(leak, zoneout, self._H, dtype, mx.cpu)
-        _evaluate(*(a for a in (Wxh, Whh, bias, new) if a is not None))
-        if new is not None and new is leak:
-            new = _copy(new)
+        evaluate(*(a for a in (Wxh, Whh, bias) if a is not None))
+        new = self._each(functional.settle_leak(leak, zoneout, dtype, mx.cpu))
         self._hidden0 = None
         if hidden0 is not None:
             self._hidden0 = self._converted("hidden0", hidden0)
@@ -247,6 +250,15 @@ class Stream:
         with np.errstate(over="ignore", invalid="ignore"):  # as MLX converts
             return np.array(values, self._dtype, order="C", subok=False)
 
+    def _each(self, leak: float | mx.array | None) -> np.ndarray | None:
+        """What is new in a state, of each unit, as MLX converts it."""
+        if leak is None:
+            return None
+        if isinstance(leak, mx.array):
+            return self._converted("leak", leak)
+        value = leak if self._dtype == np.float64 else np.float32(leak)
+        return np.full(self._H, value, self._dtype)
+
     def _judge_out(self, out: Any, shape: tuple[int, ...]) -> None:
         if not isinstance(out, np.ndarray):
             raise TypeError(f"out must be a numpy.ndarray, but is {type_name(out)}")
@@ -269,7 +281,7 @@ class _Composed:
         Whh: mx.array,
         bias: mx.array | None,
         nonlinearity: Nonlinearity,
-        leak: mx.array | None,
+        leak: np.ndarray | None,
         lead: tuple[int, ...],
         dtype: mx.Dtype,
     ) -> None:
@@ -279,9 +291,8 @@ class _Composed:
         self._dtype = dtype
         self._terms: Terms | None = None
         if leak is not None:
-            self._terms = Terms(
-                None, None, False, None, leak, 0.0, 0.0, 0.0, None, 0, 0
-            )
+            new = mx.array(leak, dtype)
+            self._terms = Terms(None, None, False, None, new, 0.0, 0.0, 0.0, None, 0, 0)
         self._hidden: mx.array | None = None
         self._lock = threading.Lock()
 
@@ -327,34 +338,12 @@ class _Composed:
                 f"{self._shape}"
             )
         state = state.astype(self._dtype)
-        _evaluate(state)
+        evaluate(state)
         return state
-
-
-def _evaluate(*arrays: mx.array) -> None:
-    # A stream without a thread raises here; in mx.eval it would wait for ever.
-    _native.expect_threads(arrays)
-    try:
-        mx.eval(arrays)
-    except RuntimeError as error:
-        if "no Stream" not in str(error):
-            raise
-        raise RuntimeError(
-            f"{error} Only the thread that made an array can compute it. Before "
-            "another one uses it call mx.eval(array) there, or for a layer's weights "
-            "mx.eval(layer.parameters())."
-        ) from error
 
 
 def _as(a: mx.array, dtype: mx.Dtype) -> mx.array:
     return a if a.dtype == dtype else a.astype(dtype)
-
-
-def _copy(a: mx.array) -> mx.array:
-    """An evaluated copy, by NumPy where it has the dtype: that needs no thread."""
-    copy = mx.array(a if a.dtype == mx.bfloat16 else np.array(a), a.dtype)
-    _evaluate(copy)
-    return copy
 
 
 def _numpy(name: str, value: Any) -> np.ndarray:
@@ -362,8 +351,7 @@ def _numpy(name: str, value: Any) -> np.ndarray:
     if isinstance(value, mx.array):
         if value.dtype == mx.bfloat16:
             value = value.astype(mx.float32)
-        _evaluate(value)
-        value = np.array(value)
+        value = values_of(value)
     elif not isinstance(value, np.ndarray):
         if not hasattr(value, "__dlpack__"):
             raise TypeError(

@@ -79,14 +79,14 @@ def trace(
         t = len(begun)
         # The callable may write into the array that it is given.
         given, a = _native.pre_activation(x, Wxh, bias, Whh, previous, t, stream)
-        key = random_key()
+        key = _native.random_key()
         result = nonlinearity(given)
         # This name refers to it, and the question itself.
         kept = result is not given and sys.getrefcount(result) > 2
         begun.append(result)
         if not isinstance(result, mx.array):
             return None, ""  # refused on the composed path, in its words
-        if random_key() is not key:
+        if _native.random_key() is not key:
             return None, "draws random numbers"
         if kept:
             return None, "keeps its results"
@@ -131,12 +131,6 @@ def trace(
             if known[function]:
                 return stop(known[function])
     return Trace(function, "", begun)
-
-
-def random_key() -> mx.array:
-    """Return MLX's random state; another object after each draw."""
-    key: mx.array = mx.random.state[0]  # type: ignore[index]
-    return key
 
 
 class _Sightings:

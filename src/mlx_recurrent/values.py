@@ -6,11 +6,23 @@ import numpy as np
 from mlx_recurrent import _native
 
 
+def evaluate(*arrays: mx.array) -> None:
+    """Compute arrays that are not there yet.
+
+    Raises:
+        RuntimeError: If MLX would have to compute something that another thread made,
+            or, in a forked process, something that it would wait for for ever.
+        ValueError: Inside a compiled function or a vmap.
+    """
+    _native.expect_threads(arrays)
+    mx.eval(arrays)
+
+
 def values_of(array: mx.array) -> np.ndarray:
     """Return an array's values, computed where they are not there yet.
 
     Raises:
-        RuntimeError: In a forked process, where MLX would wait for ever.
+        RuntimeError: As :func:`evaluate`.
         ValueError: Inside a compiled function or a vmap.
     """
     _native.expect_threads([array])

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import mlx.core as mx
 import numpy as np
 import onnx
+from mlx.utils import tree_flatten
 
 from mlx_recurrent.bidirectional import Bidirectional
 from mlx_recurrent.interop.activations import Activation, complete, nonlinearity_of
@@ -36,6 +37,7 @@ from mlx_recurrent.interop.parts import layer_of
 from mlx_recurrent.interop.reversed import Reversed
 from mlx_recurrent.layers import RNN
 from mlx_recurrent.stack import Stack
+from mlx_recurrent.values import evaluate
 
 _DTYPES = {
     "float32": mx.float32,
@@ -261,7 +263,7 @@ class Reader:
             bias = None
             if B is not None:
                 bias = mx.add(B[i, :H], B[i, H:], stream=mx.cpu)
-                mx.eval(bias)
+                evaluate(bias)
             row = None if hidden0 is None else hidden0[i]
             layer = layer_of(
                 W[i],
@@ -272,7 +274,8 @@ class Reader:
             )
             if row is not None:
                 layer.hidden0 = mx.array(row)
-            mx.eval(layer.parameters())  # type: ignore[no-untyped-call]
+            weights: Any = tree_flatten(layer.parameters())  # type: ignore[no-untyped-call]
+            evaluate(*dict(weights).values())
             layers.append(layer)
         return layers
 

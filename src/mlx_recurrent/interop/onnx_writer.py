@@ -14,6 +14,7 @@ from mlx_recurrent.interop.reversed import Reversed
 from mlx_recurrent.judging import dtype_name
 from mlx_recurrent.layers import RNN
 from mlx_recurrent.stack import Stack
+from mlx_recurrent.values import values_of
 
 _TYPES = {
     mx.float32: TensorProto.FLOAT,
@@ -333,7 +334,7 @@ class Writer:
         kind = TensorProto.INT64 if a.dtype == mx.int64 else self.type
         if a.dtype == mx.bfloat16:
             a = a.view(mx.uint16, stream=mx.cpu)
-        raw = np.array(mx.contiguous(a, stream=mx.cpu)).tobytes()
+        raw = values_of(mx.contiguous(a, stream=mx.cpu)).tobytes()
         self.constants.append(helper.make_tensor(name, kind, a.shape, raw, raw=True))
         return name
 

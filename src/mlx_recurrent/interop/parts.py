@@ -16,6 +16,7 @@ from mlx_recurrent.interop.reversed import Reversed
 from mlx_recurrent.judging import dtype_name, type_name
 from mlx_recurrent.layers import RNN
 from mlx_recurrent.stack import Stack
+from mlx_recurrent.values import values_of
 
 Layer: TypeAlias = RNN | Bidirectional | Stack
 
@@ -179,7 +180,7 @@ def weights_of(layer: RNN, name: str) -> tuple[dict[str, np.ndarray], str]:
     if dtype not in _DTYPES:
         raise ValueError(f"{name} must have weights in {_LISTED}, but has {dtype}")
     return {
-        key: np.array(a.astype(mx.float32) if dtype == "bfloat16" else a)
+        key: values_of(a.astype(mx.float32) if dtype == "bfloat16" else a)
         for key, a in weights.items()
     }, dtype
 

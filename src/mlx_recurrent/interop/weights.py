@@ -28,6 +28,7 @@ from mlx_recurrent.interop.reversed import Reversed
 from mlx_recurrent.judging import dtype_name
 from mlx_recurrent.layers import RNN
 from mlx_recurrent.stack import Stack
+from mlx_recurrent.values import evaluate
 
 _KEY = "mlx_recurrent"
 _VERSION = 1
@@ -77,7 +78,7 @@ def write(layer: Any, path: str | os.PathLike[str]) -> None:
                 f"{name} must be float32, float16 or bfloat16 to be written by MLX to "
                 f"safetensors, but is {dtype_name(a.dtype)}"
             )
-    mx.eval(arrays)
+    evaluate(*arrays.values())
     metadata = {"format": "mlx", _KEY: json.dumps(described)}
     atomic.write(path, lambda file: mx.save_safetensors(file, arrays, metadata))
 

@@ -1,4 +1,4 @@
-#include "primitives/forked.h"
+#include "primitives/stream_threads.h"
 
 #include <pthread.h>
 
@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstdint>
 #include <deque>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <sstream>
@@ -13,6 +14,7 @@
 #include <unordered_map>
 #include <unordered_set>
 
+#include "mlx/backend/cpu/encoder.h"
 #include "mlx/primitives.h"
 #include "mlx/scheduler.h"
 #include "mlx/utils.h"
@@ -50,12 +52,13 @@ void after_fork_in_child() {
 }
 
 bool is_lost(const mx::Stream& stream) {
-  return stream.device == mx::Device::cpu &&
+  return any_lost.load(std::memory_order_relaxed) &&
+      stream.device == mx::Device::cpu &&
       std::find(lost_streams.begin(), lost_streams.end(), stream.index) !=
       lost_streams.end();
 }
 
-[[noreturn]] void refuse(const mx::Stream& stream) {
+[[noreturn]] void refuse_lost(const mx::Stream& stream) {
   std::ostringstream text;
   text << "[mlx_recurrent] " << stream
        << " has no thread in this process, which was forked after MLX had used "
@@ -64,6 +67,45 @@ bool is_lost(const mx::Stream& stream) {
           "before the fork what it needs, or start processes by "
           "multiprocessing.set_start_method(\"spawn\").";
   throw std::runtime_error(text.str());
+}
+
+bool is_pending(const mx::array& a) {
+  return a.status() != mx::array::Status::available && a.has_primitive();
+}
+
+void expect_thread_of(const mx::array& pending) {
+  const mx::Stream& stream = pending.primitive().stream();
+  if (is_lost(stream)) {
+    refuse_lost(stream);
+  }
+  if (stream.device != mx::Device::cpu) {
+    return;
+  }
+  try {
+    mx::cpu::get_command_encoder(stream);
+  } catch (const std::runtime_error& error) {
+    std::ostringstream text;
+    text
+        << "[mlx_recurrent] " << error.what()
+        << " Only the thread that made an array can compute it. Before another "
+           "one uses it call mx.eval(array) there, or for a layer's weights "
+           "mx.eval(layer.parameters()).";
+    throw std::runtime_error(text.str());
+  }
+}
+
+// The nearest first.
+void expect_threads(const std::vector<mx::array>& arrays, size_t most_seen) {
+  std::deque<mx::array> next(arrays.begin(), arrays.end());
+  std::unordered_set<std::uintptr_t> seen;
+  while (!next.empty() && seen.size() < most_seen) {
+    mx::array a = next.front();
+    next.pop_front();
+    if (is_pending(a) && seen.insert(a.id()).second) {
+      expect_thread_of(a);
+      next.insert(next.end(), a.inputs().begin(), a.inputs().end());
+    }
+  }
 }
 
 } // namespace
@@ -75,31 +117,29 @@ void watch_forks() {
 }
 
 void expect_thread(const mx::Stream& stream) {
-  if (any_lost.load(std::memory_order_relaxed) && is_lost(stream)) {
-    refuse(stream);
+  if (is_lost(stream)) {
+    refuse_lost(stream);
   }
 }
 
 void expect_threads(const std::vector<mx::array>& arrays) {
-  if (!any_lost.load(std::memory_order_relaxed)) {
+  expect_threads(arrays, std::numeric_limits<size_t>::max());
+}
+
+void expect_threads_of_operands(const std::vector<mx::array>& operands) {
+  if (any_lost.load(std::memory_order_relaxed)) {
+    expect_threads(operands, 200);
     return;
   }
-  // The nearest first, and no more than so many: a loop that evaluates late
-  // would walk through all that it made at each of its steps.
-  constexpr size_t kMostSeen = 200;
-  std::deque<mx::array> next(arrays.begin(), arrays.end());
-  std::unordered_set<std::uintptr_t> seen;
-  while (!next.empty() && seen.size() < kMostSeen) {
-    mx::array a = next.front();
-    next.pop_front();
-    if (a.status() == mx::array::Status::available || !a.has_primitive() ||
-        !seen.insert(a.id()).second) {
-      continue;
+  for (const mx::array& a : operands) {
+    if (is_pending(a)) {
+      expect_thread_of(a);
+      for (const mx::array& b : a.inputs()) {
+        if (is_pending(b)) {
+          expect_thread_of(b);
+        }
+      }
     }
-    if (is_lost(a.primitive().stream())) {
-      refuse(a.primitive().stream());
-    }
-    next.insert(next.end(), a.inputs().begin(), a.inputs().end());
   }
 }
 

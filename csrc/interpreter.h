@@ -1,0 +1,35 @@
+// Python's interpreter, on threads that may outlive it.
+//
+// Python before 3.14 ends a thread that asks for the interpreter when it is
+// closing down, by unwinding the thread's stack; in C++ that ends the process.
+// Here such a thread waits for ever, as it does in Python 3.14: it dies with
+// the process, a moment later.
+
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace mlx_recurrent {
+
+// Leaves the interpreter to other threads while it lives.
+class Released {
+ public:
+  Released() : state_(PyEval_SaveThread()) {
+  }
+  ~Released();
+  Released(const Released&) = delete;
+  Released& operator=(const Released&) = delete;
+
+ private:
+  PyThreadState* state_;
+};
+
+// MLX's random key of this thread: another object after each draw.
+//
+// MLX keeps Python's objects for each thread, this key and what the thread has
+// compiled, and frees them when the thread ends: after Python has taken it for
+// joined, so perhaps while the interpreter closes down. The thread ends safely
+// if it asks here before MLX makes the first of them.
+nanobind::object random_key();
+
+} // namespace mlx_recurrent
