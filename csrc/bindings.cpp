@@ -10,6 +10,7 @@
 #include <variant>
 
 #include "activation.h"
+#include "kernels/cores.h"
 #include "kernels/partition.h"
 #include "kernels/rates.h"
 #include "kernels/team.h"
@@ -344,6 +345,10 @@ NB_MODULE(_native, m) {
   m.def("set_num_threads", &kernels::set_num_threads, "n"_a);
   m.def("release_scratch", &release_scratch);
   m.def("usable_cores", &kernels::usable_cores);
+  m.def("cpu_quota", [] {
+    double cores = kernels::cpu_quota();
+    return cores > 0 ? std::optional(cores) : std::nullopt;
+  });
   m.def("isa", [] { return kernels::table()->isa; });
   m.def("available_isas", &kernels::available_isas);
 
