@@ -11,6 +11,7 @@
 
 #include "activation.h"
 #include "interpreter.h"
+#include "kernels/cores.h"
 #include "kernels/partition.h"
 #include "kernels/rates.h"
 #include "kernels/team.h"
@@ -346,6 +347,10 @@ NB_MODULE(_native, m) {
   m.def("set_num_threads", &kernels::set_num_threads, "n"_a);
   m.def("release_scratch", &release_scratch);
   m.def("usable_cores", &kernels::usable_cores);
+  m.def("cpu_quota", [] {
+    double cores = kernels::cpu_quota();
+    return cores > 0 ? std::optional(cores) : std::nullopt;
+  });
   m.def("isa", [] { return kernels::table()->isa; });
   m.def("available_isas", &kernels::available_isas);
 

@@ -25,5 +25,9 @@ def test_what_a_fuzzer_found(folder, isa):
     print(programs.run(*command, MLX_RECURRENT_ISA=isa))
 
 
+def test_cores(folder):
+    print(programs.run(folder / "check_cores"))
+
+
 def test_team(folder):
     print(programs.run(folder / "check_team"))

@@ -2,13 +2,15 @@
 
 Each test is a program of its own that is killed if it does not end. A child that would
 wait for ever is ended by an alarm, which its exit status shows. No time decides a test
-otherwise.
+otherwise, but for the slowdown by a CPU quota, whose bound is far off.
 """
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 SECONDS = 300  # generous: reached only by what hangs
@@ -355,3 +357,111 @@ while work.poll() is None:
 assert work.returncode == 0 and work.stdout.read() == "done\\n"
 print("done")
 """)
+
+
+@pytest.fixture
+def enter():
+    """A function of a number of cores: a program's first line, which limits it to them.
+
+    The line moves the process into a control group inside of one that has the quota.
+    """
+    groups = Path("/sys/fs/cgroup")
+    second = (groups / "cgroup.controllers").exists()  # version 2 of control groups
+    outer = groups / ("" if second else "cpu") / f"mlx-recurrent-{os.getpid()}"
+    inner = outer / "inner"
+
+    def limit(cores):
+        quota, period = str(round(cores * 100_000)), "100000"
+        if second:
+            (outer / "cpu.max").write_text(f"{quota} {period}")
+        else:
+            (outer / "cpu.cfs_period_us").write_text(period)
+            (outer / "cpu.cfs_quota_us").write_text(quota)
+        file = str(inner / "cgroup.procs")
+        return f"import os; open({file!r}, 'w').write(str(os.getpid()))\n"
+
+    try:
+        try:
+            outer.mkdir()
+            inner.mkdir()
+            (inner / "cgroup.procs").read_text()  # a control group, not any folder
+            subprocess.run([sys.executable, "-c", limit(1.5)], check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"no CPU quota can be set here: {error}")
+        yield limit
+    finally:
+        for group in (inner, outer):
+            if group.exists():
+                group.rmdir()
+
+
+QUOTA = """
+from mlx_recurrent import _native
+threads = mlx_recurrent.get_num_threads()
+mlx_recurrent.set_num_threads(2)
+layer = layer_of()
+
+def work():
+    # By units of each step, and by rows of the batch.
+    x = np.concatenate([X] * 4)
+    return [*everything(layer), *everything(layer, mx.array(x))]
+
+arrays = work()
+wall, processor = time.perf_counter(), time.process_time()
+for _ in range(30):
+    same(work(), arrays)
+wall, processor = time.perf_counter() - wall, time.process_time() - processor
+np.savez(FILE, *arrays, usable=_native.usable_cores(), threads=threads, wall=wall,
+         processor=processor, quota=_native.cpu_quota() or 0)
+print("done")
+"""
+
+
+def test_quota(tmp_path, enter):
+    """The same bits as without one, and no slower than the quota makes everything.
+
+    Barriers must not spend the little time that there is: two threads, of which each is
+    stopped for most of every period.
+    """
+
+    def worked(first_line=""):
+        file = tmp_path / "results.npz"
+        run(f"FILE = {str(file)!r}\n{QUOTA}", first_line + PRELUDE)
+        with np.load(file) as results:
+            return dict(results)
+
+    free, limited = worked(), worked(enter(0.2))
+    assert limited["usable"] == limited["threads"] == 1
+    assert limited["quota"] == 0.2
+    names = [name for name in free if name.startswith("arr_")]
+    assert len(names) == 12
+    for name in names:
+        assert np.array_equal(free[name], limited[name]), name
+    # On a busy machine the work had to wait for a core without a quota too.
+    explained = max(free["processor"], free["wall"]) / 0.2
+    print(f"{free['wall']:.2f} s, with the quota {limited['wall']:.2f} s")
+    print(f"{free['processor']:.2f} and {limited['processor']:.2f} s of processor time")
+    assert limited["wall"] < 3 * explained + 1
+
+
+@pytest.mark.parametrize("cores", [0.2, 1, 1.5])
+def test_threads_of_a_quota(enter, cores):
+    """As many as the quota has begun; the doctor says why."""
+    run(
+        f"""
+import contextlib, io, math
+from mlx_recurrent import _native, doctor
+usable = min(len(os.sched_getaffinity(0)), math.ceil({cores}))
+assert _native.usable_cores() == mlx_recurrent.get_num_threads() == usable
+assert _native.cpu_quota() == {cores}
+found, text = doctor.Findings(), io.StringIO()
+with contextlib.redirect_stdout(text):
+    doctor.cores(found, _native)
+assert "{cores} by the control group's quota" in text.getvalue(), text.getvalue()
+if {cores} < os.cpu_count():
+    said = f"The control group allows {cores} of {{os.cpu_count()}} cores"
+    assert any(said in sentence for sentence in found.slow), found.slow
+print("done")
+""",
+        enter(cores) + PRELUDE,
+    )

@@ -6,12 +6,11 @@
 #include <unistd.h>
 
 #include <atomic>
-#include <cstdio>
-#include <cstdlib>
 #include <mutex>
 #include <new>
-
 #include <thread>
+
+#include "cores.h"
 
 namespace mlx_recurrent::kernels {
 
@@ -202,22 +201,6 @@ Pool* pool() {
   return found;
 }
 
-#if defined(__linux__)
-// Whether a file begins with `count` numbers.
-bool read_numbers(const char* path, long* numbers, int count) {
-  std::FILE* file = std::fopen(path, "r");
-  if (!file) {
-    return false;
-  }
-  int found = 0;
-  while (found < count && std::fscanf(file, "%ld", numbers + found) == 1) {
-    ++found;
-  }
-  std::fclose(file);
-  return found == count;
-}
-#endif
-
 std::atomic<int> chosen_threads{0};
 
 } // namespace
@@ -235,36 +218,6 @@ void run_team(
     }
   }
   work(Member{0, 1, nullptr, nullptr}, context);
-}
-
-int cores_now() {
-#if defined(__linux__)
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof(set), &set) == 0) {
-    return CPU_COUNT(&set);
-  }
-#endif
-  static const int cores =
-      static_cast<int>(std::thread::hardware_concurrency());
-  return cores < 1 ? 1 : cores;
-}
-
-int usable_cores() {
-  int cores = cores_now();
-#if defined(__linux__)
-  // Microseconds of processor time in a period of so many, by version 2 of
-  // control groups or by version 1. Without a quota: a word, or -1.
-  long numbers[2];
-  if (read_numbers("/sys/fs/cgroup/cpu.max", numbers, 2) ||
-      (read_numbers("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", numbers, 1) &&
-       read_numbers("/sys/fs/cgroup/cpu/cpu.cfs_period_us", numbers + 1, 1))) {
-    long quota = numbers[0], period = numbers[1];
-    if (quota > 0 && period > 0 && (quota - 1) / period + 1 < cores) {
-      cores = static_cast<int>((quota - 1) / period + 1);
-    }
-  }
-#endif
-  return cores < 1 ? 1 : cores > kMostThreads ? kMostThreads : cores;
 }
 
 int num_threads() {

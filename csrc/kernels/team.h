@@ -15,17 +15,9 @@ void run_team(
     void (*work)(const Member& member, void* context),
     void* context);
 
-// The cores that the calling thread may run on at this moment. Members of a
-// larger team would wait at every barrier for one that waits for their core.
-int cores_now();
-
-// The most threads a call may use; at first the cores this process may use.
+// The most threads a call may use; at first `usable_cores` (cores.h).
 int num_threads();
 void set_num_threads(int n); // at least 1; at most kMostThreads are used
-
-// What `num_threads` is at first: the scheduler's affinity mask, and the CPU
-// quota of the process's control group where there is one.
-int usable_cores();
 
 constexpr int kMostThreads = 256;
 

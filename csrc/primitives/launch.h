@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/cores.h"
 #include "kernels/partition.h"
 #include "kernels/team.h"
 #include "mlx/backend/cpu/encoder.h"

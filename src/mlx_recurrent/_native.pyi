@@ -188,6 +188,9 @@ def release_scratch() -> None:
 def usable_cores() -> int:
     """Return how many cores this process may use."""
 
+def cpu_quota() -> float | None:
+    """Return the CPU quota of this process's control groups in cores, if any."""
+
 def isa() -> str:
     """Return the instruction set of the kernels in use."""
 

@@ -129,13 +129,13 @@ def cores(found: Findings, native: Any) -> None:
                 f"The affinity mask allows {usable} of {there} cores: `taskset` or the "
                 "job's scheduler sets it."
             )
-    quota = _quota()
+    quota = None if native is None else native.cpu_quota()
     if quota is not None:
         text += f", {quota:g} by the control group's quota"
         if quota < there:
             found.slow.append(
-                f"The control group allows {quota:g} of {there} cores: the container's "
-                "CPU limit sets it."
+                f"The control group allows {quota:g} of {there} cores: a container's "
+                "CPU limit or systemd's CPUQuota sets it."
             )
     found.say("cores", text)
     if native is None:
@@ -245,22 +245,6 @@ def _version(distribution: str) -> str:
         return version(distribution)
     except PackageNotFoundError:
         return ""
-
-
-def _quota() -> float | None:
-    """The cores that the control group allows, where it says so."""
-    groups = Path("/sys/fs/cgroup")
-    files = [
-        [groups / "cpu.max"],  # version 2 of control groups, and version 1
-        [groups / "cpu/cpu.cfs_quota_us", groups / "cpu/cpu.cfs_period_us"],
-    ]
-    for paths in files:
-        try:
-            quota, period = " ".join(path.read_text() for path in paths).split()
-            return int(quota) / int(period) if int(quota) > 0 else None
-        except (OSError, ValueError):
-            continue
-    return None
 
 
 def _seconds(graph: Callable[[], Any], calls: int) -> float:

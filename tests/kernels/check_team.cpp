@@ -18,6 +18,8 @@
 #include <thread>
 #include <vector>
 
+#include "expect.h"
+#include "kernels/cores.h"
 #include "kernels/team.h"
 
 #if defined(__SANITIZE_THREAD__)
@@ -36,15 +38,6 @@ namespace {
 using namespace mlx_recurrent::kernels;
 
 constexpr unsigned kWatchdogSeconds = 100;
-
-#define EXPECT(condition)                                         \
-  do {                                                            \
-    if (!(condition)) {                                           \
-      std::printf("FAILED: line %d: %s\n", __LINE__, #condition); \
-      std::fflush(stdout);                                        \
-      std::_Exit(1);                                              \
-    }                                                             \
-  } while (false)
 
 void meet(const Member& member) {
   if (member.count > 1) {

@@ -82,7 +82,7 @@ def build(
 
 
 class Table:
-    """Runs of check_kernels and check_team, a line each as it ends.
+    """Runs of the programs, a line each as it ends.
 
     Its :attr:`failed` counts those that found something.
     """

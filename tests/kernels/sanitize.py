@@ -43,6 +43,7 @@ def main() -> int:
                 table.add(f"{name}, {isa}, list", [program], **force)
             command = [program, *random(options.cases)]
             table.add(f"{name}, {isa}, random", command, **force)
+        table.add(f"{name}, cores", [folder / "check_cores"])
         table.add(f"{name}, team", [folder / "check_team"])
     # Threads that wait for work at the end are no leak.
     memcheck = [valgrind, "--quiet", "--error-exitcode=9", "--leak-check=full"]
