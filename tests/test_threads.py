@@ -1,7 +1,8 @@
 """Threads of the kernels and of the program: right results, and nothing hangs.
 
 Each test is a process of its own, which may spoil its affinity and its threads and is
-killed if it does not end. No time decides a test otherwise.
+killed if it does not end. No time decides a test otherwise, but for the one of a bound
+to a slowdown, which is generous.
 """
 
 import os
@@ -386,6 +387,43 @@ print("done")
         for process in busy:
             process.kill()
             process.wait()
+
+
+def test_slowdown_beside_busy_processes_is_bounded():
+    """Four that never rest on each core leave a fifth of it; threads meet at each step.
+
+    One thread alone takes 5 times as long there, and two about 10 times what they take
+    on free cores. Members that yield to each other in place of sleeping take 150 times.
+    """
+    run("""
+import subprocess, sys, time
+set_num_threads(2)
+x, Wxh, Whh = (0.1 * mx.random.normal(s) for s in [(1, 400, 64), (512, 64), (512, 512)])
+
+def seconds():
+    begun = time.perf_counter()
+    for _ in range(20):
+        mx.eval(rnn(x, Wxh, Whh))
+    return time.perf_counter() - begun
+
+seconds()
+free = sorted(seconds() for _ in range(5))[2]
+spin = [sys.executable, "-c", "print(flush=True)\\nwhile True: pass"]
+busy = [
+    subprocess.Popen(spin, stdout=subprocess.PIPE) for _ in range(4 * os.cpu_count())
+]
+try:
+    for process in busy:
+        process.stdout.readline()
+    taken = seconds()
+finally:
+    for process in busy:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+assert taken < 60 * free + 1, (taken, free)
+print("done")
+""")
 
 
 def test_processes_at_once():

@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -24,21 +25,33 @@ inline void relax() {
 #endif
 }
 
-// Spins shortly, then lets others run: a member whose core is taken away must
-// not be waited for at the price of the core it needs.
+// Spins for so many turns of some 20 ns, then sleeps: a member whose core is
+// taken away must not be waited for at the price of the core it needs. Who
+// sleeps gets a core before those that never do; who yields comes after all of
+// them, and where several spin on each core a step then takes as long as their
+// turns.
 class Patience {
  public:
+  explicit Patience(int turns) : left_(turns) {
+  }
+
   void spend() {
-    if (++spent_ < 4000) {
+    if (left_ > 0) {
+      --left_;
       relax();
     } else {
-      sched_yield();
+      timespec shortly{0, 1000}; // the kernel makes about 50 us of it
+      nanosleep(&shortly, nullptr);
     }
   }
 
  private:
-  int spent_ = 0;
+  int left_;
 };
+
+// Members of a step are done at nearly the same time, those of a batch are not.
+constexpr int kTurnsOfStep = 4000;
+constexpr int kTurnsOfCall = 40000;
 
 // Each member writes its own line and reads those of the others, so that one
 // exchange of lines is all that a barrier costs.
@@ -57,7 +70,7 @@ void wait_for_team(void* barrier, int index) {
       team->places[index].arrived.load(std::memory_order_relaxed) + 1;
   team->places[index].arrived.store(epoch, std::memory_order_release);
   for (int i = 0; i < team->count; ++i) {
-    Patience patience;
+    Patience patience(kTurnsOfStep);
     while (static_cast<int32_t>(
                team->places[i].arrived.load(std::memory_order_acquire) -
                epoch) < 0) {
@@ -87,7 +100,7 @@ class Pool {
       workers_[i].calls.notify_one();
     }
     work(Member{0, count, wait_for_team, &team_}, context);
-    Patience patience;
+    Patience patience(kTurnsOfCall);
     while (running_.load(std::memory_order_acquire) != 0) {
       patience.spend();
     }

@@ -9,6 +9,8 @@
 #include <limits>
 #include <memory>
 #include <mutex>
+#include <new>
+#include <shared_mutex>
 #include <sstream>
 #include <stdexcept>
 #include <unordered_map>
@@ -28,24 +30,48 @@ using mx::scheduler::Scheduler;
 // MLX does not tell which streams have a thread, and to ask one would be to
 // wait for its answer. An explicit instantiation may name private members; the
 // package is built for one exact version of MLX.
-using Threads =
-    std::unordered_map<int, std::unique_ptr<mx::scheduler::StreamThread>>;
-Threads& threads_of(Scheduler& scheduler);
+struct Private {
+  std::unordered_map<int, std::unique_ptr<mx::scheduler::StreamThread>>&
+      threads;
+  std::shared_mutex& threads_lock;
+  std::mutex& tasks_lock;
+};
+Private private_of(Scheduler& scheduler);
 
-template <auto threads>
+template <auto threads, auto threads_lock, auto tasks_lock>
 struct Members {
-  friend Threads& threads_of(Scheduler& scheduler) {
-    return scheduler.*threads;
+  friend Private private_of(Scheduler& scheduler) {
+    return {scheduler.*threads, scheduler.*threads_lock, scheduler.*tasks_lock};
   }
 };
-template struct Members<&Scheduler::threads_>;
+template struct Members<
+    &Scheduler::threads_,
+    &Scheduler::threads_mtx_,
+    &Scheduler::mtx>;
 
 std::atomic<bool> any_lost{false};
 std::vector<int> lost_streams; // written in a new child, which is one thread
 
+// No other thread is then in the middle of what the locks protect.
+void before_fork() {
+  Private scheduler = private_of(mx::scheduler::scheduler());
+  scheduler.threads_lock.lock();
+  scheduler.tasks_lock.lock();
+}
+
+void after_fork_in_parent() {
+  Private scheduler = private_of(mx::scheduler::scheduler());
+  scheduler.tasks_lock.unlock();
+  scheduler.threads_lock.unlock();
+}
+
 void after_fork_in_child() {
+  Private scheduler = private_of(mx::scheduler::scheduler());
+  scheduler.tasks_lock.unlock();
+  // It knows its owner by a number that is another one in the child.
+  new (&scheduler.threads_lock) std::shared_mutex;
   lost_streams.clear();
-  for (const auto& [index, thread] : threads_of(mx::scheduler::scheduler())) {
+  for (const auto& [index, thread] : scheduler.threads) {
     lost_streams.push_back(index);
   }
   any_lost.store(!lost_streams.empty());
@@ -112,8 +138,9 @@ void expect_threads(const std::vector<mx::array>& arrays, size_t most_seen) {
 
 void watch_forks() {
   static std::once_flag once;
-  std::call_once(
-      once, [] { pthread_atfork(nullptr, nullptr, after_fork_in_child); });
+  std::call_once(once, [] {
+    pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
+  });
 }
 
 void expect_thread(const mx::Stream& stream) {
