@@ -1,4 +1,4 @@
-"""Every allocation of the native module fails once: an error, and all goes on.
+"""Every allocation that the native module asks for fails once: an error, and all goes on.
 
 An allocator that is preloaded makes the k-th one fail, for every k that there is.
 """

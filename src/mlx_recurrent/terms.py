@@ -261,7 +261,8 @@ def _numbers(
             f"{name} must be {rule}, the same number in each row"
         ) from None
     if found.dtype.kind not in "biufc":
-        raise TypeError(f"{name} must be {rule}, but is {type_name(values)}")
+        given = shown(values) if found.ndim else type_name(values)
+        raise TypeError(f"{name} must be {rule}, but is {given}")
     if not found.size and not isinstance(values, np.ndarray):
         found = found.astype(np.int32)  # an empty list has no dtype
     if found.dtype.kind not in kinds:
