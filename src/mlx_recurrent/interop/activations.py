@@ -9,7 +9,7 @@ from mlx.nn.layers import activations as nn
 from mlx.nn.layers.linear import Identity
 
 from mlx_recurrent.dispatch import Nonlinearity, recognise
-from mlx_recurrent.judging import type_name
+from mlx_recurrent.judging import shown, type_name
 
 
 class Activation(NamedTuple):
@@ -237,7 +237,7 @@ def complete(
     known = {candidate.lower(): candidate for candidate in FUNCTIONS}
     if name.lower() not in known:
         raise ValueError(
-            f"activations must be of {', '.join(FUNCTIONS)}, but one is {name!r}"
+            f"activations must be of {', '.join(FUNCTIONS)}, but one is {shown(name)}"
         )
     name = known[name.lower()]
     function = FUNCTIONS[name]

@@ -23,7 +23,7 @@ from mlx_recurrent.interop.parts import (
     layer_of,
     weights_of,
 )
-from mlx_recurrent.judging import type_name
+from mlx_recurrent.judging import shown, type_name
 from mlx_recurrent.layers import RNN
 from mlx_recurrent.stack import Stack
 from mlx_recurrent.terms import judge_flag
@@ -176,7 +176,7 @@ def _from_tree(
     raise ValueError(
         f"{name} must be the parameters of Flax's SimpleCell, or of an RNN, "
         "Bidirectional or Sequential of such cells, but holds "
-        f"{', '.join(map(repr, sorted(keys, key=str))) or 'nothing'}"
+        f"{', '.join(map(shown, sorted(keys, key=str)[:3])) or 'nothing'}"
     )
 
 

@@ -380,6 +380,13 @@ def _write_single(
     target = "keras.layers.SimpleRNN"
     judge_layer(layer, name, target, ("input_dropout", "recurrent_dropout"))
     weights, dtype = weights_of(layer, name)
+    if dtype == "float64" and keras.backend.backend() == "jax":
+        # JAX would make float32 of it.
+        if not framework("jax", "to_keras").config.jax_enable_x64:
+            raise ValueError(
+                f"{name} has weights in float64, which Keras on JAX holds only where "
+                "jax_enable_x64 is set"
+            )
     choice = recognise(layer.nonlinearity)
     if choice is not None:
         activation = _BUILT_IN_NAMES.get(str(choice.activation), choice.activation)

@@ -9,7 +9,7 @@ from mlx_recurrent import atomic
 from mlx_recurrent.bidirectional import Bidirectional
 from mlx_recurrent.interop.parts import framework
 from mlx_recurrent.interop.reversed import Reversed
-from mlx_recurrent.judging import type_name
+from mlx_recurrent.judging import shown, type_name
 from mlx_recurrent.layers import RNN
 from mlx_recurrent.stack import Stack
 from mlx_recurrent.terms import judge_flag
@@ -136,8 +136,8 @@ def to_onnx(
     onnx = framework("onnx", "to_onnx")
     from mlx_recurrent.interop.onnx_writer import FIRST_OPSET, Writer
 
-    if isinstance(layout, bool) or layout not in (0, 1):
-        raise ValueError(f"layout must be 0 or 1, but is {layout!r}")
+    if isinstance(layout, bool) or not isinstance(layout, int) or layout not in (0, 1):
+        raise ValueError(f"layout must be 0 or 1, but is {shown(layout)}")
     latest = onnx.defs.onnx_opset_version()
     if opset is not None and (
         isinstance(opset, bool)
@@ -146,12 +146,16 @@ def to_onnx(
     ):
         raise ValueError(
             f"opset must be an integer from {FIRST_OPSET} to {latest}, the latest of "
-            f"onnx {onnx.__version__}, but is {opset!r}"
+            f"onnx {onnx.__version__}, but is {shown(opset)}"
         )
     if not isinstance(layer, (RNN, Reversed, Bidirectional, Stack)):
         raise TypeError(
             "layer must be an RNN, Reversed, Bidirectional or Stack of this package, "
             f"but is {type_name(layer)}"
+        )
+    if path is not None and not isinstance(path, (str, os.PathLike)):
+        raise TypeError(
+            f"path must be a str or an os.PathLike, but is {type_name(path)}"
         )
     lengths = judge_flag("sequence_lens", sequence_lens)
     hidden = judge_flag("initial_h", initial_h)
@@ -221,5 +225,5 @@ def _names(node: Any) -> list[str] | None:
     if not names:
         raise ValueError("node must hold at least one name, but is empty")
     if len(set(names)) < len(names):
-        raise ValueError(f"node must hold each name once, but is {list(names)}")
+        raise ValueError(f"node must hold each name once, but is {shown(list(names))}")
     return list(names)

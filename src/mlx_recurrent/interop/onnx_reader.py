@@ -35,6 +35,7 @@ from mlx_recurrent.interop.onnx_tensors import (
 )
 from mlx_recurrent.interop.parts import layer_of
 from mlx_recurrent.interop.reversed import Reversed
+from mlx_recurrent.judging import shown
 from mlx_recurrent.layers import RNN
 from mlx_recurrent.stack import Stack
 from mlx_recurrent.values import evaluate
@@ -428,7 +429,7 @@ class Reader:
                 return run
         raise ValueError(
             f"node must be an RNN node of {self.graph.name}, of {self._all()}, but is "
-            f"{name!r}"
+            f"{shown(name)}"
         )
 
     def _all(self) -> str:

@@ -69,7 +69,7 @@ def array_of(name: str, values: Any, shape: tuple[int, ...] | None = None) -> mx
     if hasattr(values, "detach"):
         values = _of_tensor(name, values)
     if not isinstance(values, mx.array):
-        values = np.array(values, order="C")
+        values = _of_numpy(name, values)
     dtype = str(values.dtype).removeprefix("mlx.core.")
     if dtype not in _DTYPES:
         raise ValueError(f"{name} must be {_LISTED}, but is {dtype}")
@@ -78,15 +78,37 @@ def array_of(name: str, values: Any, shape: tuple[int, ...] | None = None) -> mx
     return mx.array(values, dtype=_DTYPES[dtype])
 
 
+def _of_numpy(name: str, values: Any) -> np.ndarray:
+    """Return what NumPy reads as an array in the order that MLX takes."""
+    try:
+        array = np.array(values, order="C")
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"{name} must be an array, but {_line(error)}") from error
+    if array.dtype.kind == "f":  # of either byte order
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    return array
+
+
 def _of_tensor(name: str, tensor: Any) -> mx.array | np.ndarray:
     """Return the values of a tensor of PyTorch, wherever it is."""
     if tensor.is_meta:
         raise ValueError(f"{name} must have values, but is on PyTorch's meta device")
-    tensor = tensor.detach().cpu()
-    if str(tensor.dtype) == "torch.bfloat16":  # which NumPy does not have
-        return mx.array(tensor.float().numpy()).astype(mx.bfloat16)
-    values: np.ndarray = tensor.numpy()
+    try:
+        tensor = tensor.detach().cpu()
+        if str(tensor.dtype) == "torch.bfloat16":  # which NumPy does not have
+            return mx.array(tensor.float().numpy()).astype(mx.bfloat16)
+        values: np.ndarray = tensor.resolve_neg().resolve_conj().numpy()
+    except (TypeError, RuntimeError) as error:
+        # A sparse one, one of float8, a subclass: PyTorch says which.
+        raise ValueError(
+            f"{name} must be a tensor that NumPy can hold, but {_line(error)}"
+        ) from error
     return values
+
+
+def _line(error: Exception) -> str:
+    """Return an error's first line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def judge_own(array: Any, name: str, seen: dict[int, str]) -> None:

@@ -21,7 +21,7 @@ from mlx_recurrent.interop.parts import (
     layer_of,
     weights_of,
 )
-from mlx_recurrent.judging import type_name
+from mlx_recurrent.judging import shown, type_name
 from mlx_recurrent.layers import RNN
 from mlx_recurrent.stack import Stack
 from mlx_recurrent.terms import judge_flag
@@ -31,7 +31,9 @@ _NONLINEARITIES: dict[str, Nonlinearity | None] = {
     "relu": activations.relu,
 }
 # weight_ih_l0, weight_ih_l0_reverse; weight_ih of a cell.
-_NAME = re.compile(r"(weight|bias)_(ih|hh)(?:_l(?P<layer>\d+)(?P<reverse>_reverse)?)?")
+_NAME = re.compile(
+    r"(weight|bias)_(ih|hh)(?:_l(?P<layer>[0-9]{1,18})(?P<reverse>_reverse)?)?"
+)
 
 
 def from_torch(module: Any, *, nonlinearity: str | None = None) -> Layer:
@@ -65,16 +67,18 @@ def from_torch(module: Any, *, nonlinearity: str | None = None) -> Layer:
         (8, 3)
     """
     if isinstance(module, Mapping):
-        if nonlinearity not in (None, *_NONLINEARITIES):
+        if nonlinearity is not None and not (
+            isinstance(nonlinearity, str) and nonlinearity in _NONLINEARITIES
+        ):
             raise ValueError(
-                f'nonlinearity must be "tanh" or "relu", but is {nonlinearity!r}'
+                f'nonlinearity must be "tanh" or "relu", but is {shown(nonlinearity)}'
             )
         return _from_weights(module, _NONLINEARITIES[nonlinearity or "tanh"], 0.0)
     torch = framework("torch", "from_torch")
     if nonlinearity is not None:
         raise ValueError(
             "nonlinearity must be None for a module, which has its own, but is "
-            f"{nonlinearity!r}"
+            f"{shown(nonlinearity)}"
         )
     names = _names(torch, module)
     for name in names:
@@ -190,19 +194,19 @@ def to_torch(layer: Layer, *, batch_first: bool = True, cell: bool = False) -> A
 
 def _names(torch: Any, module: Any) -> list[str]:
     """Return the names of a module's weights."""
+    replaced = "forward" in getattr(module, "__dict__", ())
     for kind in (torch.nn.RNN, torch.nn.RNNCell):
         # One that runs something else is not what it is called.
         if (
             isinstance(module, kind)
             and type(module).forward is kind.forward
-            and "forward" not in vars(module)
+            and not replaced
         ):
             break
     else:
         raise TypeError(
             "module must be a torch.nn.RNN or a torch.nn.RNNCell, or a state dict, but "
-            f"is {type_name(module)}"
-            + (" with another forward" if "forward" in vars(module) else "")
+            f"is {type_name(module)}" + (" with another forward" if replaced else "")
         )
     places = [""]
     if kind is torch.nn.RNN:
@@ -220,7 +224,7 @@ def _from_weights(
     if unknown := [name for name, match in matches.items() if match is None]:
         raise ValueError(
             "module must hold the weights of one torch.nn.RNN or torch.nn.RNNCell, "
-            f"such as weight_ih_l0, but holds {unknown[0]!r} (of a larger model's "
+            f"such as weight_ih_l0, but holds {shown(unknown[0])} (of a larger model's "
             "state dict take the entries of one layer, without their prefix)"
         )
     found: set[tuple[str | None, str | None]] = {
@@ -237,14 +241,14 @@ def _from_weights(
         if numbers != list(range(count)):
             raise ValueError(
                 "module must hold the weights of every layer from _l0 on, but holds "
-                f"those of {numbers}"
+                f"those of {shown(numbers)}"
             )
         ways = (None, "_reverse") if any(way for _, way in found) else (None,)
         places = {(str(i), way) for i in range(count) for way in ways}
     if found - places:
         raise ValueError(
             "module must hold the weights of one torch.nn.RNN or of one "
-            f"torch.nn.RNNCell, but holds both, or odd names: {sorted(weights)}"
+            f"torch.nn.RNNCell, but holds both, or odd names: {shown(sorted(weights))}"
         )
     rows = []
     for i in range(count):
