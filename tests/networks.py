@@ -3,6 +3,8 @@
 Of the reference they are the truth, of ``mlx.nn.RNN`` what upstream would give.
 """
 
+from itertools import pairwise
+
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
@@ -28,25 +30,49 @@ MERGES = {
 }
 
 
-def layer(xp, weights, x, hidden=None, lengths=None, reverse=False, activation="tanh"):
+def episodes(length, reset, reverse):
+    """The pieces of a row's steps that run apart, and whether each starts anew."""
+    borders = [] if reset is None else [t for t in range(1, length) if reset[t]]
+    ends = [0, *borders, length]
+    pieces = list(pairwise(ends))
+    # Forward the first step may start an episode; backward none starts before it.
+    anew = [reset is not None and not reverse and bool(reset[0])]
+    anew += [True] * (len(pieces) - 1)
+    return list(zip(pieces[::-1] if reverse else pieces, anew, strict=True))
+
+
+def layer(
+    xp,
+    weights,
+    x,
+    hidden=None,
+    *,
+    lengths=None,
+    reset=None,
+    reverse=False,
+    activation="tanh",
+):
     """Outputs and states of one layer for x (N, L, D)."""
     L, H = x.shape[1], weights["Whh"].shape[0]
     outputs, states = [], []
     for n, row in enumerate(x):
         length = L if lengths is None else int(lengths[n])
-        state = xp.zeros(H, weights["Whh"].dtype) if hidden is None else hidden[n]
-        y = xp.zeros((0, H), state.dtype)
-        if length:
-            steps = row[:length]
+        before = None if hidden is None else hidden[n]
+        state = xp.zeros(H, weights["Whh"].dtype) if before is None else before
+        done = []
+        resets = None if reset is None else reset[n]
+        for (start, end), anew in episodes(length, resets, reverse) if length else []:
+            steps = row[start:end]
             y = RUN[xp](
                 activation,
                 steps[::-1] if reverse else steps,
-                None if hidden is None else hidden[n],
+                None if anew else before,
                 weights,
             )
             state = y[-1]
-        y = y[::-1] if reverse else y
-        outputs.append(xp.concatenate([y, xp.zeros((L - length, H), y.dtype)]))
+            done.append(y[::-1] if reverse else y)
+        done = done[::-1] if reverse else done
+        outputs.append(xp.concatenate([*done, xp.zeros((L - length, H), state.dtype)]))
         states.append(state)
     return xp.stack(outputs), xp.stack(states)
 
@@ -58,21 +84,35 @@ def network(
     hidden=None,
     *,
     lengths=None,
+    reset=None,
     reverse=False,
     merge="concat",
     residual=False,
     activation="tanh",
 ):
     """Outputs (of every layer of a stack) and states, for a tree of weights."""
+
+    def single(inner, hidden, reverse):
+        return layer(
+            xp,
+            inner,
+            x,
+            hidden,
+            lengths=lengths,
+            reset=reset,
+            reverse=reverse,
+            activation=activation,
+        )
+
     if "forward" in weights:
         before, after = (None, None) if hidden is None else hidden
-        f, f_state = layer(
-            xp, weights["forward"], x, before, lengths, False, activation
-        )
-        b, b_state = layer(xp, weights["backward"], x, after, lengths, True, activation)
+        f, f_state = single(weights["forward"], before, False)
+        b, b_state = single(weights["backward"], after, True)
         return MERGES[merge](xp, f, b), (f_state, b_state)
+    if "backward" in weights:
+        return single(weights["backward"], hidden, not reverse)
     if "layers" not in weights:
-        return layer(xp, weights, x, hidden, lengths, reverse, activation)
+        return single(weights, hidden, reverse)
     outputs, states = [], []
     for i, inner in enumerate(weights["layers"]):
         y, state = network(
@@ -81,6 +121,7 @@ def network(
             x,
             None if hidden is None else hidden[i],
             lengths=lengths,
+            reset=reset,
             reverse=reverse,
             merge=merge,
             activation=activation,

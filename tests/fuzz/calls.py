@@ -27,6 +27,7 @@ from conftest import (
     traced,
 )
 from mlx_recurrent import RNN, Bidirectional, Stack, exporting, init
+from mlx_recurrent.interop import Reversed
 from networks import neighbour
 from optional import Problem, grads
 from tolerances import EPS, PRESET, PRESET_COMPUTED, ULPS, close, equal, largest, wide
@@ -354,7 +355,7 @@ RUNS = {
 
 
 class OfNetwork:
-    """``Stack``, ``Stack.build`` or ``Bidirectional``, with lengths and states."""
+    """A network of layers by one name, with lengths, episodes and states."""
 
     def __init__(self, name, choose, rng):
         self.name, self.rng = name, rng
@@ -362,17 +363,20 @@ class OfNetwork:
         self.path = choose("path", LAYERS)
         self.N, self.L = choose("N", [2, 1, 3]), choose("L", [3, 1, 2, 7])
         self.D, self.H = choose("D", [2, 1, 5, 20]), choose("H", [3, 1, 17, 20])
-        both_ways = name == "Bidirectional" or choose("bidirectional", [False, True])
+        self.alone = alone = name in ("Bidirectional", "Reversed")
         merges = ["concat", "sum", "mul", "mean"]
-        last = name == "Bidirectional"
-        self.merge = choose("merge", [*merges, None] if last else merges)
-        self.residual = name != "Bidirectional" and choose("residual", [False, True])
-        self.depth = 1 if last else choose("num_layers", [2, 1, 3])
+        self.merge = choose("merge", [*merges, None] if alone else merges)
+        self.residual = not alone and choose("residual", [False, True])
+        self.depth = 1 if alone else choose("num_layers", [2, 1, 3])
         bias = choose("bias", [True, False])
         f = CALLABLES[self.path]["tanh"]
+        both_ways = name == "Bidirectional"
         if name == "Bidirectional":
             self.model = Bidirectional(RNN(self.D, self.H, bias, f), merge=self.merge)
+        elif name == "Reversed":
+            self.model = Reversed(RNN(self.D, self.H, bias, f))
         elif name == "Stack.build":
+            both_ways = choose("bidirectional", [False, True])
             self.model = Stack.build(
                 self.D,
                 self.H,
@@ -385,18 +389,26 @@ class OfNetwork:
             )
         else:
             layers, D = [], self.D
+            of = choose("of", ["RNN", "Bidirectional", "Reversed"])
+            both_ways = of == "Bidirectional"
             for _ in range(self.depth):
                 layer = RNN(D, self.H, bias, f)
                 if both_ways:
                     layer = Bidirectional(layer, merge=self.merge)
-                layers.append(layer)
+                layers.append(Reversed(layer) if of == "Reversed" else layer)
                 D = 2 * self.H if both_ways and self.merge == "concat" else self.H
             self.model = Stack(layers, residual=self.residual)
         mx.random.seed(int(rng.integers(2**32)))
         networks.in_dtype(self.model, self.dtype)
-        self.keywords = {}
-        if choose("lengths", [False, True]):
-            self.keywords["lengths"] = rng.integers(0, self.L + 1, self.N)
+        self.keywords, self.forms = {}, {}
+        shape = (self.N, self.L)
+        for of, values in {
+            "lengths": rng.integers(0, self.L + 1, self.N),
+            "reset": rng.random(shape) < 0.3,
+        }.items():
+            if choose(of, [False, True]):
+                self.keywords[of] = values
+                self.forms[of] = in_form(choose, of, values)
         if not both_ways and choose("reverse", [False, True]):
             self.keywords["reverse"] = True
         # Of no effect on the values; every one has tests of its own.
@@ -405,14 +417,14 @@ class OfNetwork:
             self.every["checkpoint_every"] = every
         if every := choose("truncate_every", [None, 1, 2]):
             self.every["truncate_every"] = every
-        x = draw(rng, (self.N, self.L, self.D), self.dtype)
+        x = draw(rng, (*shape, self.D), self.dtype)
         self.x = with_layout(choose, "x", x)
         self.hidden = None
         if choose("hidden", [False, True]):
             self.hidden = [self._pair(both_ways) for _ in range(self.depth)]
-            if last:
+            if alone:
                 (self.hidden,) = self.hidden
-        self.return_all = not last and choose("return_all", [False, True])
+        self.return_all = not alone and choose("return_all", [False, True])
         self.return_state = choose("return_state", [True, False, "only"])
         sizes = self.D * self.H * self.depth * self.N * self.L
         self.differentiates = (
@@ -421,6 +433,12 @@ class OfNetwork:
             and self.dtype == mx.float64
             and choose("gradients", [False] * 3 + [True])
         )
+        if "lengths" in self.keywords and not self.differentiates:
+            filler = choose("padding", ["as is", "nan", "inf"])
+            ended = np.arange(self.L) >= self.keywords["lengths"][:, None]
+            if filler != "as is":
+                filled = mx.where(mx.array(ended)[..., None], float(filler), self.x)
+                self.x = filled.astype(self.dtype)
 
     def _pair(self, both_ways):
         states = [draw(self.rng, (self.N, self.H), self.dtype) for _ in range(2)]
@@ -456,13 +474,13 @@ class OfNetwork:
 
     def wanted(self, both):
         outputs, states = both
-        if self.name != "Bidirectional" and not self.return_all:
+        if not self.alone and not self.return_all:
             outputs = outputs[-1]
         both = {True: (outputs, states), False: outputs, "only": states}
         return _flat(both[self.return_state])
 
     def check(self):
-        every = {} if self.name == "Bidirectional" else {"return_all": self.return_all}
+        every = {} if self.alone else {"return_all": self.return_all}
         got = _flat(
             self.model(
                 self.x,
@@ -470,7 +488,7 @@ class OfNetwork:
                 return_state=self.return_state,
                 **every,
                 **self.every,
-                **self.keywords,
+                **(self.keywords | self.forms),
             )
         )
         values = list(self.inputs.values())
@@ -675,7 +693,7 @@ class OfThreads:
 
 KINDS = {
     **dict.fromkeys(RUNS, OfOneLayer),
-    **dict.fromkeys(("Stack", "Stack.build", "Bidirectional"), OfNetwork),
+    **dict.fromkeys(("Stack", "Stack.build", "Bidirectional", "Reversed"), OfNetwork),
     **dict.fromkeys(("matmul", "Linear"), OfProduct),
     "init": OfPreset,
     "accelerate": OfAccelerate,
