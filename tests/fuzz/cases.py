@@ -1,15 +1,31 @@
 """Draws a case by its number, and judges one."""
 
+from itertools import count
+
 import mlx.core as mx
 import numpy as np
 
-from fuzz.calls import KINDS
+from fuzz import calls, interchange, misuse, models, operators
 from fuzz.choices import Choices
-from fuzz.misuse import Misuse
 
-# Of three cases one is wrong on purpose.
-_CALLS = {**KINDS, "misuse": Misuse}
-_ORDER = [*KINDS, *["misuse"] * (len(KINDS) // 2)]
+_PARTS = (interchange, models, operators, misuse)
+OF_FRAMEWORKS = {name: kind for of in _PARTS for name, kind in of.KINDS.items()}
+OURS = {**calls.KINDS, "misuse": misuse.Misuse}
+CALLS = OURS | OF_FRAMEWORKS
+# What cannot be called here, and the package that it needs.
+LEFT_OUT = {name: package for of in _PARTS for name, package in of.LEFT_OUT.items()}
+# Of three cases one is wrong on purpose; each round has two of another framework's.
+_ROUND = [*calls.KINDS, *["misuse"] * (len(calls.KINDS) // 2)]
+_ORDER = [
+    name
+    for i, _ in enumerate(OF_FRAMEWORKS)
+    for name in [*_ROUND, *(2 * [*OF_FRAMEWORKS])[i : i + 2]]
+] or _ROUND
+
+
+def numbers_of(calls, first=0):
+    """The numbers of the cases of these calls, from one on."""
+    return (n for n in count(first) if _ORDER[n % len(_ORDER)] in calls)
 
 
 def draw(seed, number):
@@ -28,7 +44,7 @@ def judge(case):
 
 def _made(case, choose):
     rng = np.random.default_rng(case["seed"])
-    return _CALLS[case["call"]](case["call"], choose, rng)
+    return CALLS[case["call"]](case["call"], choose, rng)
 
 
 def simpler(case, fails):

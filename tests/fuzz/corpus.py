@@ -53,4 +53,58 @@ CORPUS = [
     # Did not end, sometimes: MLX's sum of an empty cotangent.
     {"call": "matmul", "seed": 873787650, "dtype": "float64", "lead": (0,), "M": 1}
     | {"shape of bias": ()},
+    # NumPy's words, in the name of nothing.
+    {"call": "from_torch", "seed": 0, "given": "arrays", "damage": "a ragged list"},
+    # Refused, where the same numbers in the machine's order are taken.
+    {
+        "call": "from_torch",
+        "seed": 0,
+        "given": "arrays",
+        "damage": "of the other byte order",
+    },
+    # Ten thousand letters, or five thousand digits, of a name.
+    {"call": "from_torch", "seed": 0, "given": "arrays", "extra": 6},
+    {"call": "from_torch", "seed": 0, "given": "arrays", "extra": 7},
+    {"call": "from_onnx", "seed": 0, "wrong": "one activation"},
+    # "vars() argument must have __dict__ attribute".
+    {"call": "misuse of torch", "seed": 0, "function": "from_torch", "value 0": "None"},
+    # Python's, NumPy's and MLX's words in place of the argument's name.
+    {
+        "call": "misuse of torch",
+        "seed": 0,
+        "function": "from_torch",
+        "argument 0": "nonlinearity",
+        "value 0": "np.zeros(2, 'i4, i4')",
+    },
+    {
+        "call": "misuse of torch",
+        "seed": 0,
+        "function": "from_torch",
+        "argument 0": "nonlinearity",
+        "value 0": "10**5000",
+    },
+    {
+        "call": "misuse of onnx",
+        "seed": 0,
+        "argument 0": "layout",
+        "value 0": "np.zeros(2)",
+    },
+    {
+        "call": "misuse of onnx",
+        "seed": 0,
+        "argument 0": "layout",
+        "value 0": "10**5000",
+    },
+    {"call": "misuse of onnx", "seed": 0, "argument 0": "opset", "value 0": "10**5000"},
+    {"call": "misuse of onnx", "seed": 0, "argument 0": "path", "value 0": "object()"},
+    {
+        "call": "misuse of onnx",
+        "seed": 0,
+        "function": "from_onnx",
+        "argument 0": "node",
+        "value 0": "'x' * 10000",
+    },
+    # PyTorch's TypeError or RuntimeError, in the name of nothing.
+    {"call": "from_torch", "seed": 0, "given": "state dict", "tensor": "sparse"},
+    {"call": "from_torch", "seed": 0, "given": "state dict", "tensor": "negative"},
 ]

@@ -8,6 +8,7 @@ import re
 import types
 from decimal import Decimal
 from fractions import Fraction
+from importlib.util import find_spec
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -15,7 +16,7 @@ import numpy as np
 
 import mlx_recurrent
 from conftest import unreadable
-from mlx_recurrent import RNN, Bidirectional, Linear, Stack, init
+from mlx_recurrent import RNN, Bidirectional, Linear, Stack, init, interop
 from tolerances import equal
 
 # An error is one line that can be read.
@@ -198,6 +199,21 @@ WRONG |= {
     "stream hidden": [*ARRAYS, "zeros(H + 1)", "np.zeros(H, complex)"],
 }
 WRONG["stream hidden"].remove("np.zeros((2, 3))")
+_NETWORK = [*JUNK, *NUMBERS, "None", "nn.RNN(2, 3)", "len", "RNN", "[RNN(2, 3)]"]
+WRONG |= {
+    "network": _NETWORK,
+    # Any text is a path, any bytes are a damaged model.
+    "model of onnx": [x for x in _NETWORK if x not in ("'text'", "'x' * 10000")],
+    "path": [x for x in _NETWORK if x not in ("'text'", "'x' * 10000", "None")],
+    "node": [*[x for x in _NETWORK if x != "None"], "[]", "['a', 'a']", "[3]"],
+    "layout": [*EVERY, "2", "-1"],
+    "opset": [x for x in [*EVERY, "13", "1000", "15.0"] if x != "None"],
+    "module": [*_NETWORK, "{3: 4}", "'x'", "[]"],
+    "tree": [x for x in _NETWORK if x != "RNN"] + ["{'i': 3, 'h': 4}", "{'cell': 3}"],
+    "of two": [*JUNK, *NUMBERS, "len", "mx.tanh", "b'relu'", "'Relu'", "['tanh']"],
+    "backward of Reversed": [*JUNK, *NUMBERS, "None"],
+}
+WRONG["layout"].remove("0")
 for name in ("x", "z"):
     WRONG[f"{name} of {'matmul' if name == 'x' else 'Linear'}"] = [
         *ARRAYS,
@@ -398,6 +414,89 @@ FUNCTIONS = {
 }
 
 
+_TWO = "{'kernel': zeros(H, H)}"
+_CELL = f"{{'i': {{'kernel': zeros(D, H)}}, 'h': {_TWO}}}"
+_FLAGS = dict.fromkeys(("batch_first", "cell", "return_sequences", "nnx"), "residual")
+_FLAGS |= dict.fromkeys(("sequence_lens", "initial_h"), "residual")
+_TABLES = {"layer": "network", **_FLAGS}
+# By the module without which they cannot be called.
+_INTERCHANGE = {
+    "to_torch": (
+        "torch",
+        {"layer": "RNN(D, H)"},
+        {"batch_first": "True", "cell": "True"},
+        _TABLES,
+    ),
+    "from_torch": (
+        "torch",
+        {"module": "{'weight_ih': zeros(H, D), 'weight_hh': zeros(H, H)}"},
+        {"nonlinearity": "'relu'"},
+        {"nonlinearity": "of two"},
+    ),
+    "to_keras": (
+        "keras",
+        {"layer": "RNN(D, H)"},
+        {"return_sequences": "True"},
+        _TABLES,
+    ),
+    "from_keras": ("keras", {"layer": "3"}, {}, {"layer": "network"}),
+    "to_flax": ("flax", {"layer": "RNN(D, H)"}, {"nnx": "True"}, _TABLES),
+    "from_flax": (
+        "flax",
+        {"params": f"{{'forward_rnn': {_CELL}, 'backward_rnn': {_CELL}}}"},
+        {"nonlinearity": "mx.tanh", "merge": "'sum'"},
+        {"params": "tree"},
+    ),
+    "to_onnx": (
+        "onnx",
+        {"layer": "RNN(D, H)"},
+        {
+            "path": "None",
+            "layout": "1",
+            "opset": "17",
+            "sequence_lens": "True",
+            "initial_h": "True",
+        },
+        _TABLES,
+    ),
+    "from_onnx": (
+        "onnx",
+        {"model": "interop.to_onnx(RNN(D, H))"},
+        {"node": "'RNN'"},
+        {"model": "model of onnx"},
+    ),
+}
+_PACKAGES = dict.fromkeys(package for package, *_ in _INTERCHANGE.values())
+# What a case may call, by the case's name.
+TABLES = {
+    "misuse": FUNCTIONS,
+    **{
+        f"misuse of {package}": {
+            name: Function(
+                lambda s, f, name=name, **a: getattr(interop, name)(**a),
+                needs,
+                may,
+                tables,
+                unlike=_CALLABLE,
+            )
+            for name, (of, needs, may, tables) in _INTERCHANGE.items()
+            if of == package
+        }
+        for package in _PACKAGES
+    },
+}
+FUNCTIONS |= {
+    "Reversed()": Function(
+        lambda s, f, **a: interop.Reversed(**a),
+        {"backward": "RNN(D, H)"},
+        other={"backward": "backward of Reversed"},
+    ),
+    "Reversed": Function(
+        lambda s, f, **a: interop.Reversed(_layer(s, f))(**a), _X, _LAYER_CALL
+    ),
+}
+
+
 def _unmoved(stream, method="__call__", **arguments):
     """A stream's call, after which, if it raises, the state is as it was."""
     before = stream.state
@@ -411,8 +510,9 @@ class Misuse:
     """A call with one or two wrong arguments, or one that is written otherwise."""
 
     def __init__(self, name, choose, rng):
-        self.function = choose("function", list(FUNCTIONS))
-        spec = FUNCTIONS[self.function]
+        self.table = TABLES[name]
+        self.function = choose("function", list(self.table))
+        spec = self.table[self.function]
         self.sizes = {
             "lead": choose("lead", [(3,), (2, 3)]),
             "L": choose("L", [2, 3, 9]),
@@ -454,13 +554,14 @@ class Misuse:
             **self.sizes,
             **{"np": np, "mx": mx, "nn": nn, "RNN": RNN, "Decimal": Decimal},
             **{"Fraction": Fraction, "Bidirectional": Bidirectional},
+            "interop": interop,
             **{"nan": float("nan"), "inf": float("inf"), "zeros": zeros},
             "counts": np.arange(np.prod(lead)).reshape(lead) % (L + 1),
             "nonlinearity": f,
         }
 
     def run(self, **others):
-        spec, names = FUNCTIONS[self.function], self.names()
+        spec, names = self.table[self.function], self.names()
         # A generator's or a lambda's names are global.
         values = {n: eval(text, names) for n, text in (self.given | others).items()}
         mx.random.seed(3)
@@ -477,7 +578,7 @@ class Misuse:
         try:
             result = self.run()
         except (TypeError, ValueError) as error:
-            self.check_error(error)
+            check_error(error, self.wrong, self.described())
         else:
             raise AssertionError(
                 f"{self.described()} was accepted, and gave {str(result)[:200]}"
@@ -486,17 +587,17 @@ class Misuse:
     def described(self):
         return ", ".join(f"{name}={self.given[name]}" for name in self.wrong)
 
-    def check_error(self, error):
-        message = str(error)
-        assert type(error) in (TypeError, ValueError), type(error)
-        named = any(
-            re.search(rf"\b{name}\b", message, re.IGNORECASE) for name in self.wrong
-        )
-        assert named, f"for {self.described()} the error names none: {message[:300]}"
-        if message.startswith("Nonlinearity"):  # in MLX's words
-            return
-        assert len(message) <= LONGEST, f"{len(message)} letters: {message[:300]}"
-        assert "\n" not in message, message
+
+def check_error(error, names, described):
+    """An error must be of arguments, name one of these and be one line."""
+    message = str(error)
+    assert type(error) in (TypeError, ValueError), type(error)
+    named = any(re.search(rf"\b{name}\b", message, re.IGNORECASE) for name in names)
+    assert named, f"for {described} the error names none: {message[:300]}"
+    if message.startswith("Nonlinearity"):  # in MLX's words
+        return
+    assert len(message) <= LONGEST, f"{len(message)} letters: {message[:300]}"
+    assert "\n" not in message, message
 
 
 def _same(a, b):
@@ -507,3 +608,11 @@ def _same(a, b):
             _same(one, other)
     elif not isinstance(a, (nn.Module, types.NoneType)):
         assert a == b, f"{a} is not {b}"
+
+
+LEFT_OUT = {
+    f"misuse of {package}": package
+    for package in _PACKAGES
+    if find_spec(package) is None
+}
+KINDS = {name: Misuse for name in TABLES if name not in LEFT_OUT | {"misuse": ""}}
