@@ -30,12 +30,12 @@ def type_name(value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a value as an error shows it: shortened where it is long."""
+    """Return a value as an error shows it: in one line, shortened where it is long."""
     try:
         text = str(value) if isinstance(value, Real) else repr(value)
     except Exception:  # an integer of very many digits, or the user's own
         return f"a value of {type_name(value)}"
-    return _short(text)
+    return _short(" ".join(text.split()))
 
 
 def float_of(value: Any) -> float:

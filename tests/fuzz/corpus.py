@@ -107,4 +107,12 @@ CORPUS = [
     # PyTorch's TypeError or RuntimeError, in the name of nothing.
     {"call": "from_torch", "seed": 0, "given": "state dict", "tensor": "sparse"},
     {"call": "from_torch", "seed": 0, "given": "state dict", "tensor": "negative"},
+    # An error of several lines: NumPy's of two axes.
+    {
+        "call": "misuse",
+        "seed": 0,
+        "lead": (2, 3),
+        "argument 0": "lengths",
+        "value 0": "np.full(lead, 1, object)",
+    },
 ]
