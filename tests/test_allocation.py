@@ -1,4 +1,4 @@
-"""Every allocation that the native module asks for fails once: an error, and all goes on.
+"""Each allocation that the native module asks for fails once: an error, no more.
 
 An allocator that is preloaded makes the k-th one fail, for every k that there is.
 """
