@@ -80,6 +80,7 @@ NB_MODULE(_native, m) {
   }
 
   watch_forks();
+  find_random_state();
 
   m.def(
       "matmul",

@@ -34,6 +34,8 @@ void come_back_with(Ask ask) {
 #endif
 }
 
+nb::handle random_state;
+
 // A thread's own variables are destroyed in reverse order: the last one made
 // takes the interpreter, then MLX's go, then the first one made gives the
 // interpreter back.
@@ -69,17 +71,20 @@ Released::~Released() {
   come_back_with([this] { PyEval_RestoreThread(state_); });
 }
 
-nb::object random_key() {
-  static const nb::handle state =
+void find_random_state() {
+  random_state =
       nb::object(nb::module_::import_("mlx.core").attr("random").attr("state"))
           .release();
+}
+
+nb::object random_key() {
   thread_local const bool is_main = is_main_thread();
   if (is_main) {
-    return state[0];
+    return random_state[0];
   }
   thread_local GivenBack first;
   mx::detail::compile_cache(); // makes it
-  nb::object key = state[0];
+  nb::object key = random_state[0];
   thread_local Taken last;
   return key;
 }

@@ -2,8 +2,8 @@
 //
 // Python before 3.14 ends a thread that asks for the interpreter when it is
 // closing down, by unwinding the thread's stack; in C++ that ends the process.
-// Here such a thread waits for ever, as it does in Python 3.14: it dies with
-// the process, a moment later.
+// Here such a thread waits for ever, as it does in Python 3.14; the end of the
+// process, a moment later, ends it.
 
 #pragma once
 
@@ -31,5 +31,6 @@ class Released {
 // joined, so perhaps while the interpreter closes down. The thread ends safely
 // if it asks here before MLX makes the first of them.
 nanobind::object random_key();
+void find_random_state(); // before that, once
 
 } // namespace mlx_recurrent

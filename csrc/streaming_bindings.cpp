@@ -4,6 +4,8 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/variant.h>
 
+#include <atomic>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -12,6 +14,7 @@
 #include "activation.h"
 #include "interpreter.h"
 #include "primitives/operand.h"
+#include "primitives/stream_threads.h"
 #include "primitives/traced.h"
 #include "streaming.h"
 
@@ -57,6 +60,9 @@ class Memory {
     return filled_ && buffer_.format[0] == format && buffer_.format[1] == 0 &&
         reinterpret_cast<uintptr_t>(buffer_.buf) % buffer_.itemsize == 0;
   }
+  bool is_there() const {
+    return filled_;
+  }
   int axes() const {
     return buffer_.ndim;
   }
@@ -93,7 +99,7 @@ class NumPyStream {
         stream_(
             kernel_type(Whh.dtype()),
             layer(Wxh, bias, Whh, activation, lead_),
-            leak.is_none() ? nullptr : Memory(leak, array_type_, false).first(),
+            elements(leak, Memory(leak, array_type_, false), Whh.shape(0)),
             owner(activation)),
         dtype_(std::move(dtype)),
         format_(nb::cast<std::string>(dtype_.attr("char"))[0]),
@@ -131,6 +137,7 @@ class NumPyStream {
     if (work > kLongChunk) {
       Released released;
       stream_.run(from.first(), L, to.first());
+      held.unlock(); // a thread may never come back with the interpreter
     } else {
       stream_.run(from.first(), L, to.first());
     }
@@ -202,6 +209,20 @@ class NumPyStream {
     return layer;
   }
 
+  // Null for None.
+  static const void* elements(
+      nb::handle leak,
+      const Memory& memory,
+      int64_t H) {
+    if (leak.is_none()) {
+      return nullptr;
+    }
+    if (!memory.is_there() || memory.axes() != 1 || memory.size(0) != H) {
+      throw std::invalid_argument("[mlx_recurrent] not the leak of a stream");
+    }
+    return memory.first();
+  }
+
   // Of what the layer points to when it runs: weights and leak are copies.
   static std::shared_ptr<const void> owner(
       const std::variant<std::string, TracedReference>& activation) {
@@ -251,13 +272,24 @@ class NumPyStream {
     return nb::tuple(sizes);
   }
 
-  // The one who has the stream may need the interpreter to give it back.
+  // The one who has the stream may need the interpreter to give it back, and
+  // who waits for the interpreter may wait for ever.
   std::unique_lock<std::mutex> hold() {
     std::unique_lock lock(stream_.mutex, std::try_to_lock);
-    if (!lock) {
-      Released released;
-      lock.lock();
+    while (!lock) {
+      if (held_after_ != forks()) {
+        throw std::runtime_error(
+            "[mlx_recurrent] another thread was running this stream when the "
+            "process was forked, and is not there in the child: make a new "
+            "stream there.");
+      }
+      {
+        Released released;
+        std::lock_guard until_free(stream_.mutex);
+      }
+      lock.try_lock();
     }
+    held_after_ = forks();
     return lock;
   }
 
@@ -267,6 +299,7 @@ class NumPyStream {
   nb::object dtype_;
   char format_;
   nb::object empty_, step_shape_;
+  std::atomic<int> held_after_ = 0; // so many forks
 };
 
 } // namespace

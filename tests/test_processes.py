@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mlx_recurrent import _native
+
 SECONDS = 300  # generous: reached only by what hangs
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
@@ -114,6 +116,7 @@ kinds = {
     "plain": layer_of(),
     "leaky": layer_of(leak=mx.full((256,), 0.5)),
     "evenly leaky": layer_of(leak=0.3, zoneout=0.1),
+    "that learns its state": layer_of(learn_hidden=True),
     "traced": layer_of(nonlinearity=nn.silu),
 }
 half = layer_of()
@@ -249,6 +252,82 @@ print("done")
 """)
 
 
+@needs_fork
+def test_fork_while_mlx_has_much_to_do():
+    """A child with a stream of its own evaluates: it waits for nobody's tasks."""
+    run("""
+layer, x = layer_of(), mx.array(X)
+large = mx.ones((3000, 3000))
+expected = everything(layer)
+mx.eval(large)
+over = threading.Event()
+
+def busy():
+    with mx.stream(mx.new_stream(mx.cpu)):
+        y = large
+        for _ in range(200):  # tasks of some ten ms
+            y = mx.sin(y)
+        mx.eval(y)
+
+workers = [threading.Thread(target=busy) for _ in range(3)]
+for worker in workers:
+    worker.start()
+
+def child():
+    own_stream()
+    same(everything(layer), expected)
+
+for _ in range(5):
+    in_child(child)
+print("done", flush=True)
+os._exit(0)
+""")
+
+
+@needs_fork
+def test_fork_while_a_stream_runs():
+    """The child is told that it cannot have it: who runs it is not there."""
+    run("""
+layer = layer_of()
+stream, x = layer.stream(), np.ones((20000, 16), "f4")
+out = np.empty((20000, 256), "f4")
+started = threading.Event()
+
+def work():
+    while True:
+        started.set()
+        stream(x, out=out)
+
+threading.Thread(target=work, daemon=True).start()
+started.wait()
+
+def is_refused(use):
+    try:
+        use()
+    except RuntimeError as error:
+        assert "make a new stream" in str(error), error
+        return True
+
+def child():
+    uses = [lambda: stream(x[0]), lambda: stream.state, stream.reset]
+    refused = [use for use in uses if is_refused(use)]
+    assert np.array_equal(layer.stream()(X[0]), layer.stream()(X[0]))
+    os._exit(len(refused))
+
+statuses = set()
+for _ in range(40):  # until it runs at the fork
+    if os.fork() == 0:
+        signal.alarm(100)
+        child()
+    statuses.add(os.waitstatus_to_exitcode(os.wait()[1]))
+    if 3 in statuses:
+        break
+assert 3 in statuses and statuses <= {0, 3}, statuses
+print("done", flush=True)
+os._exit(0)
+""")
+
+
 POOL = """
 def prepare():
     if METHOD == "fork":
@@ -303,7 +382,18 @@ def work():
 for _ in range(2):
     threading.Thread(target=work, daemon=True).start()
 started.wait()
-print("done")
+
+class Last:
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __del__(self, write=os.write):
+        self.stream.state  # of a stream that one of them has, or had
+        write(1, b"done\\n")
+
+shared = layer.stream()
+threading.Thread(target=lambda: [shared(x) for _ in range(10**9)], daemon=True).start()
+sys.last = Last(shared)
 """)
 
 
@@ -315,7 +405,7 @@ x = mx.array(X)
 
 def work():
     with mx.stream(mx.new_stream(mx.cpu)):
-        mx.eval(traced(x), dropping(x))
+        mx.eval(RNN(2, 3).parameters(), traced(x), dropping(x))
 
 for _ in range(3):
     workers = [threading.Thread(target=work) for _ in range(4)]
@@ -447,19 +537,21 @@ def test_quota(tmp_path, enter):
 @pytest.mark.parametrize("cores", [0.2, 1, 1.5])
 def test_threads_of_a_quota(enter, cores):
     """As many as the quota has begun; the doctor says why."""
+    around = _native.cpu_quota()  # of this process
+    least = cores if around is None else min(cores, around)
     run(
         f"""
 import contextlib, io, math
 from mlx_recurrent import _native, doctor
-usable = min(len(os.sched_getaffinity(0)), math.ceil({cores}))
+usable = min(len(os.sched_getaffinity(0)), math.ceil({least}))
 assert _native.usable_cores() == mlx_recurrent.get_num_threads() == usable
-assert _native.cpu_quota() == {cores}
+assert _native.cpu_quota() == {least}
 found, text = doctor.Findings(), io.StringIO()
 with contextlib.redirect_stdout(text):
     doctor.cores(found, _native)
-assert "{cores} by the control group's quota" in text.getvalue(), text.getvalue()
-if {cores} < os.cpu_count():
-    said = f"The control group allows {cores} of {{os.cpu_count()}} cores"
+assert "{least} by the control group's quota" in text.getvalue(), text.getvalue()
+if {least} < os.cpu_count():
+    said = f"The control group allows {least} of {{os.cpu_count()}} cores"
     assert any(said in sentence for sentence in found.slow), found.slow
 print("done")
 """,

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <mutex>
 #include <new>
 #include <thread>
@@ -25,33 +26,41 @@ inline void relax() {
 #endif
 }
 
-// Spins for so many turns of some 20 ns, then sleeps: a member whose core is
-// taken away must not be waited for at the price of the core it needs. Who
-// sleeps gets a core before those that never do; who yields comes after all of
-// them, and where several spin on each core a step then takes as long as their
-// turns.
+// Spins for a while, then sleeps: a member whose core is taken away must not be
+// waited for at the price of the core it needs. Who sleeps gets a core before
+// those that never do; who yields comes after all of them, and where several
+// spin on each core a step then takes as long as their turns.
 class Patience {
  public:
-  explicit Patience(int turns) : left_(turns) {
+  explicit Patience(std::chrono::microseconds spins) : spins_(spins) {
   }
 
   void spend() {
-    if (left_ > 0) {
-      --left_;
-      relax();
-    } else {
-      timespec shortly{0, 1000}; // the kernel makes about 50 us of it
+    if (turns_ < 0) {
+      timespec shortly{0, 1000}; // of which the system makes 50 us or more
       nanosleep(&shortly, nullptr);
+      return;
+    }
+    relax();
+    if (++turns_ % 64 == 0) {
+      auto now = std::chrono::steady_clock::now();
+      if (turns_ == 64) {
+        begun_ = now;
+      } else if (now - begun_ > spins_) {
+        turns_ = -1;
+      }
     }
   }
 
  private:
-  int left_;
+  std::chrono::microseconds spins_;
+  std::chrono::steady_clock::time_point begun_;
+  int turns_ = 0;
 };
 
 // Members of a step are done at nearly the same time, those of a batch are not.
-constexpr int kTurnsOfStep = 4000;
-constexpr int kTurnsOfCall = 40000;
+constexpr std::chrono::microseconds kSpinsOfStep{100};
+constexpr std::chrono::microseconds kSpinsOfCall{1000};
 
 // Each member writes its own line and reads those of the others, so that one
 // exchange of lines is all that a barrier costs.
@@ -70,7 +79,7 @@ void wait_for_team(void* barrier, int index) {
       team->places[index].arrived.load(std::memory_order_relaxed) + 1;
   team->places[index].arrived.store(epoch, std::memory_order_release);
   for (int i = 0; i < team->count; ++i) {
-    Patience patience(kTurnsOfStep);
+    Patience patience(kSpinsOfStep);
     while (static_cast<int32_t>(
                team->places[i].arrived.load(std::memory_order_acquire) -
                epoch) < 0) {
@@ -100,7 +109,7 @@ class Pool {
       workers_[i].calls.notify_one();
     }
     work(Member{0, count, wait_for_team, &team_}, context);
-    Patience patience(kTurnsOfCall);
+    Patience patience(kSpinsOfCall);
     while (running_.load(std::memory_order_acquire) != 0) {
       patience.spend();
     }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <condition_variable>
 #include <cstdint>
 #include <deque>
 #include <limits>
@@ -34,21 +35,26 @@ struct Private {
   std::unordered_map<int, std::unique_ptr<mx::scheduler::StreamThread>>&
       threads;
   std::shared_mutex& threads_lock;
+  int& tasks;
   std::mutex& tasks_lock;
+  std::condition_variable& task_done;
 };
 Private private_of(Scheduler& scheduler);
 
-template <auto threads, auto threads_lock, auto tasks_lock>
+template <auto... members>
 struct Members {
   friend Private private_of(Scheduler& scheduler) {
-    return {scheduler.*threads, scheduler.*threads_lock, scheduler.*tasks_lock};
+    return {scheduler.*members...};
   }
 };
 template struct Members<
     &Scheduler::threads_,
     &Scheduler::threads_mtx_,
-    &Scheduler::mtx>;
+    &Scheduler::n_active_tasks_,
+    &Scheduler::mtx,
+    &Scheduler::completion_cv>;
 
+std::atomic<int> fork_count{0};
 std::atomic<bool> any_lost{false};
 std::vector<int> lost_streams; // written in a new child, which is one thread
 
@@ -70,6 +76,10 @@ void after_fork_in_child() {
   scheduler.tasks_lock.unlock();
   // It knows its owner by a number that is another one in the child.
   new (&scheduler.threads_lock) std::shared_mutex;
+  // An evaluation waits where many tasks are under way; here nobody runs them.
+  scheduler.tasks = 0;
+  new (&scheduler.task_done) std::condition_variable;
+  fork_count.fetch_add(1);
   lost_streams.clear();
   for (const auto& [index, thread] : scheduler.threads) {
     lost_streams.push_back(index);
@@ -139,6 +149,8 @@ void expect_threads(const std::vector<mx::array>& arrays, size_t most_seen) {
 void watch_forks() {
   static std::once_flag once;
   std::call_once(once, [] {
+    // MLX makes it where it is first asked for; a fork is not the place.
+    mx::scheduler::scheduler();
     pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
   });
 }
@@ -156,18 +168,11 @@ void expect_threads(const std::vector<mx::array>& arrays) {
 void expect_threads_of_operands(const std::vector<mx::array>& operands) {
   if (any_lost.load(std::memory_order_relaxed)) {
     expect_threads(operands, 200);
-    return;
   }
-  for (const mx::array& a : operands) {
-    if (is_pending(a)) {
-      expect_thread_of(a);
-      for (const mx::array& b : a.inputs()) {
-        if (is_pending(b)) {
-          expect_thread_of(b);
-        }
-      }
-    }
-  }
+}
+
+int forks() {
+  return fork_count.load(std::memory_order_relaxed);
 }
 
 } // namespace mlx_recurrent

@@ -23,12 +23,16 @@ void watch_forks();
 void expect_thread(const mx::Stream& stream);
 
 // The same for all that has to be computed still before these arrays are there,
-// and also if it is on a stream of another of Python's threads.
+// and also if it is on a stream of another of Python's threads. For arrays that
+// are evaluated next: like an evaluation it must not meet another one of them.
 void expect_threads(const std::vector<mx::array>& arrays);
 
-// The same for the operands of a call: of what has to be computed for them the
-// last two operations are seen, or in a forked child the last 200. A loop that
-// evaluates late would walk through all that it made at each of its steps.
+// The same for the operands of a call that nobody evaluates yet: only in a
+// forked child, where one thread is left, and for the nearest 200 operations. A
+// loop that evaluates late would walk through all that it made at each step.
 void expect_threads_of_operands(const std::vector<mx::array>& operands);
+
+// How many forks lie between this process and the one that loaded the package.
+int forks();
 
 } // namespace mlx_recurrent

@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.nn.layers import linear, recurrent
 
-from mlx_recurrent import dispatch, functional
+from mlx_recurrent import _native, dispatch, functional
 from mlx_recurrent.dispatch import Nonlinearity
 from mlx_recurrent.functional import ReturnState
 from mlx_recurrent.judging import type_name
@@ -121,6 +121,7 @@ class RNN(recurrent.RNN):
             own["leak"] = judge_leaks(leak, hidden_size)
         if judge_flag("learn_hidden", learn_hidden):
             own["hidden0"] = mx.zeros((hidden_size,))
+        _native.random_key()  # for the end of this thread: MLX draws the weights
         super().__init__(input_size, hidden_size, bias, nonlinearity)
         if nonlinearity is not None and self.nonlinearity is not nonlinearity:
             self.nonlinearity = nonlinearity
@@ -398,6 +399,7 @@ class Linear(linear.Linear):
     def __init__(self, input_dims: int, output_dims: int, bias: bool = True) -> None:
         functional.judge_size("input_dims", input_dims, 1)
         functional.judge_size("output_dims", output_dims, 0)
+        _native.random_key()
         super().__init__(input_dims, output_dims, bias)
 
     def __call__(self, x: mx.array) -> mx.array:

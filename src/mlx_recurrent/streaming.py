@@ -13,7 +13,7 @@ from mlx_recurrent.dispatch import Nonlinearity
 from mlx_recurrent.duplicate import duplicate
 from mlx_recurrent.judging import type_name
 from mlx_recurrent.plan import Plan
-from mlx_recurrent.terms import ZERO, Terms
+from mlx_recurrent.terms import ZERO, Terms, judge_hidden0
 from mlx_recurrent.tracing import trace
 from mlx_recurrent.values import evaluate, values_of
 
@@ -94,6 +94,8 @@ class Stream:
         if isinstance(nonlinearity, Module):
             nonlinearity = duplicate(nonlinearity)
             nonlinearity.eval()
+        if hidden0 is not None and getattr(Whh, "ndim", 0) == 2:
+            judge_hidden0(hidden0, Whh.shape[0])
         learned = (Wxh, Whh, bias, leak, hidden0)
         arrays = [a for a in learned if isinstance(a, mx.array)]
         _native.expect_threads(arrays)
@@ -110,7 +112,6 @@ class Stream:
             nonlinearity=nonlinearity,
             leak=leak,
             zoneout=zoneout,
-            hidden0=hidden0,
             training=False,
             stream=mx.cpu,
         )
@@ -247,7 +248,7 @@ class Stream:
     def _converted(self, name: str, value: Any) -> np.ndarray:
         """A contiguous copy in the layer's dtype."""
         values = _numpy(name, value)
-        with np.errstate(over="ignore", invalid="ignore"):  # as MLX converts
+        with _as_mlx_converts():
             return np.array(values, self._dtype, order="C", subok=False)
 
     def _each(self, leak: float | mx.array | None) -> np.ndarray | None:
@@ -256,8 +257,9 @@ class Stream:
             return None
         if isinstance(leak, mx.array):
             return self._converted("leak", leak)
-        value = leak if self._dtype == np.float64 else np.float32(leak)
-        return np.full(self._H, value, self._dtype)
+        with _as_mlx_converts():
+            value = leak if self._dtype == np.float64 else np.float32(leak)
+            return np.full(self._H, value, self._dtype)
 
     def _judge_out(self, out: Any, shape: tuple[int, ...]) -> None:
         if not isinstance(out, np.ndarray):
@@ -340,6 +342,10 @@ class _Composed:
         state = state.astype(self._dtype)
         evaluate(state)
         return state
+
+
+def _as_mlx_converts() -> np.errstate:
+    return np.errstate(over="ignore", under="ignore", invalid="ignore")
 
 
 def _as(a: mx.array, dtype: mx.Dtype) -> mx.array:

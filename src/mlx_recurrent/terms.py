@@ -203,10 +203,14 @@ def judge_leaks(value: Any, H: int) -> float | mx.array:
 
 
 def judge_hidden0(value: Any, H: int) -> None:
-    """Raise for a state to begin with that is no array ``(H,)``."""
+    """Raise for a state to begin with that is no array ``(H,)`` of real numbers."""
     judge_array("hidden0", value)
     if value.shape != (H,):
         raise ValueError(f"hidden0 must have shape ({H},), but has shape {value.shape}")
+    if mx.issubdtype(value.dtype, mx.complexfloating):
+        raise ValueError(
+            f"hidden0 must be of a real dtype, but is {dtype_name(value.dtype)}"
+        )
 
 
 def judge_probability(name: str, value: Any) -> float:

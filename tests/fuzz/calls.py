@@ -43,7 +43,7 @@ SINGLE = (mx.float32, mx.float64)
 # loses more places than the rule allows, and one unit alone often is.
 SEVERAL = 3
 # How many neighbours of the inputs the rule looks at, where it needs them.
-NEIGHBOURS = 16
+NEIGHBOURS = 64
 OPTIONS = ("leak", "zoneout", "input_dropout", "recurrent_dropout")
 
 
@@ -138,10 +138,13 @@ class OfOneLayer:
                 arrays["x"] = problem.in_padding(arrays["x"], float(filler))
         wanted = ["only"] if name == "step" else [True, False, "only"]
         self.return_state = choose("return_state", wanted)
+        # MLX's own sums over no rows, which may never end.
+        sums_nothing = name == "exporting" and 0 in problem.lead
         self.differentiates = (
             scale <= 1
             and problem.H >= SEVERAL
             and name not in ("stream", "plan")
+            and not sums_nothing
             and choose("gradients", [False, False, False, True])
         )
 
@@ -630,10 +633,6 @@ class OfAccelerate:
     def check(self):
         layers = self.layers
         before = [layer.parameters() for layer in layers]
-        exact = self.x.astype(mx.float64)
-        expected = self.x
-        for layer in layers:
-            expected = layer(expected)
         copies = []
         for layer in layers:
             kind = type(layer)
@@ -642,8 +641,18 @@ class OfAccelerate:
             vars(twin).update(vars(layer))
             dict.update(twin, {n: a.astype(mx.float64) for n, a in layer.items()})
             copies.append(twin)
-        for layer in copies:
-            exact = layer(exact)
+
+        def expected(x):
+            """What MLX makes of it, and the truth."""
+            exact = x.astype(mx.float64)
+            for layer, twin in zip(layers, copies, strict=True):
+                x, exact = layer(x), twin(exact)
+            return x, wide(exact)
+
+        def neighbours():
+            for _ in range(NEIGHBOURS):
+                yield expected(neighbour(self.rng, self.x))
+
         if self.holder == "itself" and len(layers) == 1:
             new = [mlx_recurrent.accelerate(layers[0])]
         elif self.holder == "dict":
@@ -666,7 +675,7 @@ class OfAccelerate:
             for name, a in arrays.items():
                 assert layer[name] is a, f"{name} is another array"
             ours = layer(ours)
-        close(ours, expected, wide(exact))
+        close(ours, *expected(self.x), neighbours=neighbours)
 
 
 class OfThreads:

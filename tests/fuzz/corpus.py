@@ -104,6 +104,14 @@ CORPUS = [
         "argument 0": "node",
         "value 0": "'x' * 10000",
     },
+    # Taken where it is not used.
+    {
+        "call": "misuse",
+        "seed": 0,
+        "with hidden": True,
+        "argument 0": "hidden0",
+        "value 0": "zeros(H, complex=True)",
+    },
     # PyTorch's TypeError or RuntimeError, in the name of nothing.
     {"call": "from_torch", "seed": 0, "given": "state dict", "tensor": "sparse"},
     {"call": "from_torch", "seed": 0, "given": "state dict", "tensor": "negative"},

@@ -1,11 +1,11 @@
 """``make fuzz-kernels``: libFuzzer chooses the kernels' cases, by what they reach.
 
 It starts from the corpus, ``corpus.txt``, an input a line as hexadecimal digits, which
-the tests run too (``check_kernels --corpus``), and ``make sanitize`` under sanitizers:
-here the guards and the reference alone judge, since Clang takes too long to compile the
-kernels with both. ``--keep`` writes the corpus anew: the fewest inputs that reach all
-that was reached. Exit status 1 where a case fails; the line that it prints repeats the
-case. Where Clang is not installed, cases are random ones, under GCC's sanitizers.
+the tests run too (``check_kernels --corpus``), and ``make sanitize``. The guards, the
+reference and AddressSanitizer judge. ``--keep`` writes the corpus anew: the fewest
+inputs that reach all that was reached. Exit status 1 where a case fails; the line that
+it prints repeats the case. Where Clang is not installed, cases are random ones, under
+GCC's sanitizers.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def main() -> int:
         table.add("random", [program, *random])
         return int(table.failed > 0)
 
-    options_of_build = ("-DFUZZ=ON", "-DKERNELS_OPTIMIZE=-O1")
+    options_of_build = ("-DFUZZ=ON", "-DSANITIZE=address", "-DKERNELS_OPTIMIZE=-O1")
     name = "fuzz_kernels"
     folder = build(name, *options_of_build, cxx=tool("clang++"), target=name)
     program, corpus = folder / name, folder / "corpus"
