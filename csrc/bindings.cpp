@@ -343,6 +343,12 @@ NB_MODULE(_native, m) {
         expect_threads(found);
       },
       "arrays"_a);
+  m.def(
+      "is_unscheduled",
+      [](const mx::array& a) {
+        return a.status() == mx::array::Status::unscheduled;
+      },
+      "a"_a);
   m.def("random_key", &random_key);
   m.def("get_num_threads", &kernels::num_threads);
   m.def("set_num_threads", &kernels::set_num_threads, "n"_a);

@@ -169,6 +169,9 @@ def runs_apart(N: int, L: int, D: int, H: int, dtype: mx.Dtype, sets: int) -> bo
 def expect_threads(arrays: Sequence[mx.array]) -> None:
     """Raise ``RuntimeError`` if this thread cannot compute what they are made of."""
 
+def is_unscheduled(a: mx.array) -> bool:
+    """Return whether no evaluation has begun that gives the array."""
+
 def random_key() -> mx.array:
     """Return MLX's random state of this thread; another object after each draw.
 

@@ -8,6 +8,7 @@ from mlx_recurrent import _native, dispatch, functional
 from mlx_recurrent.dispatch import Nonlinearity
 from mlx_recurrent.functional import ReturnState
 from mlx_recurrent.judging import type_name
+from mlx_recurrent.origin import Origin
 from mlx_recurrent.plan import Plan
 from mlx_recurrent.streaming import Array, Stream
 from mlx_recurrent.terms import (
@@ -86,6 +87,7 @@ class RNN(recurrent.RNN):
     zoneout: float = ZERO
     input_dropout: float = ZERO
     recurrent_dropout: float = ZERO
+    _origin: Origin | None = None  # of one that was made by other means
 
     def __init__(
         self,
@@ -127,6 +129,7 @@ class RNN(recurrent.RNN):
             self.nonlinearity = nonlinearity
         for name, value in own.items():
             setattr(self, name, value)
+        self._origin = Origin(self["Wxh"])
 
     def __getattr__(self, key: str) -> Any:
         # None for a layer without. A class attribute would hide a parameter.
@@ -223,6 +226,8 @@ class RNN(recurrent.RNN):
         Raises:
             TypeError: If an argument is of the wrong type.
             ValueError: If a shape, a dtype or a value does not fit.
+            RuntimeError: If another thread made the layer and has not evaluated its
+                weights, or in a forked process, where MLX would wait for ever.
 
         Example:
             >>> import mlx.core as mx
@@ -232,6 +237,8 @@ class RNN(recurrent.RNN):
             >>> outputs[1, 2:].any().item()
             False
         """
+        if self._origin is not None:
+            self._origin.expect(self.get("Wxh"))
         if (
             lengths is not None
             or reset is not None
@@ -299,6 +306,8 @@ class RNN(recurrent.RNN):
             >>> mx.allclose(h, layer(x)[1], atol=1e-5).item()
             True
         """
+        if self._origin is not None:
+            self._origin.expect(self.get("Wxh"))
         return functional.step(x, hidden, reset, **self._arguments())
 
     def plan(
