@@ -1,7 +1,7 @@
 # Each target works as the only command on a fresh clone.
 #
 #   PYTHON=python3.12   the Python that the environment is made from
-#   PEERS="torch ..."   more packages for the tests that compare with them
+#   PEERS="torch ..."   more packages for the tests, and the fuzzer, that compare with them
 #   BENCH="--quick"     options of `mlx-recurrent bench`
 #   FUZZ="--cases 1000" options of `make fuzz`; so SOAK, FUZZ_KERNELS, SANITIZE,
 #                       EMULATE
@@ -38,7 +38,8 @@ test: $(VENV)/test
 	$(RUN) -m pytest
 
 # Everything public, damaged files, and the kernels.
-fuzz: $(VENV)/test fuzz-kernels
+fuzz: $(VENV)/fuzz fuzz-kernels
+	$(if $(PEERS),$(RUN) -m pip install --quiet $(PEERS))
 	cd tests && ../$(RUN) -m fuzz $(FUZZ)
 	cd tests && ../$(RUN) -m hostile $(HOSTILE)
 
@@ -107,6 +108,11 @@ $(VENV)/demo: $(SOURCES) | $(MADE)
 
 $(VENV)/test: $(SOURCES) | $(MADE)
 	$(RUN) -m pip install --quiet ".[cpu,examples,test]"
+	@touch $@
+
+# Also the package whose files are damaged.
+$(VENV)/fuzz: $(SOURCES) | $(MADE)
+	$(RUN) -m pip install --quiet ".[cpu,examples,test,interop]"
 	@touch $@
 
 $(VENV)/bench: $(SOURCES) | $(MADE)

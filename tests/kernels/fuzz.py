@@ -69,6 +69,7 @@ def main() -> int:
     program, corpus = folder / name, folder / "corpus"
     unpack(corpus)
     limits = [f"-max_len={MOST_BYTES}", "-timeout=120", f"-seed={options.seed}"]
+    limits.append("-rss_limit_mb=8192")  # the sanitizer keeps what was freed
     status = subprocess.run(
         [
             *(program, corpus, f"-runs={options.runs}", *limits),
