@@ -392,7 +392,12 @@ class Last:
         write(1, b"done\\n")
 
 shared = layer.stream()
-threading.Thread(target=lambda: [shared(x) for _ in range(10**9)], daemon=True).start()
+
+def share():
+    while True:
+        shared(x)
+
+threading.Thread(target=share, daemon=True).start()
 sys.last = Last(shared)
 """)
 
