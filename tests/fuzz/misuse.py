@@ -95,7 +95,7 @@ WRONG = {
     "z": ["zeros(H)", "zeros(*lead, L, H, complex=True)"],
     "Wxh": [
         "zeros(H)",
-        "zeros(H, D + 1)",
+        "zeros(H, D + 2)",  # not what a wrong x has
         "zeros(H, D, 1)",
         "zeros(H, D, complex=True)",
     ],
@@ -112,7 +112,7 @@ WRONG = {
         "zeros(*lead, H, complex=True)",
     ],
     "hidden0": ["zeros(H + 1)", "zeros(1, H)", "zeros(H, complex=True)"],
-    "w": ["zeros(H)", "zeros(H, D + 1)", "zeros(H, D, 1)", "zeros(H, D, complex=True)"],
+    "w": ["zeros(H)", "zeros(H, D + 2)", "zeros(H, D, 1)", "zeros(H, D, complex=True)"],
 }
 for name, values in WRONG.items():
     required = name not in ("bias", "hidden", "hidden0")
