@@ -26,7 +26,7 @@ SOURCES := pyproject.toml CMakeLists.txt \
   $(shell find csrc src benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.py*' -not -name '*.pyc' -o -name CMakeLists.txt)
 
 LINUX := $(filter Linux,$(shell uname))
-CXX_FILES := $(wildcard csrc/*.cpp csrc/*/*.h csrc/*/*.cpp tests/kernels/*.h tests/kernels/*.cpp)
+CXX_FILES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp tests/kernels/*.h tests/kernels/*.cpp)
 
 .PHONY: demo test test-isas fuzz soak large bench accuracy docs lint sanitize fuzz-kernels emulate dist clean
 

@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import scripts
 from mlx_recurrent import _native
-
-SECONDS = 300  # generous: reached only by what hangs
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 
@@ -84,14 +83,7 @@ def raises(work):
 
 
 def run(code, prelude=PRELUDE):
-    done = subprocess.run(
-        [sys.executable, "-c", prelude + code],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=SECONDS,
-    )
-    assert done.returncode == 0 and done.stdout == "done\n", done.stdout
+    scripts.run("-c", prelude + code)
 
 
 @needs_fork
@@ -356,14 +348,7 @@ def test_pool(tmp_path, method):
         pytest.skip("no fork")
     file = tmp_path / "pool.py"
     file.write_text(f"{PRELUDE}\nMETHOD = {method!r}\n{POOL}")
-    done = subprocess.run(
-        [sys.executable, str(file)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=SECONDS,
-    )
-    assert done.returncode == 0 and done.stdout == "done\n", done.stdout
+    scripts.run(file)
 
 
 def test_python_ends_while_a_stream_runs():
