@@ -10,11 +10,12 @@
 #include <variant>
 
 #include "activation.h"
-#include "interpreter.h"
 #include "kernels/cores.h"
 #include "kernels/partition.h"
 #include "kernels/rates.h"
 #include "kernels/team.h"
+#include "mlx_faults/interpreter.h"
+#include "mlx_faults/stream_threads.h"
 #include "primitives/broadcast.h"
 #include "primitives/matmul.h"
 #include "primitives/memory.h"
@@ -22,7 +23,6 @@
 #include "primitives/pointwise.h"
 #include "primitives/reading.h"
 #include "primitives/recurrence.h"
-#include "primitives/stream_threads.h"
 #include "primitives/time.h"
 #include "primitives/traced.h"
 #include "streaming_bindings.h"

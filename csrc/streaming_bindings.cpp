@@ -12,9 +12,9 @@
 #include <variant>
 
 #include "activation.h"
-#include "interpreter.h"
+#include "mlx_faults/interpreter.h"
+#include "mlx_faults/stream_threads.h"
 #include "primitives/operand.h"
-#include "primitives/stream_threads.h"
 #include "primitives/traced.h"
 #include "streaming.h"
 

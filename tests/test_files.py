@@ -333,7 +333,7 @@ def test_bench_judges_its_files_first(tmp_path, capsys):
 
 def test_safetensors_that_mlx_writes(tmp_path):
     """Every dtype, no array, no number, no name, and metadata or none."""
-    from mlx_recurrent.interop import safetensors_header
+    from mlx_recurrent.mlx_faults import safetensors_header
 
     dtypes = [mx.bool_, mx.uint8, mx.int16, mx.uint32, mx.int64, mx.complex64]
     arrays = {str(d): mx.zeros((2, 3), d) for d in [*dtypes, mx.bfloat16, mx.float32]}

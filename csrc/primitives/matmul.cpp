@@ -1,10 +1,10 @@
 #include "primitives/matmul.h"
 
+#include "mlx_faults/stream_threads.h"
 #include "primitives/arithmetic.h"
 #include "primitives/batching.h"
 #include "primitives/broadcast.h"
 #include "primitives/launch.h"
-#include "primitives/stream_threads.h"
 
 namespace mlx_recurrent {
 

@@ -9,7 +9,7 @@
 
 #include "mlx/primitives.h"
 #include "mlx/utils.h"
-#include "primitives/references.h"
+#include "mlx_faults/references.h"
 
 namespace mlx_recurrent {
 

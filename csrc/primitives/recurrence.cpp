@@ -3,6 +3,8 @@
 #include <cmath>
 
 #include "mlx/transforms.h"
+#include "mlx_faults/references.h"
+#include "mlx_faults/stream_threads.h"
 #include "primitives/arithmetic.h"
 #include "primitives/batching.h"
 #include "primitives/broadcast.h"
@@ -10,8 +12,6 @@
 #include "primitives/linear_scan.h"
 #include "primitives/matmul.h"
 #include "primitives/recurrence_terms.h"
-#include "primitives/references.h"
-#include "primitives/stream_threads.h"
 #include "primitives/time.h"
 
 namespace mlx_recurrent {

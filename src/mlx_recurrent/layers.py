@@ -8,7 +8,7 @@ from mlx_recurrent import _native, dispatch, functional
 from mlx_recurrent.dispatch import Nonlinearity
 from mlx_recurrent.functional import ReturnState
 from mlx_recurrent.judging import type_name
-from mlx_recurrent.origin import Origin
+from mlx_recurrent.mlx_faults.origin import Origin
 from mlx_recurrent.plan import Plan
 from mlx_recurrent.streaming import Array, Stream
 from mlx_recurrent.terms import (

@@ -15,7 +15,6 @@ from mlx.utils import tree_flatten
 
 from mlx_recurrent import atomic
 from mlx_recurrent.bidirectional import Bidirectional
-from mlx_recurrent.interop import safetensors_header
 from mlx_recurrent.interop.activations import (
     Activation,
     activation_of,
@@ -27,6 +26,7 @@ from mlx_recurrent.interop.parts import layer_of
 from mlx_recurrent.interop.reversed import Reversed
 from mlx_recurrent.judging import dtype_name
 from mlx_recurrent.layers import RNN
+from mlx_recurrent.mlx_faults import safetensors_header
 from mlx_recurrent.stack import Stack
 from mlx_recurrent.values import evaluate
 

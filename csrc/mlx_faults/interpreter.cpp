@@ -1,4 +1,4 @@
-#include "interpreter.h"
+#include "mlx_faults/interpreter.h"
 
 #include <cxxabi.h>
 #include <unistd.h>

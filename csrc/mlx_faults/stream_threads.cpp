@@ -1,4 +1,4 @@
-#include "primitives/stream_threads.h"
+#include "mlx_faults/stream_threads.h"
 
 #include <pthread.h>
 

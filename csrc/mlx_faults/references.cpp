@@ -1,4 +1,4 @@
-#include "primitives/references.h"
+#include "mlx_faults/references.h"
 
 namespace mlx_recurrent {
 
