@@ -8,11 +8,10 @@ from mlx.nn.layers.base import Module
 
 from mlx_recurrent.both_ways import both_ways
 from mlx_recurrent.duplicate import duplicate
-from mlx_recurrent.functional import ReturnState
-from mlx_recurrent.judging import shown, type_name
+from mlx_recurrent.judging import ReturnState, shown, type_name
 from mlx_recurrent.layers import RNN
+from mlx_recurrent.options import Values
 from mlx_recurrent.sizes import sizes_of
-from mlx_recurrent.terms import Values
 
 Merge: TypeAlias = str | Callable[[mx.array, mx.array], Any] | None
 

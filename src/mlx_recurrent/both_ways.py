@@ -6,8 +6,9 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_recurrent import _native
-from mlx_recurrent.functional import Call, judge, operands_of
-from mlx_recurrent.terms import Asked
+from mlx_recurrent.operands import Judged, bind, judge, judge_projection
+from mlx_recurrent.options import BoundOptions, Options
+from mlx_recurrent.running import bound_options
 
 # Multiply-adds of a layer from which on running two at once saves more than it costs to
 # put their weights together.
@@ -18,7 +19,7 @@ def both_ways(
     x: mx.array,
     layers: tuple[dict[str, Any], dict[str, Any]],
     hidden: tuple[mx.array | None, mx.array | None],
-    options: dict[str, Any],
+    options: Options,
 ) -> mx.array | None:
     """Run two layers over a sequence in one call, the second backward in time.
 
@@ -28,7 +29,7 @@ def both_ways(
         x (array): The sequence, ``(..., L, D)``.
         layers (tuple(dict, dict)): What each layer gives to :func:`rnn`.
         hidden (tuple(array, array)): The state before the first step of each.
-        options (dict): The keywords of the call, without ``reverse``.
+        options (Options): The keywords of the call, without ``reverse``.
 
     Returns:
         array, optional: The outputs of both, ``(2, ..., L, H)``. ``None`` where two
@@ -42,16 +43,12 @@ def both_ways(
         return None
     one, other = (
         judge(
-            "x",
-            x,
-            layer["Wxh"],
+            judge_projection(x, layer["Wxh"], layer["bias"]),
             layer["Whh"],
-            layer["bias"],
             state,
             layer["nonlinearity"],
-            False,
             None,
-            Asked(**options) if options else None,
+            options,
         )
         for layer, state in zip(layers, hidden, strict=True)
     )
@@ -59,35 +56,26 @@ def both_ways(
         _likeness(one) != _likeness(other)
     ):
         return None
-    operands = [operands_of(call, None) for call in (one, other)]
-    rows = math.prod(operands[0][0].shape[:-2])
     L, D = x.shape[-2:]
-    H = one.Whh.shape[0]
-    if not _native.runs_apart(rows, L, D, H, one.dtype, 2):
+    H = one.sequence.H
+    if not _native.runs_apart(math.prod(one.lead), L, D, H, one.dtype, 2):
         return None
-    x = _twice(operands[0][0], 2)
-    Wxh, bias, Whh, state = (
-        _pair(*pair) for pair in zip(*(o[1:] for o in operands), strict=True)
+    operands = [bind(call, None) for call in (one, other)]
+    weights = (_pair(*pair) for pair in zip(*(o[1:] for o in operands), strict=True))
+    bound = bound_options(one, None) or BoundOptions()
+    lengths, reset = bound.lengths, bound.reset
+    bound = bound._replace(
+        lengths=None if lengths is None else _twice(lengths, 0),
+        reset=None if reset is None else _twice(reset, 1),
+        flips=0,
     )
-    assert Whh is not None  # for the type checker: both have one
-    terms = one.terms
-    if terms is not None:
-        lengths, reset = terms.lengths, terms.reset
-        terms = terms._replace(
-            lengths=None if lengths is None else _twice(lengths, 0),
-            reset=None if reset is None else _twice(reset, 1),
-        )
     outputs: mx.array = _native.recurrence(
-        x,
-        Wxh,
-        bias,
-        Whh,
-        state,
+        _twice(operands[0][0], 2),
+        *weights,
         one.choice.activation,
         False,
         None,
-        **({} if terms is None else terms._asdict()),
-        flips=0,
+        **bound._asdict(),
     )
     return outputs
 
@@ -115,9 +103,10 @@ def _is_long(x: mx.array, layer: dict[str, Any]) -> bool:
     return work >= _LEAST_WORK
 
 
-def _likeness(call: Call) -> tuple[Any, ...]:
+def _likeness(call: Judged) -> tuple[Any, ...]:
     """What is equal for calls that one launch can make."""
-    arrays = (call.Wxh, call.Whh, call.bias, call.hidden)
+    sequence = call.sequence
+    arrays = (sequence.Wxh, call.Whh, sequence.bias, call.hidden)
     return (
         call.choice.activation,
         call.dtype,

@@ -8,7 +8,8 @@ import mlx.core as mx
 
 from mlx_recurrent.course import Course, TermsCourse
 from mlx_recurrent.dispatch import Nonlinearity, StreamOrDevice
-from mlx_recurrent.terms import Terms
+from mlx_recurrent.judging import broadcasts
+from mlx_recurrent.options import BoundOptions
 
 # MLX's gradient of a slice is as long as what was sliced (and a split is slices): L
 # slices of one array would cost L^2. So time is taken apart, and put together, by trees
@@ -23,7 +24,7 @@ def recurrence(
     nonlinearity: Nonlinearity,
     begun: list[mx.array],
     last_only: bool,
-    terms: Terms | None,
+    options: BoundOptions | None,
     stream: StreamOrDevice,
 ) -> tuple[list[mx.array], mx.array]:
     r"""Run :math:`h_t = f(z_t + W_{hh} h_{t-1})` over at least one step.
@@ -39,7 +40,7 @@ def recurrence(
         nonlinearity (callable): Any function of an array ``(..., H)``.
         begun (list(array)): What it has returned for the first steps already.
         last_only (bool): Whether the state after the last step is all that is wanted.
-        terms (Terms, optional): The optional terms. Those of the inputs are in ``z``.
+        options (BoundOptions, optional): The options. Those of the inputs are in ``z``.
         stream (Stream or Device, optional): The stream. ``None`` is the default one.
 
     Returns:
@@ -59,7 +60,7 @@ def recurrence(
     shape: tuple[int, ...] | None = None
     # The nonlinearity's own operations belong on the stream too.
     with nullcontext() if stream is None else mx.stream(stream):
-        course = _course(z, hidden, terms)
+        course = _course(z, hidden, options)
         for i, a in enumerate(_steps(z, course.reverse, stream)):
             start = course.enter(state)
             if i >= len(begun) and start is not None:
@@ -109,19 +110,14 @@ def stack(states: list[mx.array], stream: StreamOrDevice) -> mx.array:
     return pieces[0]
 
 
-def broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
-    """Return whether an array of one shape broadcasts to exactly another shape."""
-    return len(shape) <= len(to) and all(
-        a == b or a == 1 for a, b in zip(reversed(shape), reversed(to), strict=False)
-    )
-
-
-def _course(z: mx.array, hidden: mx.array | None, terms: Terms | None) -> Course:
-    if terms is None:
+def _course(
+    z: mx.array, hidden: mx.array | None, options: BoundOptions | None
+) -> Course:
+    if options is None:
         return Course()
     lead = z.shape[:-2] if hidden is None else hidden.shape[:-1]
     L, H = z.shape[-2:]
-    return TermsCourse(terms, lead, L, H, begins_empty=hidden is None)
+    return TermsCourse(options, lead, L, H, begins_empty=hidden is None)
 
 
 def _steps(z: mx.array, reverse: bool, stream: StreamOrDevice) -> Iterator[mx.array]:

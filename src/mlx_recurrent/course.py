@@ -1,4 +1,4 @@
-"""What the optional terms make of a step, in MLX's operations.
+"""What the optional options make of a step, in MLX's operations.
 
 Conditions are joined by ``logical_and``, not by ``&``: MLX's vmap of that gives another
 shape where only its second operand is mapped.
@@ -8,13 +8,13 @@ import mlx.core as mx
 
 from mlx_recurrent.dispatch import StreamOrDevice, product
 from mlx_recurrent.masks import Mask, hits
+from mlx_recurrent.options import BoundOptions
 from mlx_recurrent.padding import without_padding
 from mlx_recurrent.selection import select
-from mlx_recurrent.terms import Terms
 
 
 class Course:
-    """The course of a sequence without terms: each state is the next one's start."""
+    """The course of a sequence without options: each state is the next one's start."""
 
     reverse = False
     # What the nonlinearity must return; None where its first result decides.
@@ -52,7 +52,7 @@ class Course:
 
 
 class TermsCourse(Course):
-    """The course of a sequence with terms.
+    """The course of a sequence with options.
 
     What is absent is not selected, never multiplied by zero: before the product and the
     nonlinearity, so that nothing of it reaches them, and after, so that nothing of them
@@ -61,7 +61,7 @@ class TermsCourse(Course):
     :func:`select`, which takes longer than :func:`mlx.core.where`.
 
     Args:
-        terms (Terms): The terms.
+        options (BoundOptions): The options.
         lead (tuple(int)): The leading axes.
         L (int): How many steps there are.
         H (int): How many hidden features.
@@ -69,25 +69,30 @@ class TermsCourse(Course):
     """
 
     def __init__(
-        self, terms: Terms, lead: tuple[int, ...], L: int, H: int, begins_empty: bool
+        self,
+        options: BoundOptions,
+        lead: tuple[int, ...],
+        L: int,
+        H: int,
+        begins_empty: bool,
     ) -> None:
-        self.reverse = terms.reverse
-        self._terms = terms
+        self.reverse = options.reverse
+        self._options = options
         self._L = L
         self.shape: tuple[int, ...] = (*lead, H)
         self._begins_empty = begins_empty
         self._step = -1
-        self._lengths = _column(terms.lengths, L)
-        if terms.leak is not None:
+        self._lengths = _column(options.lengths, L)
+        if options.leak is not None:
             # Half types round a state once, as the kernels do.
-            self._leak = terms.leak.astype(_wide(terms.leak.dtype))
+            self._leak = options.leak.astype(_wide(options.leak.dtype))
             self._rest = 1 - self._leak
-        if terms.zoneout:
-            assert terms.key is not None
-            self._kept = hits(Mask.ZONEOUT, terms.zoneout, terms.key, lead, L, H)
-        if terms.recurrent_dropout:
+        if options.zoneout:
+            assert options.key is not None
+            self._kept = hits(Mask.ZONEOUT, options.zoneout, options.key, lead, L, H)
+        if options.recurrent_dropout:
             self._dropout = Dropout(
-                Mask.RECURRENT_DROPOUT, terms.recurrent_dropout, terms.key, lead, H
+                Mask.RECURRENT_DROPOUT, options.recurrent_dropout, options.key, lead, H
             )
 
     def enter(self, state: mx.array | None) -> mx.array | None:
@@ -105,7 +110,7 @@ class TermsCourse(Course):
     def pre_activation(
         self, start: mx.array, Whh: mx.array, z: mx.array, stream: StreamOrDevice
     ) -> mx.array:
-        if self._terms.recurrent_dropout:
+        if self._options.recurrent_dropout:
             start = self._dropout(start)
         absent = self._empty
         if self._runs is not None:
@@ -128,17 +133,17 @@ class TermsCourse(Course):
     def leave(
         self, state: mx.array | None, start: mx.array | None, result: mx.array
     ) -> tuple[mx.array, mx.array]:
-        terms = self._terms
+        options = self._options
         if start is None:
             start = mx.zeros(self.shape, result.dtype)
         if state is None:
             state = start
         new = result
-        if terms.leak is not None:
-            dtype = mx.result_type(start, result, terms.leak)
+        if options.leak is not None:
+            dtype = mx.result_type(start, result, options.leak)
             new = _times(self._rest, start) + _times(self._leak, result)
             new = new.astype(dtype)
-        if terms.zoneout:
+        if options.zoneout:
             new = mx.where(self._kept[..., self._t, :], start, new)
         if self._runs is None:
             return new, new
@@ -146,7 +151,7 @@ class TermsCourse(Course):
         return select(self._runs, new, state), output
 
     def _restarted(self, state: mx.array) -> mx.array:
-        reset, hidden0 = self._terms.reset, self._terms.hidden0
+        reset, hidden0 = self._options.reset, self._options.hidden0
         if reset is None or (self.reverse and self._step == 0):
             return state
         border = self._t + 1 if self.reverse else self._t
@@ -162,7 +167,7 @@ class TermsCourse(Course):
         return select(restarts, _zero(state), state)
 
     def _truncated(self, start: mx.array) -> mx.array:
-        every = self._terms.truncate_every
+        every = self._options.truncate_every
         if not every or self._step == 0:
             return start
         if self._lengths is None or not self.reverse:
@@ -210,21 +215,23 @@ class Dropout:
 
 
 def inputs(
-    x: mx.array, terms: Terms, lead: tuple[int, ...], dtype: mx.Dtype
+    x: mx.array, options: BoundOptions, lead: tuple[int, ...], dtype: mx.Dtype
 ) -> mx.array:
     """Return the inputs ``(..., L, D)`` without the padding, with the dropout.
 
     Args:
         x (array): The inputs.
-        terms (Terms): The terms.
+        options (BoundOptions): The options.
         lead (tuple(int)): The leading axes of the call.
         dtype (Dtype): Of the projection.
     """
-    if terms.lengths is not None:
-        x = without_padding(x, terms.lengths)
-    if terms.input_dropout:
+    if options.lengths is not None:
+        x = without_padding(x, options.lengths)
+    if options.input_dropout:
         D = x.shape[-1]
-        dropout = Dropout(Mask.INPUT_DROPOUT, terms.input_dropout, terms.key, lead, D)
+        dropout = Dropout(
+            Mask.INPUT_DROPOUT, options.input_dropout, options.key, lead, D
+        )
         x = dropout(x.astype(dtype), axes=2)
     return x
 

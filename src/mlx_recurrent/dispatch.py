@@ -164,6 +164,17 @@ def choose(nonlinearity: Nonlinearity | None, stream: StreamOrDevice) -> Choice:
     return choice
 
 
+def native(nonlinearity: Nonlinearity | None) -> str | None:
+    """Return the kernel's name for a nonlinearity where a call runs it, else ``None``.
+
+    What :func:`choose` finds for the default stream, in less time.
+    """
+    choice = _TANH if nonlinearity is None else recognise(nonlinearity)
+    if choice is None or not has_kernels(None):
+        return None
+    return choice.activation if isinstance(choice.activation, str) else None
+
+
 def product(
     x: mx.array, w: mx.array, c: mx.array | None, stream: StreamOrDevice
 ) -> mx.array:

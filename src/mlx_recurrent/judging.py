@@ -1,10 +1,18 @@
 """What every judgement of arguments uses."""
 
 import math
+import operator
 from numbers import Real
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import mlx.core as mx
+import numpy as np
+
+# What a call returns: outputs, outputs and state, or the state alone.
+ReturnState: TypeAlias = bool | Literal["only"]
+
+# The dtypes of states.
+FLOATING = frozenset({mx.float32, mx.float16, mx.bfloat16, mx.float64})
 
 # An error shows so many characters of a value.
 _SHOWN = 100
@@ -14,6 +22,88 @@ def judge_array(name: str, value: Any) -> None:
     """Raise a ``TypeError`` for what is no MLX array."""
     if not isinstance(value, mx.array):
         raise TypeError(f"{name} must be an mlx.core.array, but is {type_name(value)}")
+
+
+def judge_probability(name: str, value: Any) -> float:
+    """Return a probability, in [0, 1)."""
+    if not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, but is {type_name(value)}")
+    if not 0 <= (probability := float_of(value)) < 1:
+        raise ValueError(f"{name} must be in [0, 1), but is {shown(value)}")
+    return probability
+
+
+def judge_every(name: str, value: Any) -> int:
+    """Return a number of steps, at least 1, or 0 for ``None``."""
+    if value is None:
+        return 0
+    try:
+        every = operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"{name} must be an integer or None, but is {type_name(value)}"
+        ) from None
+    if not 1 <= every < 2**31:
+        raise ValueError(f"{name} must be from 1 to 2**31 - 1, but is {shown(every)}")
+    return every
+
+
+def judge_flag(name: str, value: Any) -> bool:
+    """Return a boolean."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be a bool, but is {type_name(value)}")
+    return bool(value)
+
+
+def judge_nonlinearity(nonlinearity: Any) -> None:
+    """Raise a ``ValueError``, in MLX's words, for what cannot be called."""
+    if not callable(nonlinearity):
+        try:
+            value = f"{nonlinearity}"
+        except Exception:  # an integer of very many digits, or the user's own
+            value = shown(nonlinearity)
+        raise ValueError(f"Nonlinearity must be callable. Current value: {value}.")
+
+
+def judge_size(name: str, value: Any, least: int) -> None:
+    """Raise for a size of a layer that is no integer, or out of range."""
+    try:
+        size = operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"{name} must be an integer, but is {type_name(value)}"
+        ) from None
+    if not least <= size < 2**31:
+        raise ValueError(
+            f"{name} must be from {least} to 2**31 - 1, but is {shown(size)}"
+        )
+
+
+def judge_stream(stream: Any) -> None:
+    """Raise a ``TypeError`` for what is no place of MLX's to run in."""
+    if stream is not None and not isinstance(
+        stream, (mx.Stream, mx.Device, mx.DeviceType, mx.ThreadLocalStream)
+    ):
+        raise TypeError(
+            f"stream must be an MLX stream or device, but is {type_name(stream)}"
+        )
+
+
+def judge_return_state(return_state: Any) -> None:
+    """Raise a ``ValueError`` for what does not say which results are wanted."""
+    if return_state is True or return_state is False:
+        return
+    if not (isinstance(return_state, str) and return_state == "only"):
+        raise ValueError(
+            f'return_state must be False, True or "only", but is {shown(return_state)}'
+        )
+
+
+def broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    """Return whether an array of one shape broadcasts to exactly another shape."""
+    return len(shape) <= len(to) and all(
+        a == b or a == 1 for a, b in zip(reversed(shape), reversed(to), strict=False)
+    )
 
 
 def dtype_name(dtype: mx.Dtype) -> str:

@@ -6,19 +6,24 @@ from mlx.nn.layers import linear, recurrent
 
 from mlx_recurrent import _native, dispatch, functional
 from mlx_recurrent.dispatch import Nonlinearity
-from mlx_recurrent.functional import ReturnState
-from mlx_recurrent.judging import type_name
+from mlx_recurrent.judging import (
+    ReturnState,
+    judge_flag,
+    judge_nonlinearity,
+    judge_probability,
+    judge_size,
+    type_name,
+)
 from mlx_recurrent.mlx_faults.origin import Origin
-from mlx_recurrent.plan import Plan
-from mlx_recurrent.streaming import Array, Stream
-from mlx_recurrent.terms import (
-    ZERO,
+from mlx_recurrent.options import (
     CallOptions,
     Values,
-    judge_flag,
+    documented,
+    judge_keywords,
     judge_leaks,
-    judge_probability,
 )
+from mlx_recurrent.plan import Plan
+from mlx_recurrent.streaming import Array, Stream
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -84,9 +89,9 @@ class RNN(recurrent.RNN):
     """
 
     # A layer has its own only where they are not zero; all others stay as MLX's are.
-    zoneout: float = ZERO
-    input_dropout: float = ZERO
-    recurrent_dropout: float = ZERO
+    zoneout: float = 0.0
+    input_dropout: float = 0.0
+    recurrent_dropout: float = 0.0
     _origin: Origin | None = None  # of one that was made by other means
 
     def __init__(
@@ -97,19 +102,19 @@ class RNN(recurrent.RNN):
         nonlinearity: Nonlinearity | None = None,
         *,
         leak: float | mx.array | np.ndarray | None = None,
-        zoneout: float = ZERO,
-        input_dropout: float = ZERO,
-        recurrent_dropout: float = ZERO,
+        zoneout: float = 0.0,
+        input_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
         learn_hidden: bool = False,
     ) -> None:
-        functional.judge_size("input_size", input_size, 0)
-        functional.judge_size("hidden_size", hidden_size, 1)
+        judge_size("input_size", input_size, 0)
+        judge_size("hidden_size", hidden_size, 1)
         try:
             bias = bool(bias)  # as MLX takes it
         except (TypeError, ValueError):
             raise TypeError(f"bias must be a bool, but is {type_name(bias)}") from None
         if nonlinearity is not None:
-            functional.judge_nonlinearity(nonlinearity)
+            judge_nonlinearity(nonlinearity)
         own: dict[str, float | mx.array] = {
             name: probability
             for name, value in (
@@ -181,17 +186,14 @@ class RNN(recurrent.RNN):
         return_state: ReturnState,
         **options: "Unpack[CallOptions]",
     ) -> mx.array | tuple[mx.array, mx.array]: ...
+    @documented(CallOptions)
     def __call__(
         self,
         x: mx.array,
         hidden: mx.array | None = None,
         *,
-        lengths: Values | None = None,
-        reset: Values | None = None,
-        reverse: bool = False,
         return_state: ReturnState = False,
-        checkpoint_every: int | None = None,
-        truncate_every: int | None = None,
+        **options: "Unpack[CallOptions]",
     ) -> mx.array | tuple[mx.array, mx.array]:
         """Run the layer over a sequence.
 
@@ -199,25 +201,10 @@ class RNN(recurrent.RNN):
             x (array): The sequence, ``NLD`` or ``LD``.
             hidden (array, optional): The state before the first step, ``NH`` or ``H``.
                 The leading axes of ``x`` broadcast to its own. Default: ``None``.
-            lengths (array, optional): How many steps each row runs: integers, of the
-                shape of the leading axes. Later outputs are zero, the state is held,
-                and nothing in the padding reaches a result or a gradient. An array of
-                MLX is evaluated to check it; inside a compiled function, and along a
-                vmapped axis, it is clamped. Default: ``None``.
-            reset (array, optional): Where an episode starts: booleans, leading axes +
-                ``(L,)``. Nothing passes between the step before and this one, in either
-                direction. Default: ``None``.
-            reverse (bool, optional): Whether time runs backwards. Outputs stay at their
-                inputs' places. Default: ``False``.
             return_state (bool or str, optional): ``True`` returns the outputs and the
                 state after the last step, ``"only"`` that state alone; the outputs are
                 then never stored. Default: ``False``.
-            checkpoint_every (int, optional): Keep every so many states for a derivative
-                and compute the others again. The composed path keeps all.
-                Default: ``None``.
-            truncate_every (int, optional): Truncated back-propagation through time:
-                after so many steps of a row the state passes as a constant.
-                Default: ``None``.
+            options: Of the recurrence.
 
         Returns:
             array or tuple(array, array): The outputs, ``NLH`` or ``LH``; the state,
@@ -239,25 +226,13 @@ class RNN(recurrent.RNN):
         """
         if self._origin is not None:
             self._origin.expect(self.get("Wxh"))
-        if (
-            lengths is not None
-            or reset is not None
-            or truncate_every is not None
-            or checkpoint_every is not None
-            or reverse is not False
-            or "leak" in self
-            or "hidden0" in self
-            or not _ATTRIBUTES.isdisjoint(self.__dict__)
-        ):
+        if options or self._has_options:
+            judge_keywords(options, CallOptions)
             return functional.rnn(
                 x,
                 hidden=hidden,
-                lengths=lengths,
-                reset=reset,
-                reverse=reverse,
                 return_state=return_state,
-                checkpoint_every=checkpoint_every,
-                truncate_every=truncate_every,
+                **options,
                 **self._arguments(),
             )
         # Quickly, for the layer that MLX has too. A parameter is an item of the module;
@@ -330,6 +305,7 @@ class RNN(recurrent.RNN):
             >>> plan.path
             'composed'
         """
+        judge_keywords(options, CallOptions)
         return functional.plan(
             x,
             hidden=hidden,
@@ -365,6 +341,15 @@ class RNN(recurrent.RNN):
             leak=self.leak,
             zoneout=self.zoneout,
             hidden0=self.hidden0,
+        )
+
+    @property
+    def _has_options(self) -> bool:
+        """Whether it is another layer than MLX's."""
+        return (
+            "leak" in self
+            or "hidden0" in self
+            or not _ATTRIBUTES.isdisjoint(self.__dict__)
         )
 
     def _arguments(self) -> dict[str, Any]:
@@ -406,8 +391,8 @@ class Linear(linear.Linear):
     """
 
     def __init__(self, input_dims: int, output_dims: int, bias: bool = True) -> None:
-        functional.judge_size("input_dims", input_dims, 1)
-        functional.judge_size("output_dims", output_dims, 0)
+        judge_size("input_dims", input_dims, 1)
+        judge_size("output_dims", output_dims, 0)
         _native.random_key()
         super().__init__(input_dims, output_dims, bias)
 

@@ -8,12 +8,17 @@ from mlx.nn.layers.dropout import Dropout
 
 from mlx_recurrent.bidirectional import Bidirectional, Merge
 from mlx_recurrent.duplicate import duplicate
-from mlx_recurrent.functional import ReturnState, judge_size
-from mlx_recurrent.judging import type_name
+from mlx_recurrent.judging import (
+    ReturnState,
+    judge_flag,
+    judge_probability,
+    judge_size,
+    type_name,
+)
 from mlx_recurrent.layers import RNN
+from mlx_recurrent.options import Values, judge_lengths
 from mlx_recurrent.padding import without_padding
 from mlx_recurrent.sizes import sizes_of
-from mlx_recurrent.terms import Values, judge_flag, judge_lengths, judge_probability
 
 
 class Stack(Module):

@@ -12,8 +12,8 @@ from mlx_recurrent import _native, composed, dispatch, functional
 from mlx_recurrent.dispatch import Nonlinearity
 from mlx_recurrent.duplicate import duplicate
 from mlx_recurrent.judging import type_name
+from mlx_recurrent.options import BoundOptions, judge_hidden0, new_share
 from mlx_recurrent.plan import Plan
-from mlx_recurrent.terms import ZERO, Terms, judge_hidden0
 from mlx_recurrent.tracing import trace
 from mlx_recurrent.values import evaluate, values_of
 
@@ -88,7 +88,7 @@ class Stream:
         *,
         nonlinearity: Nonlinearity | None = None,
         leak: float | mx.array | None = None,
-        zoneout: float = ZERO,
+        zoneout: float = 0.0,
         hidden0: mx.array | None = None,
     ) -> None:
         if isinstance(nonlinearity, Module):
@@ -134,7 +134,7 @@ class Stream:
             bias = mx.broadcast_to(bias.reshape(bias.shape[-1:]), Wxh.shape[:1])
         self._D, self._H = Wxh.shape[1], Whh.shape[1]
         evaluate(*(a for a in (Wxh, Whh, bias) if a is not None))
-        new = self._each(functional.settle_leak(leak, zoneout, dtype, mx.cpu))
+        new = self._each(new_share(leak, zoneout, dtype, mx.cpu))
         self._hidden0 = None
         if hidden0 is not None:
             self._hidden0 = self._converted("hidden0", hidden0)
@@ -291,10 +291,10 @@ class _Composed:
         self._nonlinearity = nonlinearity
         self._shape = (*lead, Whh.shape[1])
         self._dtype = dtype
-        self._terms: Terms | None = None
+        self._options: BoundOptions | None = None
         if leak is not None:
             new = mx.array(leak, dtype)
-            self._terms = Terms(None, None, False, None, new, 0.0, 0.0, 0.0, None, 0, 0)
+            self._options = BoundOptions(leak=new)
         self._hidden: mx.array | None = None
         self._lock = threading.Lock()
 
@@ -332,7 +332,7 @@ class _Composed:
     def _step(self, x: mx.array, hidden: mx.array | None) -> mx.array:
         z = mx.expand_dims(dispatch.product(x, self._Wxh, self._bias, None), -2)
         _, state = composed.recurrence(
-            z, self._Whh, hidden, self._nonlinearity, [], True, self._terms, None
+            z, self._Whh, hidden, self._nonlinearity, [], True, self._options, None
         )
         if state.shape != self._shape:
             raise ValueError(

@@ -4,6 +4,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_recurrent import _native
+from mlx_recurrent.dispatch import StreamOrDevice
 
 
 def evaluate(*arrays: mx.array) -> None:
@@ -27,3 +28,8 @@ def values_of(array: mx.array) -> np.ndarray:
     """
     _native.expect_threads([array])
     return np.array(array)
+
+
+def cast(a: mx.array, dtype: mx.Dtype, stream: StreamOrDevice) -> mx.array:
+    """Return an array in a dtype; itself where it is of that."""
+    return a if a.dtype == dtype else a.astype(dtype, stream=stream)

@@ -23,10 +23,9 @@ from mlx_recurrent.interop.parts import (
     layer_of,
     weights_of,
 )
-from mlx_recurrent.judging import shown, type_name
+from mlx_recurrent.judging import judge_flag, shown, type_name
 from mlx_recurrent.layers import RNN
 from mlx_recurrent.stack import Stack
-from mlx_recurrent.terms import judge_flag
 
 # The input's and the state's part of a cell, in linen and in nnx.
 _LINEN = ("i", "h")

@@ -9,10 +9,9 @@ from mlx_recurrent import atomic
 from mlx_recurrent.bidirectional import Bidirectional
 from mlx_recurrent.interop.parts import framework
 from mlx_recurrent.interop.reversed import Reversed
-from mlx_recurrent.judging import shown, type_name
+from mlx_recurrent.judging import judge_flag, shown, type_name
 from mlx_recurrent.layers import RNN
 from mlx_recurrent.stack import Stack
-from mlx_recurrent.terms import judge_flag
 
 if TYPE_CHECKING:
     import onnx

@@ -3,10 +3,9 @@ from typing import Any
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
-from mlx_recurrent.functional import ReturnState
-from mlx_recurrent.judging import type_name
+from mlx_recurrent.judging import ReturnState, judge_flag, type_name
+from mlx_recurrent.options import Values
 from mlx_recurrent.sizes import sizes_of
-from mlx_recurrent.terms import Values, judge_flag
 
 
 class Reversed(Module):

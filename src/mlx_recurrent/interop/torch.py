@@ -21,10 +21,9 @@ from mlx_recurrent.interop.parts import (
     layer_of,
     weights_of,
 )
-from mlx_recurrent.judging import shown, type_name
+from mlx_recurrent.judging import judge_flag, shown, type_name
 from mlx_recurrent.layers import RNN
 from mlx_recurrent.stack import Stack
-from mlx_recurrent.terms import judge_flag
 
 _NONLINEARITIES: dict[str, Nonlinearity | None] = {
     "tanh": None,

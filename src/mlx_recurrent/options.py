@@ -1,0 +1,483 @@
+"""The options of the recurrence, in the three states that they have in a call.
+
+Raw, as the user gave them: a dictionary, :class:`Options`. Judged: right, and as the
+mode has them. Bound: of the call's dtype.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from inspect import Parameter, cleandoc, signature
+from numbers import Real
+from textwrap import indent
+from typing import Any, NamedTuple, TypeAlias, TypedDict, TypeVar
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_recurrent.dispatch import StreamOrDevice
+from mlx_recurrent.judging import (
+    FLOATING,
+    dtype_name,
+    float_of,
+    judge_array,
+    judge_every,
+    judge_flag,
+    judge_probability,
+    shown,
+    type_name,
+)
+from mlx_recurrent.values import cast, values_of
+
+# A nested sequence of numbers, or an array.
+Values: TypeAlias = Sequence[Any] | np.ndarray | mx.array | int
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class CallOptions(TypedDict, total=False):
+    """The options of one call of a layer.
+
+    Args:
+        lengths (array, optional): How many steps each row runs: integers, of the shape
+            of the leading axes. Later outputs are zero, the state is held, and nothing
+            in the padding reaches a result or a gradient. An array of MLX is evaluated
+            to check it; inside a compiled function, and along a vmapped axis, it is
+            clamped. Default: ``None``.
+        reset (array, optional): Where an episode starts: booleans, leading axes +
+            ``(L,)``. Nothing passes between the step before and this one, in either
+            direction. Default: ``None``.
+        reverse (bool, optional): Whether time runs backwards. Outputs stay at their
+            inputs' places. Default: ``False``.
+        checkpoint_every (int, optional): Keep every so many states for a derivative and
+            compute the others again. The composed path keeps all. Default: ``None``.
+        truncate_every (int, optional): Truncated back-propagation through time: after
+            so many steps of a row the state passes as a constant. Default: ``None``.
+    """
+
+    lengths: Values | None
+    reset: Values | None
+    reverse: bool
+    checkpoint_every: int | None
+    truncate_every: int | None
+
+
+class ScanOptions(CallOptions, total=False):
+    """The options of the recurrence.
+
+    Args:
+        leak (float or array, optional): :math:`k`, in (0, 1], or an array ``(H,)`` of
+            any values. ``None`` is 1. Default: ``None``.
+        zoneout (float, optional): The probability that a unit keeps its state at a
+            step. In evaluation the expectation is used. Default: ``0``.
+        recurrent_dropout (float, optional): The probability that a unit is left out of
+            the product with ``Whh``, for a whole sequence. Default: ``0``.
+        hidden0 (array, optional): The state that episodes start from, ``(H,)``: after a
+            reset, and at first where there is no ``hidden``. Default: ``None``.
+        training (bool, optional): Whether masks are drawn, from MLX's random state.
+            Default: ``True``.
+    """
+
+    leak: float | mx.array | None
+    zoneout: float
+    recurrent_dropout: float
+    hidden0: mx.array | None
+    training: bool
+
+
+class Options(ScanOptions, total=False):
+    """The options of the recurrence and its projection, as they were given.
+
+    Args:
+        input_dropout (float, optional): The probability that a feature of the input is
+            zero, for a whole sequence. Default: ``0``.
+    """
+
+    input_dropout: float
+
+
+# What asks for nothing.
+_DEFAULTS = Options(
+    leak=None,
+    zoneout=0.0,
+    input_dropout=0.0,
+    recurrent_dropout=0.0,
+    hidden0=None,
+    training=True,
+    lengths=None,
+    reset=None,
+    reverse=False,
+    checkpoint_every=None,
+    truncate_every=None,
+)
+
+
+class JudgedOptions(NamedTuple):
+    """Options that are right, and as the mode has them; what is idle is left out.
+
+    Args:
+        lengths (array, optional): How many steps each row runs, ``int32``, of the shape
+            of the leading axes. Those that could not be read may exceed L, which
+            stands for them then.
+        reset (array, optional): Where an episode starts: booleans, leading axes +
+            ``(L,)``.
+        reverse (bool): Whether time runs backwards.
+        hidden0 (array, optional): The state to start from, ``(H,)``.
+        leak (float or array, optional): ``(H,)``, or that of all units.
+        kept (float): What a unit keeps of its state where zoneout is an expectation.
+        zoneout (float): How probably a unit keeps its state at a step.
+        recurrent_dropout (float): How probably a unit's state is left out of the
+            products of a sequence.
+        input_dropout (float): How probably a feature is left out of a sequence.
+        checkpoint_every (int): Which states are kept for a derivative. 0 is all.
+        truncate_every (int): After how many steps a derivative ends. 0 is never.
+    """
+
+    lengths: mx.array | None
+    reset: mx.array | None
+    reverse: bool
+    hidden0: mx.array | None
+    leak: float | mx.array | None
+    kept: float
+    zoneout: float
+    recurrent_dropout: float
+    input_dropout: float
+    checkpoint_every: int
+    truncate_every: int
+
+    @property
+    def weights(self) -> dict[str, mx.array]:
+        """Those that have a say in the dtype of the state."""
+        given = {"leak": self.leak, "hidden0": self.hidden0}
+        return {name: a for name, a in given.items() if isinstance(a, mx.array)}
+
+    @property
+    def change_steps(self) -> bool:
+        """Whether they ask for other steps than a call without options makes."""
+        return any(
+            isinstance(value, mx.array) or value
+            for value in self._replace(hidden0=None)
+        )
+
+    def bind(
+        self, H: int, dtype: mx.Dtype, stream: StreamOrDevice
+    ) -> "BoundOptions | None":
+        """Return what a call in this dtype takes; ``None`` where no step changes."""
+        if not self.change_steps:
+            return None
+        leak = new_share(self.leak, self.kept, dtype, stream)
+        if isinstance(leak, float):
+            leak = mx.full((H,), leak, dtype, stream=stream)
+        hidden0 = None if self.reset is None else self.hidden0
+        return BoundOptions(
+            lengths=self.lengths,
+            reset=self.reset,
+            reverse=self.reverse,
+            hidden0=None if hidden0 is None else cast(hidden0, dtype, stream),
+            leak=leak,
+            zoneout=self.zoneout,
+            recurrent_dropout=self.recurrent_dropout,
+            input_dropout=self.input_dropout,
+            checkpoint_every=self.checkpoint_every,
+            truncate_every=self.truncate_every,
+        )
+
+
+class BoundOptions(NamedTuple):
+    """Options as the recurrence takes them: arrays of its dtype, and the masks' key.
+
+    Args:
+        hidden0 (array, optional): The state after a reset, ``(H,)``. ``None`` is none,
+            as before a first step without ``hidden``.
+        leak (array, optional): How much of a state is new, ``(H,)``. ``None`` is one.
+        key (array, optional): Of the masks: two ``uint32``. ``None`` until it is drawn.
+
+        flips (int): Along which leading axis the second half of the sets of weights
+            runs in the other direction. Default: ``-1``, none.
+
+    The others are those of :class:`JudgedOptions`.
+    """
+
+    lengths: mx.array | None = None
+    reset: mx.array | None = None
+    reverse: bool = False
+    hidden0: mx.array | None = None
+    leak: mx.array | None = None
+    zoneout: float = 0.0
+    recurrent_dropout: float = 0.0
+    input_dropout: float = 0.0
+    key: mx.array | None = None
+    checkpoint_every: int = 0
+    truncate_every: int = 0
+    flips: int = -1
+
+    @property
+    def are_random(self) -> bool:
+        """Whether a mask is drawn."""
+        return bool(self.zoneout or self.recurrent_dropout or self.input_dropout)
+
+
+def documented(*kinds: type) -> Callable[[_F], _F]:
+    """Put options into the signature and the docstring of a function that takes them.
+
+    The docstring has a line ``options: ...`` in their place.
+
+    Args:
+        kinds (type): The dictionaries of options, the narrowest first.
+    """
+    keywords = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for name, kind in kinds[-1].__annotations__.items()
+        for default in [_DEFAULTS[name]]  # type: ignore[literal-required]
+    ]
+    entries = "\n".join(
+        cleandoc(kind.__doc__ or "").partition("Args:\n")[2] for kind in kinds
+    )
+
+    def document(function: _F) -> _F:
+        found = signature(function)
+        own = [p for p in found.parameters.values() if p.kind != Parameter.VAR_KEYWORD]
+        function.__signature__ = found.replace(parameters=own + keywords)  # type: ignore[attr-defined]
+        function.__doc__ = re.sub(
+            "^( *)    options: .*$",
+            lambda line: indent(entries, line[1]),
+            function.__doc__ or "",
+            flags=re.MULTILINE,
+        )
+        return function
+
+    return document
+
+
+def judge_keywords(options: Mapping[str, Any], kind: type) -> None:
+    """Raise a ``TypeError`` for an option that a function does not have."""
+    for name in options:
+        if name not in kind.__annotations__:
+            raise TypeError(f"there is no keyword argument {name!r}")
+
+
+def judge_options(
+    options: ScanOptions, name: str, lead: tuple[int, ...], L: int, H: int, begins: bool
+) -> JudgedOptions:
+    """Judge the options of a call.
+
+    Args:
+        options (ScanOptions): What the user gave.
+        name (str): What has the leading axes.
+        lead (tuple(int)): The leading axes.
+        L (int): How many steps there are.
+        H (int): How many hidden features.
+        begins (bool): Whether rows begin without a state.
+
+    Raises:
+        TypeError: If an option is of the wrong type.
+        ValueError: If its shape, dtype or value does not fit.
+    """
+    given: Options = {**_DEFAULTS, **options}
+    training = judge_flag("training", given["training"])
+    lengths, reset, hidden0 = given["lengths"], given["reset"], given["hidden0"]
+    leak = None if given["leak"] is None else judge_leak(given["leak"], H)
+    if hidden0 is not None:
+        judge_hidden0(hidden0, H)
+    zoneout = judge_probability("zoneout", given["zoneout"])
+    recurrent = judge_probability("recurrent_dropout", given["recurrent_dropout"])
+    at_input = judge_probability("input_dropout", given["input_dropout"])
+    return JudgedOptions(
+        lengths=None if lengths is None else judge_lengths(lengths, name, lead, L),
+        reset=None if reset is None else judge_reset(reset, name, lead, (L,)),
+        reverse=judge_flag("reverse", given["reverse"]),
+        hidden0=hidden0 if begins or reset is not None else None,
+        leak=None if isinstance(leak, float) and leak == 1 else leak,
+        kept=0.0 if training else zoneout,
+        zoneout=zoneout if training else 0.0,
+        recurrent_dropout=recurrent if training else 0.0,
+        input_dropout=at_input if training else 0.0,
+        checkpoint_every=judge_every("checkpoint_every", given["checkpoint_every"]),
+        truncate_every=judge_every("truncate_every", given["truncate_every"]),
+    )
+
+
+def new_share(
+    leak: float | mx.array | None,
+    kept: float,
+    dtype: mx.Dtype,
+    stream: StreamOrDevice,
+) -> float | mx.array | None:
+    """Return how much of a state is new, of each unit.
+
+    Args:
+        leak (float or array, optional): The leak, an array ``(H,)``. ``None`` is one.
+        kept (float): What is kept of a state beside that.
+        dtype (Dtype): Of the result.
+        stream (Stream or Device, optional): The stream. ``None`` is the default one.
+
+    Returns:
+        float or array: ``(H,)``, a number for all units, or ``None`` where all is new.
+    """
+    if isinstance(leak, mx.array):
+        leak = cast(leak, dtype, stream)
+        return mx.multiply(leak, 1 - kept, stream=stream) if kept else leak
+    new = (1.0 if leak is None else float(leak)) * (1 - kept)
+    return None if new == 1 else new
+
+
+def judge_lengths(values: Any, name: str, lead: tuple[int, ...], L: int) -> mx.array:
+    """Return the lengths of rows as an array.
+
+    Args:
+        values (array): What the user gave.
+        name (str): What has the leading axes.
+        lead (tuple(int)): The leading axes.
+        L (int): How many steps there are.
+
+    Raises:
+        TypeError: If these are no numbers.
+        ValueError: If they are no integers, their shape is another or, where they can
+            be read, one is outside 0..L.
+    """
+    given, found = _numbers("lengths", values, "integers", "iu")
+    if given.shape != lead:
+        raise ValueError(
+            f"lengths must have shape {lead}, the leading axes of {name}, but has "
+            f"shape {given.shape}"
+        )
+    if found is None:
+        if given.dtype == mx.uint64:  # what int64 lacks would turn negative
+            given = mx.minimum(given, mx.array(2**31, mx.uint64))
+        # L itself may differ from call to call of a shapeless function.
+        wide = mx.clip(given.astype(mx.int64), 0, 2**31 - 1)
+        return wide.astype(mx.int32)
+    _judge_each("lengths", found, (found >= 0) & (found <= L), f"from 0 to L = {L}")
+    return given.astype(mx.int32)
+
+
+def judge_reset(
+    values: Any, name: str, lead: tuple[int, ...], steps: tuple[int, ...]
+) -> mx.array:
+    """Return where episodes start as an array of booleans.
+
+    Args:
+        values (array): What the user gave.
+        name (str): What has the leading axes.
+        lead (tuple(int)): The leading axes.
+        steps (tuple(int)): The axis of time, ``(L,)``, or ``()`` for one step.
+
+    Raises:
+        TypeError: If these are no numbers.
+        ValueError: If they are no booleans, their shape is another or, where they can
+            be read, an integer is neither 0 nor 1.
+    """
+    given, found = _numbers("reset", values, "booleans, or integers 0 and 1", "biu")
+    if given.shape != lead + steps:
+        what = "leading axes and steps" if steps else "leading axes"
+        raise ValueError(
+            f"reset must have shape {lead + steps}, the {what} of {name}, but has "
+            f"shape {given.shape}"
+        )
+    if given.dtype == mx.bool_:
+        return given
+    if found is not None:
+        _judge_each("reset", found, (found == 0) | (found == 1), "0 or 1")
+    return given != 0
+
+
+def judge_leak(value: Any, H: int) -> float | mx.array:
+    """Return a leak: a number in (0, 1], or an array ``(H,)`` of any values."""
+    if isinstance(value, Real):
+        leak = float_of(value)
+        if not 0 < leak <= 1:
+            raise ValueError(f"leak must be in (0, 1], but is {shown(value)}")
+        return leak
+    if not isinstance(value, mx.array):
+        raise TypeError(
+            f"leak must be a number or an mlx.core.array, but is {type_name(value)}"
+        )
+    if value.shape != (H,):
+        raise ValueError(f"leak must have shape ({H},), but has shape {value.shape}")
+    if value.dtype not in FLOATING:
+        raise ValueError(
+            f"leak must be of a real floating dtype, but is {dtype_name(value.dtype)}"
+        )
+    return value
+
+
+def judge_leaks(value: Any, H: int) -> float | mx.array:
+    """Return the leak of a layer, whose values are judged in an array too."""
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "biufc":
+            raise TypeError(f"leak must hold numbers, but has dtype {value.dtype}")
+        value = _of_numpy(value)
+    leak = judge_leak(value, H)
+    if isinstance(leak, mx.array):
+        wide = mx.float64 if leak.dtype == mx.float64 else mx.float32
+        if (found := _read(leak.astype(wide))) is not None:
+            _judge_each("leak", found, (found > 0) & (found <= 1), "in (0, 1]")
+    return leak
+
+
+def judge_hidden0(value: Any, H: int) -> None:
+    """Raise for a state to begin with that is no array ``(H,)`` of real numbers."""
+    judge_array("hidden0", value)
+    if value.shape != (H,):
+        raise ValueError(f"hidden0 must have shape ({H},), but has shape {value.shape}")
+    if mx.issubdtype(value.dtype, mx.complexfloating):
+        raise ValueError(
+            f"hidden0 must be of a real dtype, but is {dtype_name(value.dtype)}"
+        )
+
+
+def _numbers(
+    name: str, values: Any, rule: str, kinds: str
+) -> tuple[mx.array, np.ndarray | None]:
+    """Return an array of these kinds of numbers, and the numbers if they can be read.
+
+    An array of MLX that is not computed yet is evaluated.
+    """
+    if isinstance(values, mx.array):
+        if not mx.issubdtype(values.dtype, mx.integer) and not (
+            "b" in kinds and values.dtype == mx.bool_
+        ):
+            _refuse_dtype(name, rule, dtype_name(values.dtype))
+        # Booleans have no value that would be wrong.
+        return values, None if values.dtype == mx.bool_ else _read(values)
+    try:
+        found = np.asarray(values)
+    except ValueError:  # rows of several lengths
+        raise ValueError(
+            f"{name} must be {rule}, the same number in each row"
+        ) from None
+    if found.dtype.kind not in "biufc":
+        given = shown(values) if found.ndim else type_name(values)
+        raise TypeError(f"{name} must be {rule}, but is {given}")
+    if not found.size and not isinstance(values, np.ndarray):
+        found = found.astype(np.int32)  # an empty list has no dtype
+    if found.dtype.kind not in kinds:
+        _refuse_dtype(name, rule, str(found.dtype))
+    return _of_numpy(found), found
+
+
+def _of_numpy(values: np.ndarray) -> mx.array:
+    """Return an array that may lie in memory in any way, and be of any byte order."""
+    dtype = values.dtype.newbyteorder("=")
+    if dtype == np.longdouble:  # MLX has none
+        dtype = np.dtype(np.float64)
+    return mx.array(np.asarray(values, dtype, order="C"))
+
+
+def _refuse_dtype(name: str, rule: str, dtype: str) -> None:
+    raise ValueError(f"{name} must be {rule}, but are {dtype}")
+
+
+def _read(values: mx.array) -> np.ndarray | None:
+    """Return the values, or ``None`` inside a compiled function or a vmap."""
+    try:
+        return values_of(values)
+    except ValueError:
+        return None
+
+
+def _judge_each(name: str, found: np.ndarray, good: np.ndarray, rule: str) -> None:
+    if good.all():
+        return
+    place = tuple(int(i) for i in np.argwhere(~good)[0])
+    index = f"[{', '.join(map(str, place))}]" if place else ""
+    raise ValueError(f"{name} must be {rule}, but {name}{index} is {found[place]}")
