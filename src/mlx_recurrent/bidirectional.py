@@ -1,7 +1,7 @@
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
@@ -10,7 +10,7 @@ from mlx_recurrent.both_ways import both_ways
 from mlx_recurrent.duplicate import duplicate
 from mlx_recurrent.judging import ReturnState, shown, type_name
 from mlx_recurrent.layers import RNN
-from mlx_recurrent.options import Values
+from mlx_recurrent.options import Options, Values
 from mlx_recurrent.sizes import sizes_of
 
 Merge: TypeAlias = str | Callable[[mx.array, mx.array], Any] | None
@@ -165,7 +165,7 @@ class Bidirectional(Module):
         if not type(self.forward) is type(self.backward) is RNN:
             return None
         layers = (self.forward._arguments(), self.backward._arguments())
-        return both_ways(x, layers, (hidden[0], hidden[1]), keywords)
+        return both_ways(x, layers, (hidden[0], hidden[1]), cast(Options, keywords))
 
     def _merged(self, forward: Any, backward: Any) -> Any:
         if self.merge is None:

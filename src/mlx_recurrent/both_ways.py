@@ -61,7 +61,10 @@ def both_ways(
     if not _native.runs_apart(math.prod(one.lead), L, D, H, one.dtype, 2):
         return None
     operands = [bind(call, None) for call in (one, other)]
-    weights = (_pair(*pair) for pair in zip(*(o[1:] for o in operands), strict=True))
+    Wxh, bias, Whh, state = (
+        _pair(*pair) for pair in zip(*(o[1:] for o in operands), strict=True)
+    )
+    assert Whh is not None  # for the type checker: both have one
     bound = bound_options(one, None) or BoundOptions()
     lengths, reset = bound.lengths, bound.reset
     bound = bound._replace(
@@ -71,7 +74,10 @@ def both_ways(
     )
     outputs: mx.array = _native.recurrence(
         _twice(operands[0][0], 2),
-        *weights,
+        Wxh,
+        bias,
+        Whh,
+        state,
         one.choice.activation,
         False,
         None,
