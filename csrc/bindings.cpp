@@ -11,8 +11,8 @@
 
 #include "activation.h"
 #include "kernels/cores.h"
+#include "kernels/machine_speed.h"
 #include "kernels/partition.h"
-#include "kernels/rates.h"
 #include "kernels/team.h"
 #include "mlx_faults/interpreter.h"
 #include "mlx_faults/stream_threads.h"
@@ -23,7 +23,7 @@
 #include "primitives/pointwise.h"
 #include "primitives/reading.h"
 #include "primitives/recurrence.h"
-#include "primitives/time.h"
+#include "primitives/steps.h"
 #include "primitives/traced.h"
 #include "streaming_bindings.h"
 

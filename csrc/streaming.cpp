@@ -62,7 +62,7 @@ Stream::Stream(
     state = memory(N * H * element);
   }
   args_.layer.L = most_steps_;
-  args_.layer.keep_every = 0;
+  args_.layer.checkpoint_every = 0;
   scratch_ = memory(kernel_.scratch(args_, kAlone));
   // A step, whose result nobody sees, packs the weights.
   if (N > 0) {

@@ -96,11 +96,11 @@ struct BackwardLayout {
   C* panel;              // (kOuterTerms, kPanel), by member
   RowAt* row_at;         // (steps * rows), by member
   int64_t* begins;       // (steps + 1): the first row of each step, by member
-  C* sums[2];            // (ldh) each, by member: a chunk's drestart and dleak
+  C* sums[2];            // (ldh) each, by member: a chunk's dhidden0 and dleak
   SliceSums<T> dWhh;     // (H, H)
   SliceSums<T> dWxh;     // (H, D)
   SliceSums<T> dbias;    // (1, H)
-  SliceSums<T> drestart; // (1, H)
+  SliceSums<T> dhidden0; // (1, H)
   SliceSums<T> dleak;    // (1, H)
 
   // Whether the derivative starts from pre-activations, not from states: f(a)
@@ -112,7 +112,7 @@ struct BackwardLayout {
   // Whether steps run forward once more: for the states, or for the
   // pre-activations.
   static bool recomputes(const BackwardArgs& args) {
-    return args.layer.keep_every > 0 ||
+    return args.layer.checkpoint_every > 0 ||
         (needs_preactivations(args.layer) && !args.preactivations.data);
   }
 
@@ -128,8 +128,8 @@ struct BackwardLayout {
   }
 
   static int64_t chunk(const RecurrenceArgs& g, const Shares& shares) {
-    if (g.keep_every > 0) {
-      return minimum(g.keep_every, g.L);
+    if (g.checkpoint_every > 0) {
+      return minimum(g.checkpoint_every, g.L);
     }
     int64_t rows = shares.most_rows() > 0 ? shares.most_rows() : 1;
     return minimum(ceil_div(kBackwardChunkRows, rows), g.L);
@@ -144,7 +144,7 @@ struct BackwardLayout {
             shares.partition,
             shares.most_rows(),
             recomputes(args) ? steps : 0,
-            args.layer.keep_every > 0 ? chains_for(args.layer.N) : 1,
+            args.layer.checkpoint_every > 0 ? chains_for(args.layer.N) : 1,
             shares.member.index),
         running(arena, args.layer.course, args.layer.N, args.layer.L),
         terms(arena, args.layer, running, shares) {
@@ -183,7 +183,7 @@ struct BackwardLayout {
     dWhh = SliceSums<T>(arena, args.dWhh, g.H, g.H, slices);
     dWxh = SliceSums<T>(arena, args.dWxh, g.H, g.D, slices);
     dbias = SliceSums<T>(arena, args.dbias, 1, g.H, slices);
-    drestart = SliceSums<T>(arena, args.drestart, 1, g.H, slices);
+    dhidden0 = SliceSums<T>(arena, args.dhidden0, 1, g.H, slices);
     dleak = SliceSums<T>(arena, args.dleak, 1, g.H, slices);
   }
 };
@@ -229,8 +229,8 @@ struct BackwardRun {
   }
 
   // Whether something is wanted of what passes to where episodes start.
-  bool restarts() const {
-    return args.drestart && layout.terms.episodes;
+  bool wants_starts() const {
+    return args.dhidden0 && layout.terms.episodes;
   }
 
   void pack_weights() const {
@@ -304,9 +304,9 @@ struct BackwardRun {
       return steps.stage_hidden(count, to);
     }
     for (int64_t r = 0; r < count; ++r, to += ldh()) {
-      int64_t index = g.keep_latest ? 0
-          : g.keep_every > 0
-          ? i / g.keep_every - 1
+      int64_t index = g.latest_checkpoint ? 0
+          : g.checkpoint_every > 0
+          ? i / g.checkpoint_every - 1
           : layout.running.place(steps.rows.first + r, i - 1);
       stage_row<T>(
           to,
@@ -335,7 +335,7 @@ struct BackwardRun {
   // something at the first step.
   bool load_states(const Chunk& chunk, C* states) const {
     bool any = stage_before(chunk, layout.states);
-    if (g.keep_every > 0) {
+    if (g.checkpoint_every > 0) {
       shares.after_step();
       recompute(chunk, any, states);
     } else {
@@ -351,7 +351,7 @@ struct BackwardRun {
       }
       any = true;
     }
-    if (layout.needs_preactivations(g) && g.keep_every == 0) {
+    if (layout.needs_preactivations(g) && g.checkpoint_every == 0) {
       if (args.preactivations.data) {
         stage_rows<AsComputed<C>>(args.preactivations, chunk, layout.a);
       } else {
@@ -369,7 +369,7 @@ struct BackwardRun {
     C* a = apart ? layout.a : states;
     steps.project(chunk.first, chunk.last, a);
     const C* seen = any ? layout.states : nullptr;
-    if (terms.carries() && (any || g.restart.data)) {
+    if (terms.carries() && (any || g.hidden0.data)) {
       // Of the first step alone: the others' is written by the step before.
       steps.carry(
           chunk.first, chunk.count(chunk.first), layout.states, layout.seen);
@@ -483,7 +483,7 @@ struct BackwardRun {
       later = nullptr;
     }
     if (!layout.is_plain()) {
-      if (later && (restarts() || !layout.running.truncates(i + 1))) {
+      if (later && (wants_starts() || !layout.running.truncates(i + 1))) {
         collect(i + 1, steps.count_at(i + 1), later, now);
       }
       terms.begin_step(i, count);
@@ -522,7 +522,7 @@ struct BackwardRun {
   }
 
   // Adds what the states of step i pass on to `to`, the cotangents of the
-  // states before; or to the restart's where an episode starts.
+  // states before; or to dhidden0 where an episode starts.
   void collect(int64_t i, int64_t count, const C* delta, C* to) const {
     multiply_back(
         i,
@@ -618,7 +618,7 @@ struct BackwardRun {
       Vec<C> lambda,
       Vec<C> h) const {
     const Terms<T>& terms = layout.terms;
-    const C* q = terms.starts_row(r) ? terms.restart : before + r * ldh();
+    const C* q = terms.starts_row(r) ? terms.hidden0 : before + r * ldh();
     Vec<C> d = lambda * (h - load_as<Vec<C>>(q + j));
     if (terms.draws_units) {
       d = terms.unless_kept(r, j, d, Vec<C>{});
@@ -785,7 +785,7 @@ struct BackwardRun {
     layout.dWhh.clear_columns(slice, steps.panels);
     layout.dWxh.clear_columns(slice, inputs);
     const SliceSums<T>* rows[] = {
-        &layout.dbias, &layout.drestart, &layout.dleak};
+        &layout.dbias, &layout.dhidden0, &layout.dleak};
     for (const auto* sum : rows) {
       sum->clear_columns(slice, steps.panels);
     }
@@ -809,8 +809,8 @@ struct BackwardRun {
     if (layout.is_plain()) {
       return;
     }
-    if (args.drestart) {
-      add_columns(layout.sums[0], layout.drestart.of(slice));
+    if (args.dhidden0) {
+      add_columns(layout.sums[0], layout.dhidden0.of(slice));
     }
     if (args.dleak) {
       add_columns(layout.sums[1], layout.dleak.of(slice));
@@ -827,17 +827,17 @@ struct BackwardRun {
         continue;
       }
       int64_t row = layout.running.row(p), length = layout.running.length(p);
-      int64_t begin = g.keep_latest ? 0 : length;
+      int64_t begin = g.latest_checkpoint ? 0 : length;
       if (dx) {
         clear(dx + (row * g.L + begin) * g.D, (g.L - begin) * g.D);
       }
       if (dhidden && length == 0) {
         copy_or_clear_row<T>(dhidden + row * g.H, args.dstate, row, g.H);
-      } else if (dhidden && g.keep_latest) {
+      } else if (dhidden && g.latest_checkpoint) {
         clear(dhidden + row * g.H, g.H);
       }
     }
-    if (g.keep_latest) {
+    if (g.latest_checkpoint) {
       shares.after_step(); // some of it is written once more
     }
   }
@@ -846,7 +846,7 @@ struct BackwardRun {
     clear_sums(slice);
     Range all = shares.rows(slice);
     write_rest(all);
-    if (!g.keep_latest) {
+    if (!g.latest_checkpoint) {
       int64_t most = layout.running.most_steps(all);
       run_chunks(slice, all, 0, ceil_div(most, layout.steps));
       return;
@@ -909,11 +909,11 @@ struct BackwardRun {
     if (!later) {
       return;
     }
-    if (first > 0 && restarts()) {
+    if (first > 0 && wants_starts()) {
       // Nothing passes this border but to an episode that starts there.
       collect(first * layout.steps, count, later, nullptr);
       move_chunk_sums(slice);
-    } else if (first == 0 && (args.dhidden || restarts())) {
+    } else if (first == 0 && (args.dhidden || wants_starts())) {
       write_dhidden(count, later);
       move_chunk_sums(slice);
     }
@@ -957,7 +957,7 @@ static void run_backward(
   wait(member);
   layout.dWhh.write(shares.once(g.H));
   layout.dWxh.write(shares.once(g.H));
-  const SliceSums<T>* rows[] = {&layout.dbias, &layout.drestart, &layout.dleak};
+  const SliceSums<T>* rows[] = {&layout.dbias, &layout.dhidden0, &layout.dleak};
   for (const auto* sum : rows) {
     sum->write(shares.once(1));
   }

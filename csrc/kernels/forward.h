@@ -92,10 +92,10 @@ struct StepResults {
         preactivations(static_cast<C*>(args.preactivations)),
         g(&args.layer),
         step(i) {
-    int64_t every = g->keep_every;
+    int64_t every = g->checkpoint_every;
     if (every > 0) {
-      kept = kept_states(g->L, every, g->keep_latest);
-      slot = g->keep_latest ? 0 : i / every;
+      kept = kept_states(g->L, every, g->latest_checkpoint);
+      slot = g->latest_checkpoint ? 0 : i / every;
       keeps = (i + 1) % every == 0;
     }
   }
@@ -105,12 +105,13 @@ struct StepResults {
       return nullptr;
     }
     int64_t row = running.row(p);
-    if (g->keep_every == 0) {
+    if (g->checkpoint_every == 0) {
       return states + (row * g->L + running.place(p, step)) * g->H;
     }
     int64_t left = running.length(p) - (step + 1);
-    bool keep = g->keep_latest ? keeps && left > 0 && left <= g->keep_every
-                               : keeps || left == 0;
+    bool keep = g->latest_checkpoint
+        ? keeps && left > 0 && left <= g->checkpoint_every
+        : keeps || left == 0;
     return keep ? states + (row * kept + slot) * g->H : nullptr;
   }
 
@@ -298,7 +299,7 @@ struct ForwardSteps {
       const StepBuffers<C>& at,
       const StepResults<T>& results) const {
     terms.begin_step(i, count);
-    bool absent = at.seen && terms.episodes && !g.restart.data;
+    bool absent = at.seen && terms.episodes && !g.hidden0.data;
     if (absent) {
       swap_started(count, at.a, terms.saved);
     }
@@ -358,7 +359,7 @@ struct ForwardSteps {
   // The state before the step at hand, as the sum in h_t has it.
   INLINE_MEMBER const C* state_before(const StepBuffers<C>& at, int64_t r)
       const {
-    return terms.starts_row(r) ? terms.restart : at.before + r * ldh;
+    return terms.starts_row(r) ? terms.hidden0 : at.before + r * ldh;
   }
 
   INLINE_MEMBER void activate_tile(
@@ -558,7 +559,7 @@ struct ForwardRun {
     const C* before = layout.hidden;
     const C* seen = any ? before : nullptr;
     bool carries = layout.terms.carries();
-    if (carries && (any || g.restart.data)) {
+    if (carries && (any || g.hidden0.data)) {
       seen = layout.seen[0];
       steps.carry(0, count, before, layout.seen[0]);
     }
@@ -602,7 +603,7 @@ struct ForwardRun {
 
   // Where a row has no step its outputs are zero.
   void clear_padding() const {
-    if (g.keep_every > 0) {
+    if (g.checkpoint_every > 0) {
       return;
     }
     for (int64_t p = steps.rows.first; p < steps.rows.last; ++p) {

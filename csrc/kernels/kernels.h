@@ -191,7 +191,7 @@ struct Draws {
 
 // z_t = Wxh (m_x x_t) + bias or, where `projected` is set, x_t itself (then
 // D == H). With q_t the state before step t of the run, `hidden` at first and
-// `restart` where an episode starts:
+// `hidden0` where an episode starts:
 //   h_t = (1 - k_t) q_t + k_t f(z_t + Whh (m_h q_t)).
 // m are the factors of dropout; k is `leak`, or 0 where zoneout keeps a unit. A
 // term whose factor is 0 is absent.
@@ -204,16 +204,17 @@ struct RecurrenceArgs {
   Vector bias;
   Matrix Whh;
   Sequence hidden; // (N, 1, H); data is null where there is none
-  Vector restart;  // (H,); null data: zero
+  Vector hidden0;  // (H,); null data: zero
   Vector leak;     // (H,); null data: 1
   Course course;
   Draws draws;
   // 0: every state is kept, at its place in time. k >= 1: those after steps k,
   // 2k, ... of each row's run and after its last, in the order of the run.
-  int64_t keep_every;
+  int64_t checkpoint_every;
   // Of those only the one that the last block of a row's run starts from, which
-  // is all that a derivative truncated to blocks of k = `keep_every` needs.
-  bool keep_latest;
+  // is all that a derivative truncated to blocks of k = `checkpoint_every`
+  // needs.
+  bool latest_checkpoint;
   // Of a traced activation: f(a), and c f'(a) of the inputs (a, c).
   const Program* function = nullptr;
   const Program* derivative = nullptr; // read by the backward pass only
@@ -246,19 +247,19 @@ struct BackwardArgs {
   void* dbias;    // (H,)
   void* dWhh;     // (H, H)
   void* dhidden;  // (N, H)
-  void* drestart; // (H,)
+  void* dhidden0; // (H,)
   void* dleak;    // (H,)
 };
 
 // The linear scan and its transpose, along the course of the recurrence that it
 // is the derivative of: truncation cuts. Factors belong to the passage between
 // two steps, and have the place of that passage's later step in the run. With u
-// the result before step t in the run, `hidden` at first, `restart` where an
+// the result before step t in the run, `hidden` at first, `hidden0` where an
 // episode starts, absent where the passage is cut:
 //   y_t = s_t + alpha_t u + beta_t V (gamma_t u)
 // and transposed, with n the step after t in the run:
 //   y_t = s_t + alpha_n y_n + gamma_n V^T (beta_n y_n),
-// without `hidden` and `restart`. A term whose factor is 0 is absent.
+// without `hidden` and `hidden0`. A term whose factor is 0 is absent.
 struct LinearScanArgs {
   int64_t N, L, H;
   bool transposed;
@@ -269,7 +270,7 @@ struct LinearScanArgs {
   Sequence beta;   // null data: all ones
   Sequence gamma;  // null data: all ones
   Sequence hidden; // (N, 1, H); null data: zero
-  Vector restart;  // (H,); null data: zero
+  Vector hidden0;  // (H,); null data: zero
   void* out;       // (N, L, H)
 };
 
@@ -321,11 +322,11 @@ struct KernelTable {
 // States of a row that the forward pass leaves.
 inline int64_t kept_states(
     int64_t L,
-    int64_t keep_every,
-    bool keep_latest = false) {
-  return keep_every == 0 ? L
-      : keep_latest      ? 1
-                         : (L + keep_every - 1) / keep_every;
+    int64_t checkpoint_every,
+    bool latest_checkpoint = false) {
+  return checkpoint_every == 0 ? L
+      : latest_checkpoint      ? 1
+                               : (L + checkpoint_every - 1) / checkpoint_every;
 }
 
 // The table for this processor, or for the instruction set that the environment

@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "course.h"
+#include "running.h"
 
 namespace {
 
@@ -11,7 +11,7 @@ struct LinearScanLayout {
   typedef Compute<T> C;
   Running running;
   Panels<T> V;   // V^T; transposed, V
-  C* restart;    // (ldh,)
+  C* hidden0;    // (ldh,)
   C* carried[2]; // what V is multiplied with, by parity of the passage
   C* passed;     // alpha * y (rows, ldh), like `carried`
 
@@ -21,7 +21,7 @@ struct LinearScanLayout {
     int64_t size = shares.most_rows() * ldh;
     int64_t groups = Shares::groups(shares.partition);
     V = take_panels<T>(arena, g.H, g.H, stays_stored<T>(chains_for(g.N)));
-    restart = arena.take<C>(g.restart.data ? ldh : 0);
+    hidden0 = arena.take<C>(g.hidden0.data ? ldh : 0);
     C* all = arena.take<C>(2 * groups * size);
     carried[0] = all + 2 * shares.group() * size;
     carried[1] = carried[0] + size;
@@ -125,11 +125,11 @@ struct LinearScanSteps {
         own.last);
     if (shares.member.index == 0) {
       running.prepare(shares.partition);
-      if (g.restart.data) {
+      if (g.hidden0.data) {
         stage_row<T>(
-            layout.restart,
-            static_cast<const Element<T>*>(g.restart.data),
-            g.restart.stride,
+            layout.hidden0,
+            static_cast<const Element<T>*>(g.hidden0.data),
+            g.hidden0.stride,
             0,
             g.H);
       }
@@ -156,18 +156,18 @@ struct LinearScanSteps {
   // Whether anything can come through passage 0.
   INLINE_MEMBER bool begins() const {
     return (!g.transposed && g.hidden.data) ||
-        (restarts() && !g.course.reverse);
+        (starts_from_state() && !g.course.reverse);
   }
 
   // Whether an episode may start from something.
-  bool restarts() const {
-    return !g.transposed && g.restart.data && g.course.reset.data;
+  bool starts_from_state() const {
+    return !g.transposed && g.hidden0.data && g.course.reset.data;
   }
 
   // Whether anything comes through a passage.
   INLINE_MEMBER bool comes_through(int64_t position, int64_t passage) const {
     if (running.starts(position, passage)) {
-      return restarts();
+      return starts_from_state();
     }
     return !running.truncates(passage) && (passage > 0 || g.hidden.data);
   }
@@ -210,9 +210,9 @@ struct LinearScanSteps {
     if (!plain && comes_in) {
       row.comes_in = comes_through(position, entered(i));
     }
-    if (!plain && goes_on && !g.transposed && g.restart.data &&
+    if (!plain && goes_on && !g.transposed && g.hidden0.data &&
         running.starts(position, taken(i))) {
-      row.instead = layout.restart;
+      row.instead = layout.hidden0;
     }
     return row;
   }
@@ -294,7 +294,7 @@ struct LinearScanSteps {
   INLINE_MEMBER void step(int64_t i) const {
     int64_t count = count_at(i);
     int64_t coming = 0; // rows that something may come in to
-    bool whole = restarts();
+    bool whole = starts_from_state();
     if ((whole || !running.truncates(entered(i))) &&
         (entered(i) > 0 || begins())) {
       coming = count_at(entered(i));

@@ -4,8 +4,8 @@
 
 #pragma once
 
-#include "course.h"
 #include "random.h"
+#include "running.h"
 
 namespace {
 
@@ -18,7 +18,7 @@ struct Terms {
   Range columns; // of H, this member's
   int64_t ldh, ldd;
   Range rows{0, 0};     // positions; set by begin
-  C* restart;           // (ldh), zeros where there is none
+  C* hidden0;           // (ldh), zeros where there is none
   C* leak;              // (ldh)
   C* factors;           // (rows, ldh), of recurrent dropout
   C* input_factors;     // (rows, ldd)
@@ -54,7 +54,7 @@ struct Terms {
       C* all = arena.take<C>(shares.partition.threads * count);
       return all + shares.member.index * count;
     };
-    restart = take(episodes ? ldh : 0);
+    hidden0 = take(episodes ? ldh : 0);
     leak = take(leaks ? ldh : 0);
     factors = take(drops_states ? most * ldh : 0);
     input_factors = take(drops_features ? most * ldd : 0);
@@ -79,7 +79,7 @@ struct Terms {
   // Once, before any step.
   void prepare() const {
     if (episodes) {
-      stage_vector(restart, g.restart);
+      stage_vector(hidden0, g.hidden0);
     }
     if (leaks) {
       stage_vector(leak, g.leak);
@@ -184,7 +184,7 @@ struct Terms {
   // What row r gives to the product of step i, from the state before it.
   INLINE_MEMBER void carry(int64_t i, int64_t r, const C* state, C* to) const {
     const C* from =
-        episodes && running.starts(rows.first + r, i) ? restart : state;
+        episodes && running.starts(rows.first + r, i) ? hidden0 : state;
     for (int64_t j = columns.first; j < columns.last; j += lanes) {
       store_as(to + j, seen(r, j, load_as<Vec<C>>(from + j)));
     }

@@ -5,7 +5,7 @@
 #include "primitives/broadcast.h"
 #include "primitives/launch.h"
 #include "primitives/matmul.h"
-#include "primitives/time.h"
+#include "primitives/steps.h"
 
 namespace mlx_recurrent {
 
@@ -17,11 +17,11 @@ mx::array before(
     const mx::array& y,
     const mx::Stream& s) {
   mx::array u = step_before(y, in.hidden, in.course, s);
-  if (!in.restart) {
+  if (!in.hidden0) {
     return u;
   }
-  mx::array rows = repeated_row(*in.restart, y, s);
-  return add(u, only_places(rows, Places::restarts, in.course, s), s);
+  mx::array rows = repeated_row(*in.hidden0, y, s);
+  return add(u, only_places(rows, Places::starts, in.course, s), s);
 }
 
 // The sum of terms that may be absent.
@@ -46,12 +46,12 @@ mx::array linear_scan(
     bool transposed,
     const mx::Stream& stream) {
   if (!in.course.reset) {
-    in.restart = std::nullopt;
+    in.hidden0 = std::nullopt;
   }
   in.course = in.course.cut();
   Arrays inputs{in.s, in.V};
   for (const auto* optional :
-       {&in.alpha, &in.beta, &in.gamma, &in.hidden, &in.restart}) {
+       {&in.alpha, &in.beta, &in.gamma, &in.hidden, &in.hidden0}) {
     if (*optional) {
       inputs.push_back(**optional);
     }
@@ -65,7 +65,7 @@ mx::array linear_scan(
           in.beta.has_value(),
           in.gamma.has_value(),
           in.hidden.has_value(),
-          in.restart.has_value(),
+          in.hidden0.has_value(),
           in.course.form});
   mx::Shape shape = primitive->output_shapes(inputs)[0];
   return mx::array(
@@ -83,7 +83,7 @@ LinearScanInputs LinearScan::unpack(const Arrays& inputs) const {
       at(form_.beta()),
       at(form_.gamma()),
       at(form_.hidden()),
-      at(form_.restart()),
+      at(form_.hidden0()),
       Course(form_.course, inputs)};
 }
 
@@ -137,7 +137,7 @@ void LinearScan::eval_cpu(const Arrays& inputs, Arrays& outputs) {
          of_set(beta, i, N),
          of_set(gamma, i, N),
          of_set(hidden, i, N),
-         in.restart ? Operands::vector(*in.restart, i)
+         in.hidden0 ? Operands::vector(*in.hidden0, i)
                     : kernels::Vector{nullptr, 0},
          of_set(out, i, sets)});
   }
@@ -160,8 +160,8 @@ std::vector<mx::Shape> LinearScan::output_shapes(const Arrays& inputs) {
       same_sets(in.s, in.V, sets) && form_.course.flips < sets &&
       mlx_recurrent::fits(form_.course, inputs, in.s) &&
       (!in.hidden || in.hidden->shape() == with_tail(in.s, 2, {H})) &&
-      (!in.restart || in.restart->shape() == with_tail(in.V, 1, {})) &&
-      !(form_.transposed && (in.hidden || in.restart));
+      (!in.hidden0 || in.hidden0->shape() == with_tail(in.V, 1, {})) &&
+      !(form_.transposed && (in.hidden || in.hidden0));
   for (const auto* factor : {&in.alpha, &in.beta, &in.gamma}) {
     fits = fits && (!*factor || (*factor)->shape() == in.s.shape());
   }
@@ -222,10 +222,10 @@ Arrays LinearScan::vjp(
       grads.push_back(through([&](const mx::array& a) {
         return step_at(a, End::first, {}, in.course, s);
       }));
-    } else if (i == form_.restart()) {
+    } else if (i == form_.hidden0()) {
       grads.push_back(row_sum(
           through([&](const mx::array& a) {
-            return only_places(a, Places::restarts, in.course, s);
+            return only_places(a, Places::starts, in.course, s);
           }),
           sets,
           s));
@@ -248,7 +248,7 @@ Arrays LinearScan::jvp(
   std::optional<mx::array> source;  // at its own step
   std::optional<mx::array> passing; // at a passage, for the step before
   std::optional<mx::array> first;
-  std::optional<mx::array> restart;
+  std::optional<mx::array> hidden0;
   auto pass = [&](const mx::array& term) { passing = sum(passing, term, s); };
   std::optional<mx::array> u;
   if (!form_.transposed) {
@@ -264,8 +264,8 @@ Arrays LinearScan::jvp(
       source = d;
     } else if (i == form_.hidden()) {
       first = d;
-    } else if (i == form_.restart()) {
-      restart = d;
+    } else if (i == form_.hidden0()) {
+      hidden0 = d;
     } else if (i == form_.V) {
       pass(
           u ? scaled(in.beta, matmul(scaled(in.gamma, *u, s), d, {}, s), s)
@@ -299,7 +299,7 @@ Arrays LinearScan::jvp(
        in.beta,
        in.gamma,
        first,
-       restart,
+       hidden0,
        in.course},
       form_.transposed,
       s)};
@@ -310,8 +310,8 @@ std::pair<Arrays, Ints> LinearScan::vmap(
     const Ints& axes) {
   std::vector<bool> joins(inputs.size(), true);
   joins[form_.V] = false;
-  if (form_.has_restart) {
-    joins[form_.restart()] = false;
+  if (form_.has_hidden0) {
+    joins[form_.hidden0()] = false;
   }
   int sets =
       static_cast<int>(inputs[form_.V].ndim()) - 2 - (axes[form_.V] >= 0);

@@ -7,15 +7,15 @@
 namespace mlx_recurrent {
 
 // The operands of, with u the result before step t in the run, `hidden` at
-// first and `restart` where an episode starts,
+// first and `hidden0` where an episode starts,
 //   y_t = s_t + alpha_t u + beta_t V (gamma_t u)
 // or transposed, with n the step after t in the run,
 //   y_t = s_t + alpha_n y_n + gamma_n V^T (beta_n y_n).
 // Nothing passes where the course truncates; a term whose factor is 0 is
 // absent; in the padding nothing is read, and y is zero. With any number of
 // leading axes of sets (S...): s and the factors are (S..., ..., L, H), V is
-// (S..., H, H), hidden (S..., ..., H), restart (S..., H). An absent alpha is 0,
-// beta and gamma 1, hidden and restart, which only the first form has, 0. An
+// (S..., H, H), hidden (S..., ..., H), hidden0 (S..., H). An absent alpha is 0,
+// beta and gamma 1, hidden and hidden0, which only the first form has, 0. An
 // axis along which the course flips is one of the sets.
 struct LinearScanInputs {
   mx::array s;
@@ -24,7 +24,7 @@ struct LinearScanInputs {
   std::optional<mx::array> beta;
   std::optional<mx::array> gamma;
   std::optional<mx::array> hidden;
-  std::optional<mx::array> restart;
+  std::optional<mx::array> hidden0;
   Course course;
 };
 
@@ -40,7 +40,7 @@ struct LinearScanForm {
   bool has_beta;
   bool has_gamma;
   bool has_hidden;
-  bool has_restart;
+  bool has_hidden0;
   CourseForm course;
 
   bool operator==(const LinearScanForm&) const = default;
@@ -60,12 +60,12 @@ struct LinearScanForm {
   int hidden() const {
     return has_hidden ? 2 + has_alpha + has_beta + has_gamma : -1;
   }
-  int restart() const {
-    return has_restart ? inputs() - 1 : -1;
+  int hidden0() const {
+    return has_hidden0 ? inputs() - 1 : -1;
   }
   // Before the course's arrays.
   int inputs() const {
-    return 2 + has_alpha + has_beta + has_gamma + has_hidden + has_restart;
+    return 2 + has_alpha + has_beta + has_gamma + has_hidden + has_hidden0;
   }
 };
 

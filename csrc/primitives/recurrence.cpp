@@ -10,9 +10,9 @@
 #include "primitives/broadcast.h"
 #include "primitives/launch.h"
 #include "primitives/linear_scan.h"
+#include "primitives/linearisation.h"
 #include "primitives/matmul.h"
-#include "primitives/recurrence_terms.h"
-#include "primitives/time.h"
+#include "primitives/steps.h"
 
 namespace mlx_recurrent {
 
@@ -43,17 +43,17 @@ mx::array states_of(
     RecurrenceForm form,
     const Arrays& inputs,
     const mx::Stream& s) {
-  form.keep_every = keep_all;
-  form.keep_latest = false;
+  form.checkpoint_every = all_states;
+  form.latest_checkpoint = false;
   form.keep_preactivations = false;
   form.returns_state = false;
   return outputs_of(form, inputs, s)[0];
 }
 
 // How the kernels are told which states to keep of L.
-int64_t kept_every(const RecurrenceForm& form, int64_t L) {
-  if (form.keep_every != keep_square_root) {
-    return form.keep_every;
+int64_t checkpoint_steps(const RecurrenceForm& form, int64_t L) {
+  if (form.checkpoint_every != checkpoint_square_root) {
+    return form.checkpoint_every;
   }
   auto root = static_cast<int64_t>(std::sqrt(static_cast<double>(L)));
   return root * root < L ? root + 1 : std::max<int64_t>(root, 1);
@@ -85,12 +85,12 @@ mx::Shape states_shape(
   auto Wxh = input_at(inputs, form.Wxh());
   auto bias = input_at(inputs, form.bias());
   auto hidden = input_at(inputs, form.hidden());
-  auto restart = input_at(inputs, form.restart());
+  auto hidden0 = input_at(inputs, form.hidden0());
   auto leak = input_at(inputs, form.leak());
   auto key = input_at(inputs, form.key());
   Arrays own(inputs.begin(), inputs.begin() + form.inputs());
   bool fits = has_kernels(x.dtype()) && Whh.ndim() >= 2 &&
-      x.ndim() >= Whh.ndim() && form.keep_every >= keep_square_root;
+      x.ndim() >= Whh.ndim() && form.checkpoint_every >= checkpoint_square_root;
   int sets = fits ? static_cast<int>(Whh.ndim()) - 2 : 0;
   int H = fits ? Whh.shape(-1) : 0;
   fits = fits && Whh.shape(-2) == H && same_sets(x, Whh, sets) &&
@@ -98,7 +98,7 @@ mx::Shape states_shape(
            : x.shape(-1) == H) &&
       (!bias || bias->shape() == with_tail(Whh, 1, {})) &&
       (!hidden || hidden->shape() == with_tail(x, 2, {H})) &&
-      (!restart || restart->shape() == with_tail(Whh, 1, {})) &&
+      (!hidden0 || hidden0->shape() == with_tail(Whh, 1, {})) &&
       (!leak || leak->shape() == with_tail(Whh, 1, {})) &&
       (!key ||
        (key->dtype() == mx::uint32 &&
@@ -150,7 +150,7 @@ std::vector<kernels::RecurrenceArgs> arguments(
       args.Wxh = Operands::matrix(inputs[form.Wxh()], i);
     }
     args.bias = vector(form.bias(), i);
-    args.restart = vector(form.restart(), i);
+    args.hidden0 = vector(form.hidden0(), i);
     args.leak = vector(form.leak(), i);
     args.course = runs[i];
     if (form.has_key()) {
@@ -167,8 +167,8 @@ std::vector<kernels::RecurrenceArgs> arguments(
     }
     args.Whh = Operands::matrix(inputs[form.Whh], i);
     args.hidden = of_set(hidden, i, sizes.N);
-    args.keep_every = kept_every(form, sizes.L);
-    args.keep_latest = form.keep_latest;
+    args.checkpoint_every = checkpoint_steps(form, sizes.L);
+    args.latest_checkpoint = form.latest_checkpoint;
     sets.push_back(args);
   }
   return sets;
@@ -230,7 +230,7 @@ Arrays recurrence(
   form.projected = !in.Wxh;
   form.has_bias = in.bias.has_value();
   form.has_hidden = in.hidden.has_value();
-  form.has_restart = in.restart.has_value();
+  form.has_hidden0 = in.hidden0.has_value();
   form.has_leak = in.leak.has_value();
   form.course = in.course.form;
   form.returns_state = returned != Returned::states;
@@ -238,14 +238,14 @@ Arrays recurrence(
   if (returned == Returned::state) {
     // A derivative that is cut to blocks needs the states at their borders.
     int block = form.course.truncate_every;
-    form.keep_latest = checkpoint_every == 0 && block > 0;
-    form.keep_every = checkpoint_every > 0 ? checkpoint_every
-        : block > 0                        ? block
-                                           : keep_square_root;
+    form.latest_checkpoint = checkpoint_every == 0 && block > 0;
+    form.checkpoint_every = checkpoint_every > 0 ? checkpoint_every
+        : block > 0                              ? block
+                                                 : checkpoint_square_root;
   }
   Arrays inputs{in.x, in.Whh};
   for (const auto* optional :
-       {&in.Wxh, &in.bias, &in.hidden, &in.restart, &in.leak, &in.key}) {
+       {&in.Wxh, &in.bias, &in.hidden, &in.hidden0, &in.leak, &in.key}) {
     if (*optional) {
       inputs.push_back(**optional);
     }
@@ -314,8 +314,8 @@ std::vector<mx::Shape> Recurrence::output_shapes(const Arrays& inputs) {
   int L = states[states.size() - 2];
   mx::Shape state(states.begin(), states.end() - 2);
   state.push_back(states.back());
-  states[states.size() - 2] = static_cast<int>(
-      kernels::kept_states(L, kept_every(form_, L), form_.keep_latest));
+  states[states.size() - 2] = static_cast<int>(kernels::kept_states(
+      L, checkpoint_steps(form_, L), form_.latest_checkpoint));
   std::vector<mx::Shape> shapes{states};
   if (form_.returns_state) {
     shapes.push_back(state);
@@ -339,7 +339,7 @@ Arrays Recurrence::vjp(
     const Ints& argnums,
     const Arrays& outputs) {
   const mx::Stream& s = stream();
-  bool all = form_.keep_every == keep_all;
+  bool all = form_.checkpoint_every == all_states;
   BackwardForm form{
       form_,
       all && !unused(cotangents[0]),
@@ -382,11 +382,11 @@ Arrays Recurrence::jvp(
     const Ints& argnums) {
   const mx::Stream& s = stream();
   mx::array y = states_of(form_, primals, s);
-  RecurrenceTerms terms(form_, primals, y, s);
+  Linearisation terms(form_, primals, y, s);
   std::optional<mx::array> dz;
   std::optional<mx::array> source;
   std::optional<mx::array> first;
-  std::optional<mx::array> restart;
+  std::optional<mx::array> hidden0;
   auto add_to = [&](std::optional<mx::array>& sum, const mx::array& term) {
     sum = sum ? add(*sum, term, s) : term;
   };
@@ -408,8 +408,8 @@ Arrays Recurrence::jvp(
     } else if (i == form_.leak()) {
       mx::array dk = terms.updated(repeated_row(d, y, s));
       add_to(source, multiply(dk, terms.change(), s));
-    } else if (i == form_.restart()) {
-      restart = d;
+    } else if (i == form_.hidden0()) {
+      hidden0 = d;
     } else {
       first = d;
     }
@@ -418,7 +418,7 @@ Arrays Recurrence::jvp(
     add_to(source, scaled(terms.slope(), *dz, s));
   }
   mx::array dy =
-      terms.scan(source ? *source : filled(y, 0, s), false, first, restart);
+      terms.scan(source ? *source : filled(y, 0, s), false, first, hidden0);
   // Where only some states are kept, nobody sees them or their tangents.
   Arrays moved{dy};
   if (form_.returns_state) {
@@ -497,7 +497,7 @@ void RecurrenceVJP::eval_cpu(const Arrays& inputs, Arrays& outputs) {
           : i == layer.Wxh()       ? args.dWxh
           : i == layer.bias()      ? args.dbias
           : i == layer.leak()      ? args.dleak
-          : i == layer.restart()   ? args.drestart
+          : i == layer.hidden0()   ? args.dhidden0
                                    : args.dhidden;
       target =
           outputs[k].size() > 0 ? of_set(outputs[k], set, sizes.sets) : nullptr;
@@ -520,8 +520,8 @@ std::vector<mx::Shape> RecurrenceVJP::output_shapes(const Arrays& inputs) {
   };
   int L = states[states.size() - 2];
   mx::Shape kept = states;
-  kept[kept.size() - 2] = static_cast<int>(
-      kernels::kept_states(L, kept_every(layer, L), layer.keep_latest));
+  kept[kept.size() - 2] = static_cast<int>(kernels::kept_states(
+      L, checkpoint_steps(layer, L), layer.latest_checkpoint));
   mx::Shape state(states.begin(), states.end() - 2);
   state.push_back(states.back());
   expect(
@@ -558,11 +558,12 @@ Arrays RecurrenceVJP::composed(
     layer.repeated_axes += more_sets;
   }
   int sets = static_cast<int>(inputs[layer.Whh].ndim()) - 2 + more_sets;
-  mx::array y = layer.keep_every == keep_all ? inputs[form_.states()]
-                                             : states_of(layer, inputs, s);
+  mx::array y = layer.checkpoint_every == all_states
+      ? inputs[form_.states()]
+      : states_of(layer, inputs, s);
   Arrays own(inputs.begin(), inputs.begin() + layer.inputs());
   Course course(layer.course, own);
-  RecurrenceTerms terms(layer, inputs, y, s);
+  Linearisation terms(layer, inputs, y, s);
   std::optional<mx::array> cotangent;
   if (form_.of_states) {
     cotangent = inputs[form_.dstates()];
@@ -605,8 +606,8 @@ Arrays RecurrenceVJP::composed(
     } else if (i == layer.leak()) {
       mx::array d = terms.updated(multiply(lambda, terms.change(), s));
       outputs.push_back(row_sum(d, sets, s));
-    } else if (i == layer.restart()) {
-      mx::array d = only_places(passed_on(), Places::restarts, course, s);
+    } else if (i == layer.hidden0()) {
+      mx::array d = only_places(passed_on(), Places::starts, course, s);
       outputs.push_back(row_sum(d, sets, s));
     } else {
       mx::array d = step_at(passed_on(), End::first, {}, course, s);

@@ -15,8 +15,8 @@ enum class Returned : int { states, state, both };
 
 // Which states remain beside what is asked for: all, or every k-th and the
 // last, where k is a number, or follows from L: the square root, rounded up.
-constexpr int keep_all = 0;
-constexpr int keep_square_root = -1;
+constexpr int all_states = 0;
+constexpr int checkpoint_square_root = -1;
 
 // What a recurrence computes, beside its arrays. Weights, which are all but x,
 // hidden and the course, may have leading axes of sets (S...), all the same,
@@ -26,7 +26,7 @@ struct RecurrenceForm {
   bool projected = false; // x is z already; there is no Wxh and no bias
   bool has_bias = false;
   bool has_hidden = false;
-  bool has_restart = false;
+  bool has_hidden0 = false;
   bool has_leak = false;
   CourseForm course;
   // Probabilities; a key is there where one is not 0.
@@ -35,10 +35,10 @@ struct RecurrenceForm {
   double input_dropout = 0;
   // So many of the first axes of the batch hold calls that draw the same.
   int repeated_axes = 0;
-  int keep_every = keep_all; // k, or one of the above
+  int checkpoint_every = all_states; // k, or one of the above
   // Of the states of every k-th step only what a derivative needs that is cut
   // to blocks of k steps.
-  bool keep_latest = false;
+  bool latest_checkpoint = false;
   // Whether what the activation was given stays for the derivative, where that
   // needs it; if not, it is computed again.
   bool keep_preactivations = true;
@@ -64,8 +64,8 @@ struct RecurrenceForm {
   int hidden() const {
     return has_hidden ? 2 + !projected + has_bias : -1;
   }
-  int restart() const {
-    return has_restart ? 2 + !projected + has_bias + has_hidden : -1;
+  int hidden0() const {
+    return has_hidden0 ? 2 + !projected + has_bias + has_hidden : -1;
   }
   int leak() const {
     return has_leak ? numbers() - 1 : -1;
@@ -75,7 +75,7 @@ struct RecurrenceForm {
   }
   // Those that have the call's dtype, and derivatives.
   int numbers() const {
-    return 2 + !projected + has_bias + has_hidden + has_restart + has_leak;
+    return 2 + !projected + has_bias + has_hidden + has_hidden0 + has_leak;
   }
   int inputs() const {
     return numbers() + has_key() + course.inputs();
@@ -100,7 +100,7 @@ struct RecurrenceForm {
   // derivative refers to it.
   int preactivations() const {
     bool needed = function || has_leak;
-    return needed && keep_preactivations && keep_every == keep_all
+    return needed && keep_preactivations && checkpoint_every == all_states
         ? 1 + returns_state
         : -1;
   }
@@ -117,7 +117,7 @@ struct RecurrenceInputs {
   std::optional<mx::array> Wxh;
   std::optional<mx::array> bias;
   std::optional<mx::array> hidden;
-  std::optional<mx::array> restart;
+  std::optional<mx::array> hidden0;
   std::optional<mx::array> leak;
   std::optional<mx::array> key; // uint32 (S..., 2)
   Course course;

@@ -53,7 +53,7 @@ const std::vector<Field>& fields() {
       {"projected", &Case::projected, {}},
       {"bias", &Case::bias, {}},
       {"hidden", &Case::hidden, {}},
-      {"restart", &Case::restart, {}},
+      {"hidden0", &Case::hidden0, {}},
       {"leak", &Case::leak, {}},
       {"lengths", &Case::lengths, {"all", "any", "equal", "none", "beyond"}},
       {"reset", &Case::reset, {"nowhere", "some", "everywhere", "first"}},
@@ -70,8 +70,8 @@ const std::vector<Field>& fields() {
       {"beta", &Case::beta, {}},
       {"gamma", &Case::gamma, {}},
       {"transposed", &Case::transposed, {}},
-      {"keep_every", &Case::keep_every, {}},
-      {"keep_latest", &Case::keep_latest, {}},
+      {"checkpoint_every", &Case::checkpoint_every, {}},
+      {"latest_checkpoint", &Case::latest_checkpoint, {}},
       {"state", &Case::state, {}},
       {"dstates", &Case::dstates, {}},
       {"preactivations", &Case::preactivations, {}},
@@ -109,7 +109,7 @@ void Case::settle() {
   bool mask = which() == Entry::mask;
   bool traced = layer && activation == static_cast<int64_t>(Activation::traced);
   if (!layer) {
-    activation = projected = keep_every = keep_latest = 0;
+    activation = projected = checkpoint_every = latest_checkpoint = 0;
     leak = 0;
     state = 1;
   }
@@ -128,7 +128,7 @@ void Case::settle() {
     L = 1; // a dropout is the same at every step
   }
   if (!layer && !scan) {
-    hidden = restart = lengths = reset = reverse = truncate_every = 0;
+    hidden = hidden0 = lengths = reset = reverse = truncate_every = 0;
   }
   if (!scan) {
     alpha = beta = gamma = transposed = 0;
@@ -145,7 +145,7 @@ void Case::settle() {
     bias = input_dropout = 0;
   }
   if (transposed) {
-    hidden = restart = 0;
+    hidden = hidden0 = 0;
   }
   if (which() == Entry::outer_sum) {
     bias = 0;
@@ -157,15 +157,15 @@ void Case::settle() {
   if (zoneout == 0 && recurrent_dropout == 0 && input_dropout == 0) {
     sets = 1;
   }
-  if (keep_every == 0) {
-    keep_latest = 0;
+  if (checkpoint_every == 0) {
+    latest_checkpoint = 0;
   }
-  if (keep_latest) {
+  if (latest_checkpoint) {
     // What is left of the states is enough for nothing else.
-    truncate_every = keep_every;
+    truncate_every = checkpoint_every;
     dstates = which() != Entry::backward;
   }
-  if (keep_every > 0 || !(traced || leak)) {
+  if (checkpoint_every > 0 || !(traced || leak)) {
     preactivations = 1;
   }
   if (split == 0) {

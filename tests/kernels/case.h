@@ -25,7 +25,7 @@ enum Wanted : int64_t {
   want_dbias = 4,
   want_dWhh = 8,
   want_dhidden = 16,
-  want_drestart = 32,
+  want_dhidden0 = 32,
   want_dleak = 64,
   want_all = 127
 };
@@ -62,13 +62,13 @@ struct Case {
   int64_t program = 0; // of a traced activation
   int64_t projected = 0;
   int64_t bias = 1, hidden = 1;
-  int64_t restart = 0, leak = 0;
+  int64_t hidden0 = 0, leak = 0;
   int64_t lengths = 0, reset = 0, reverse = 0, truncate_every = 0;
   // Probabilities, in thousandths, and how many sets of rows draw the same.
   int64_t zoneout = 0, recurrent_dropout = 0, input_dropout = 0, sets = 1;
   int64_t drawn = 0;                                      // mask: which of them
   int64_t alpha = 0, beta = 1, gamma = 1, transposed = 0; // linear_scan
-  int64_t keep_every = 0, keep_latest = 0;
+  int64_t checkpoint_every = 0, latest_checkpoint = 0;
   int64_t state = 1;          // forward: is wanted; backward: has a cotangent
   int64_t dstates = 1;        // backward: the states have one
   int64_t preactivations = 1; // are kept, where backward needs them

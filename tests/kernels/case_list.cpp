@@ -46,7 +46,7 @@ constexpr Option kOptions[] = {
     {&Case::lengths, kLengths - 1},
     {&Case::reset, kResets - 1},
     {&Case::reverse, 1},
-    {&Case::restart, 1},
+    {&Case::hidden0, 1},
     {&Case::leak, 1},
     {&Case::zoneout, 500},
     {&Case::recurrent_dropout, 500},
@@ -63,7 +63,7 @@ void draw_options(Case& c, Choices& random) {
     const int64_t some[] = {1, 100, 300, 500};
     return sometimes() ? some[random.whole(0, 3)] : 0;
   };
-  c.restart = sometimes();
+  c.hidden0 = sometimes();
   c.leak = sometimes();
   c.lengths = sometimes() ? random.whole(1, kLengths - 1) : 0;
   c.reset = sometimes() ? random.whole(1, kResets - 1) : 0;
@@ -74,7 +74,7 @@ void draw_options(Case& c, Choices& random) {
   c.input_dropout = probability();
   c.sets = sometimes() ? random.whole(2, 3) : 1;
   c.drawn = random.whole(0, 2);
-  c.keep_latest = sometimes();
+  c.latest_checkpoint = sometimes();
 }
 
 template <class Choices>
@@ -95,7 +95,7 @@ Case drawn(Choices& random) {
   c.gamma = random.whole(0, 1);
   c.alpha = random.whole(0, 1);
   c.transposed = random.whole(0, 1);
-  c.keep_every = random.whole(0, 1) ? 0 : random.whole(1, 12);
+  c.checkpoint_every = random.whole(0, 1) ? 0 : random.whole(1, 12);
   c.state = random.whole(0, 1);
   c.dstates = random.whole(0, 3) > 0;
   c.preactivations = random.whole(0, 1);
@@ -244,7 +244,7 @@ std::vector<Case> listed_cases() {
             c.projected = terms >= 4;
             c.bias = terms & 1;
             c.hidden = c.projected ? terms & 1 : terms >> 1;
-            c.keep_every = every;
+            c.checkpoint_every = every;
             c.L = random.whole(1, 20);
             add(c);
           }
@@ -262,7 +262,7 @@ std::vector<Case> listed_cases() {
           c.activation = static_cast<int64_t>(Activation::traced);
           c.program = program;
           c.split = choice % 3;
-          c.keep_every = choice < 6 ? 0 : random.whole(1, 7);
+          c.checkpoint_every = choice < 6 ? 0 : random.whole(1, 7);
           c.N = choice / 3 % 2 == 0 ? 1 : random.whole(2, 9);
           add(c, &Case::N);
         }
@@ -275,7 +275,7 @@ std::vector<Case> listed_cases() {
           static_cast<int64_t>(Entry::backward), random.whole(0, kTypes - 1));
       c.wanted = wanted;
       c.projected = projected;
-      c.bias = c.hidden = c.restart = c.leak = 1;
+      c.bias = c.hidden = c.hidden0 = c.leak = 1;
       c.split = wanted % kSplits;
       add(c);
     }
@@ -290,7 +290,7 @@ std::vector<Case> listed_cases() {
         for (const Option& any : kOptions) {
           c.*any.field = none.*any.field;
         }
-        c.keep_latest = 0;
+        c.latest_checkpoint = 0;
         c.*option.field = random.whole(1, option.most);
         c.*other.field = random.whole(1, other.most);
         c.split = random.whole(0, kSplits - 1);

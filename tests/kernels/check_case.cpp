@@ -372,7 +372,7 @@ class Check {
     poison_padding(factors, c_.H);
     for (int64_t n = 0; n < c_.N; ++n) {
       for (int64_t i = 0; i < runs_.length(n); ++i) {
-        bool passes = runs_.starts(n, i) ? c_.restart && !c_.transposed
+        bool passes = runs_.starts(n, i) ? c_.hidden0 && !c_.transposed
             : i == 0                     ? c_.hidden != 0
                                          : !runs_.truncates(i);
         if (!passes) {
@@ -391,7 +391,7 @@ class Check {
     const Operand& beta = draw_factors();
     const Operand& gamma = draw_factors();
     Operand& hidden = draw({c_.N, 1, c_.H}, size());
-    const Operand& restart = draw({c_.H}, size());
+    const Operand& hidden0 = draw({c_.H}, size());
     poison_hidden(hidden, [&](int64_t n, int64_t j) {
       int64_t at = runs_.index(n, 0) * c_.H + j;
       return c_.gamma && gamma[at] == 0 && (!c_.alpha || alpha[at] == 0);
@@ -408,7 +408,7 @@ class Check {
         c_.beta ? beta.sequence() : kNoSequence,
         c_.gamma ? gamma.sequence() : kNoSequence,
         c_.hidden ? hidden.sequence() : kNoSequence,
-        c_.restart ? restart.vector() : kNoVector,
+        c_.hidden0 ? hidden0.vector() : kNoVector,
         nullptr};
     Output out(type_, c_.N * c_.L * c_.H), alone(type_, out.count());
     args.out = out.data();
@@ -428,7 +428,7 @@ class Check {
                 c_.beta ? beta.values().data() : nullptr,
                 c_.gamma ? gamma.values().data() : nullptr,
                 c_.hidden ? hidden.values().data() : nullptr,
-                c_.restart ? restart.values().data() : nullptr,
+                c_.hidden0 ? hidden0.values().data() : nullptr,
                 runs_},
             rounding_));
     args.out = alone.data();
@@ -511,7 +511,7 @@ class Check {
     const Operand& Whh =
         draw({c_.H, c_.H}, gain(c_.H) * (1 - chances.recurrent_dropout));
     Operand& hidden = draw({c_.N, 1, c_.H}, size());
-    const Operand& restart = draw({c_.H}, size());
+    const Operand& hidden0 = draw({c_.H}, size());
     const Operand& leak = place({c_.H}, drawn_leak());
     poison_x(x);
     poison_hidden(hidden, [&](int64_t n, int64_t j) {
@@ -533,7 +533,7 @@ class Check {
             c_.bias ? bias.vector() : kNoVector,
             Whh.matrix(),
             c_.hidden ? hidden.sequence() : kNoSequence,
-            c_.restart ? restart.vector() : kNoVector,
+            c_.hidden0 ? hidden0.vector() : kNoVector,
             c_.leak ? leak.vector() : kNoVector,
             course(runs_),
             draws_.draws(),
@@ -554,7 +554,7 @@ class Check {
             c_.bias ? bias.values().data() : nullptr,
             Whh.values().data(),
             c_.hidden ? hidden.values().data() : nullptr,
-            c_.restart ? restart.values().data() : nullptr,
+            c_.hidden0 ? hidden0.values().data() : nullptr,
             c_.leak ? leak.values().data() : nullptr,
             runs_,
             chances,
@@ -596,15 +596,15 @@ class Check {
 
   // States of a row that the forward pass is asked to leave.
   int64_t kept() const {
-    return kept_states(c_.L, c_.keep_every, c_.keep_latest != 0);
+    return kept_states(c_.L, c_.checkpoint_every, c_.latest_checkpoint != 0);
   }
   // Which of them is that after step i of row n's run; negative: none.
   int64_t number(int64_t n, int64_t i) const {
-    int64_t length = runs_.length(n), every = c_.keep_every;
+    int64_t length = runs_.length(n), every = c_.checkpoint_every;
     if (every == 0) {
       return runs_.place(n, i);
     }
-    if (c_.keep_latest) {
+    if (c_.latest_checkpoint) {
       return i + 1 == (length - 1) / every * every ? 0 : -1;
     }
     return (i + 1) % every == 0 || i + 1 == length ? i / every : -1;
@@ -614,7 +614,7 @@ class Check {
   bool keeps_preactivations() const {
     bool needed =
         c_.leak || c_.activation == static_cast<int64_t>(Activation::traced);
-    return needed && c_.keep_every == 0 && c_.preactivations;
+    return needed && c_.checkpoint_every == 0 && c_.preactivations;
   }
   Type compute_type() const {
     return type_ == Type::float64 ? Type::float64 : Type::float32;
@@ -633,8 +633,8 @@ class Check {
     expect(all_a.intact(), "memory around the pre-activations was changed");
     compare("states", all, next_states(o.layer, all.values(), rounding_));
 
-    o.args.keep_every = c_.keep_every;
-    o.args.keep_latest = c_.keep_latest != 0;
+    o.args.checkpoint_every = c_.checkpoint_every;
+    o.args.latest_checkpoint = c_.latest_checkpoint != 0;
     Output some(type_, c_.N * kept() * c_.H);
     Output last(type_, c_.N * c_.H);
     Output some_a(compute_type(), c_.N * c_.L * c_.H);
@@ -654,7 +654,7 @@ class Check {
     expect(some.intact(), "memory around the states was changed");
     expect(last.intact(), "memory around the state was changed");
     check_last(o.layer, all, last);
-    if (c_.keep_every == 0) {
+    if (c_.checkpoint_every == 0) {
       same("states depend on how they are shared", all, some);
     }
     for (int64_t n = 0; n < c_.N; ++n) {
@@ -725,14 +725,14 @@ class Check {
       }
     }
     const Operand& kept_operand = place({c_.N, kept(), c_.H}, left);
-    o.args.keep_every = c_.keep_every;
-    o.args.keep_latest = c_.keep_latest != 0;
+    o.args.checkpoint_every = c_.checkpoint_every;
+    o.args.latest_checkpoint = c_.latest_checkpoint != 0;
 
     int64_t possible = want_all;
     possible &= c_.projected ? ~want_dWxh : ~0;
     possible &= c_.bias ? ~0 : ~want_dbias;
     possible &= c_.hidden ? ~0 : ~want_dhidden;
-    possible &= c_.restart ? ~0 : ~want_drestart;
+    possible &= c_.hidden0 ? ~0 : ~want_dhidden0;
     possible &= c_.leak ? ~0 : ~want_dleak;
     int64_t wanted = c_.wanted & possible;
     struct Result {
@@ -752,10 +752,10 @@ class Check {
          &BackwardArgs::dhidden,
          &Gradients::dhidden,
          c_.N * c_.H},
-        {want_drestart,
-         "drestart",
-         &BackwardArgs::drestart,
-         &Gradients::drestart,
+        {want_dhidden0,
+         "dhidden0",
+         &BackwardArgs::dhidden0,
+         &Gradients::dhidden0,
          c_.H},
         {want_dleak, "dleak", &BackwardArgs::dleak, &Gradients::dleak, c_.H}};
 

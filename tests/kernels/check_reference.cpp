@@ -41,8 +41,8 @@ struct Model {
   static constexpr int64_t N = 3, L = 7, H = 4;
   int64_t D;
   Activation activation;
-  bool projected, has_bias, has_hidden, has_restart, has_leak;
-  Values x, Wxh, bias, Whh, hidden, restart, leak;
+  bool projected, has_bias, has_hidden, has_hidden0, has_leak;
+  Values x, Wxh, bias, Whh, hidden, hidden0, leak;
   Runs runs{N, L};
   Chances chances;
 
@@ -59,7 +59,7 @@ struct Model {
     projected = chance();
     has_bias = chance() && !projected;
     has_hidden = chance();
-    has_restart = chance();
+    has_hidden0 = chance();
     has_leak = chance();
     D = projected ? H : 3;
     x = draw(N * L * D);
@@ -67,7 +67,7 @@ struct Model {
     bias = draw(H);
     Whh = draw(H * H);
     hidden = draw(N * H);
-    restart = draw(H);
+    hidden0 = draw(H);
     leak = draw(H);
     for (double& rate : leak) {
       double any[] = {0, 1, std::fabs(rate), std::fabs(rate)};
@@ -104,7 +104,7 @@ struct Model {
         has_bias ? bias.data() : nullptr,
         Whh.data(),
         has_hidden ? hidden.data() : nullptr,
-        has_restart ? restart.data() : nullptr,
+        has_hidden0 ? hidden0.data() : nullptr,
         has_leak ? leak.data() : nullptr,
         runs,
         chances,
@@ -207,7 +207,7 @@ std::string check_model(Random& random) {
       {"bias", m.has_bias, &Model::bias, d.dbias},
       {"Whh", true, &Model::Whh, d.dWhh},
       {"hidden", m.has_hidden, &Model::hidden, d.dhidden},
-      {"restart", m.has_restart, &Model::restart, d.drestart},
+      {"hidden0", m.has_hidden0, &Model::hidden0, d.dhidden0},
       {"leak", m.has_leak, &Model::leak, d.dleak}};
   for (const Part& part : parts) {
     Values direction = drawn((m.*part.of).size(), random);
@@ -246,7 +246,7 @@ std::string check_model(Random& random) {
   auto scanned = [&](bool transposed,
                      const Values& s,
                      const double* hidden,
-                     const double* of_restart) {
+                     const double* of_hidden0) {
     return values_of(linear_scan(
         LinearScan{
             m.N,
@@ -259,7 +259,7 @@ std::string check_model(Random& random) {
             beta.data(),
             gamma.data(),
             hidden,
-            of_restart,
+            of_hidden0,
             m.runs},
         kExact));
   };
@@ -282,7 +282,7 @@ std::string check_model(Random& random) {
   }
 
   const Values dhidden = drawn(m.hidden.size(), random);
-  const Values drestart = drawn(m.restart.size(), random);
+  const Values dhidden0 = drawn(m.hidden0.size(), random);
   const Values none(dstate.size());
   auto cotangent = [&] { return loss(dstates, none); };
   Values direction = drawn(m.x.size(), random);
@@ -293,14 +293,14 @@ std::string check_model(Random& random) {
   if (m.has_hidden) {
     expected += difference(m, &Model::hidden, dhidden, cotangent);
   }
-  if (m.has_restart) {
-    expected += difference(m, &Model::restart, drestart, cotangent);
+  if (m.has_hidden0) {
+    expected += difference(m, &Model::hidden0, dhidden0, cotangent);
   }
   Values tangent = scanned(
       false,
       s,
       m.has_hidden ? dhidden.data() : nullptr,
-      m.has_restart ? drestart.data() : nullptr);
+      m.has_hidden0 ? dhidden0.data() : nullptr);
   if (differ(inner(dstates, tangent), expected, kDifference)) {
     return "the scan";
   }

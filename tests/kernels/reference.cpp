@@ -132,7 +132,7 @@ class Step {
       const Dropped& dropped,
       Rounding rounding)
       : g_(g), n_(n), t_(g.runs.place(n, i)), rounding_(rounding) {
-    before_ = g.runs.starts(n, i) ? g.restart
+    before_ = g.runs.starts(n, i) ? g.hidden0
         : i > 0                   ? states.data() + g.runs.index(n, i - 1) * g.H
         : g.hidden                ? g.hidden + n * g.H
                                   : nullptr;
@@ -334,8 +334,8 @@ Gradients gradients(
       }
       dh = zeros(g.H);
       if (g.runs.starts(n, i)) {
-        for (int64_t j = 0; g.restart && j < g.H; ++j) {
-          add(d.drestart, j, dq[static_cast<size_t>(j)]);
+        for (int64_t j = 0; g.hidden0 && j < g.H; ++j) {
+          add(d.dhidden0, j, dq[static_cast<size_t>(j)]);
         }
       } else if (!g.runs.truncates(i)) {
         dh = dq;
@@ -432,7 +432,7 @@ Numbers linear_scan(const LinearScan& g, Rounding rounding) {
         bool starts = runs.starts(n, later);
         bool cut = starts || runs.truncates(later);
         Numbers u = g.transposed ? (cut ? Numbers() : y(later))
-            : starts             ? row(g.restart, 0)
+            : starts             ? row(g.hidden0, 0)
             : cut                ? Numbers()
             : later > 0          ? y(later - 1)
                                  : row(g.hidden, n);

@@ -17,7 +17,7 @@ using mlx_recurrent::kernels::Activation;
 
 typedef std::vector<Uncertain> Numbers;
 
-// x (N, L, D), Wxh (H, D), bias (H), Whh (H, H), hidden (N, H), restart (H),
+// x (N, L, D), Wxh (H, D), bias (H), Whh (H, H), hidden (N, H), hidden0 (H),
 // leak (H). Where it is `projected` there is no Wxh.
 struct Layer {
   int64_t N, L, D, H;
@@ -29,7 +29,7 @@ struct Layer {
   const double* bias;
   const double* Whh;
   const double* hidden;
-  const double* restart;
+  const double* hidden0;
   const double* leak;
   Runs runs;
   Chances chances;
@@ -45,7 +45,7 @@ Numbers next_states(
     Rounding rounding);
 
 struct Gradients {
-  Numbers dx, dWxh, dbias, dWhh, dhidden, drestart, dleak;
+  Numbers dx, dWxh, dbias, dWhh, dhidden, dhidden0, dleak;
 };
 
 // Of the sum of dstates * states, both (N, L, H), and of dstate (N, H) times
@@ -58,11 +58,11 @@ Gradients gradients(
     const double* dstate,
     Rounding rounding);
 
-// With u the result of the step before in the run, or `hidden`, or `restart`,
+// With u the result of the step before in the run, or `hidden`, or `hidden0`,
 // and n the step after,
 //   y_t = s_t + alpha_t u + beta_t V (gamma_t u), or transposed
 //   y_t = s_t + alpha_n y_n + gamma_n V^T (beta_n y_n).
-// s, alpha, beta, gamma (N, L, H), V (H, H), hidden (N, H), restart (H).
+// s, alpha, beta, gamma (N, L, H), V (H, H), hidden (N, H), hidden0 (H).
 // Without alpha there is no such term; absent factors beta and gamma are ones.
 struct LinearScan {
   int64_t N, L, H;
@@ -73,7 +73,7 @@ struct LinearScan {
   const double* beta;
   const double* gamma;
   const double* hidden;
-  const double* restart;
+  const double* hidden0;
   Runs runs;
 };
 Numbers linear_scan(const LinearScan& scan, Rounding rounding);

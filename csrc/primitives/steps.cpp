@@ -1,4 +1,4 @@
-#include "primitives/time.h"
+#include "primitives/steps.h"
 
 #include <cstring>
 #include <memory>
@@ -194,7 +194,7 @@ mx::array only_places(
   if (places == Places::valid && !course.lengths) {
     return y;
   }
-  if (places == Places::restarts && !course.reset) {
+  if (places == Places::starts && !course.reset) {
     return filled(y, 0, stream);
   }
   return with_shape_of(
@@ -459,7 +459,7 @@ void OnlyPlaces::eval_cpu(const Arrays& inputs, Arrays& outputs) {
         copy.for_rows([&](int64_t n, const RowRun& run) {
           for (int64_t i = 0; i < run.length; ++i) {
             int64_t t = run.place(i);
-            if (places == Places::restarts && !run.starts(i)) {
+            if (places == Places::starts && !run.starts(i)) {
               copy.put_zeros(n * copy.L + t);
             } else {
               copy.put_step(n * copy.L + t, n, t);

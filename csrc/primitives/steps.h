@@ -17,8 +17,8 @@ namespace mlx_recurrent {
 // The first or the last step.
 enum class End : int { first, last };
 
-// Steps that run, or those of them that start from the restart state.
-enum class Places : int { valid, restarts };
+// Steps that run, or those of them that an episode starts with.
+enum class Places : int { valid, starts };
 
 // The value of the step before each of y (..., L, H): at a row's first step
 // `first` (..., H), or zero; where an episode starts, zero.

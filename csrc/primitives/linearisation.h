@@ -8,10 +8,10 @@ namespace mlx_recurrent {
 
 // Each is made when it is first asked for. Where a factor is absent it is 1, or
 // for `passed` 0. In the padding of rows x is taken for zero.
-class RecurrenceTerms {
+class Linearisation {
  public:
   // `inputs` begin with those of the form, `states` are all that it gives.
-  RecurrenceTerms(
+  Linearisation(
       const RecurrenceForm& form,
       const Arrays& inputs,
       const mx::array& states,
@@ -42,7 +42,7 @@ class RecurrenceTerms {
       const mx::array& source,
       bool transposed,
       const std::optional<mx::array>& hidden = {},
-      const std::optional<mx::array>& restart = {});
+      const std::optional<mx::array>& hidden0 = {});
 
  private:
   std::optional<mx::array> input_at(int i) const {

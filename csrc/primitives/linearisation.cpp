@@ -1,4 +1,4 @@
-#include "primitives/recurrence_terms.h"
+#include "primitives/linearisation.h"
 
 #include "kernels/elman.h"
 #include "primitives/arithmetic.h"
@@ -6,7 +6,7 @@
 #include "primitives/masks.h"
 #include "primitives/matmul.h"
 #include "primitives/pointwise.h"
-#include "primitives/time.h"
+#include "primitives/steps.h"
 
 namespace mlx_recurrent {
 
@@ -94,7 +94,7 @@ const Value& once(std::optional<Value>& made, Make make) {
 
 } // namespace
 
-RecurrenceTerms::RecurrenceTerms(
+Linearisation::Linearisation(
     const RecurrenceForm& form,
     const Arrays& inputs,
     const mx::array& states,
@@ -108,11 +108,11 @@ RecurrenceTerms::RecurrenceTerms(
           Arrays(inputs.begin(), inputs.begin() + form.inputs())) {
 }
 
-mx::array RecurrenceTerms::valid(const mx::array& a) const {
+mx::array Linearisation::valid(const mx::array& a) const {
   return course_.lengths ? only_places(a, Places::valid, course_, s_) : a;
 }
 
-mx::array RecurrenceTerms::mask(
+mx::array Linearisation::mask(
     kernels::Drawn what,
     double probability,
     const mx::array& like) const {
@@ -124,7 +124,7 @@ mx::array RecurrenceTerms::mask(
   return mlx_recurrent::mask(key, like, what, probability, rows, s_);
 }
 
-const std::optional<mx::array>& RecurrenceTerms::input_factors() {
+const std::optional<mx::array>& Linearisation::input_factors() {
   return once(input_factors_, [&]() -> std::optional<mx::array> {
     if (form_.input_dropout == 0) {
       return {};
@@ -134,7 +134,7 @@ const std::optional<mx::array>& RecurrenceTerms::input_factors() {
   });
 }
 
-const std::optional<mx::array>& RecurrenceTerms::seen_factors() {
+const std::optional<mx::array>& Linearisation::seen_factors() {
   return once(seen_factors_, [&]() -> std::optional<mx::array> {
     if (form_.recurrent_dropout == 0) {
       return {};
@@ -144,7 +144,7 @@ const std::optional<mx::array>& RecurrenceTerms::seen_factors() {
   });
 }
 
-const std::optional<mx::array>& RecurrenceTerms::kept() {
+const std::optional<mx::array>& Linearisation::kept() {
   return once(kept_, [&]() -> std::optional<mx::array> {
     if (form_.zoneout == 0) {
       return {};
@@ -153,34 +153,34 @@ const std::optional<mx::array>& RecurrenceTerms::kept() {
   });
 }
 
-mx::array RecurrenceTerms::with_input_factors(const mx::array& a) {
+mx::array Linearisation::with_input_factors(const mx::array& a) {
   const auto& factors = input_factors();
   return factors ? gate(*factors, a, s_) : a;
 }
 
-mx::array RecurrenceTerms::updated(const mx::array& a) {
+mx::array Linearisation::updated(const mx::array& a) {
   const auto& factors = kept();
   return factors ? gate(*factors, a, s_) : a;
 }
 
-const mx::array& RecurrenceTerms::input() {
+const mx::array& Linearisation::input() {
   return once(
       input_, [&] { return with_input_factors(valid(inputs_[form_.x])); });
 }
 
-const mx::array& RecurrenceTerms::before() {
+const mx::array& Linearisation::before() {
   return once(before_, [&] {
     auto hidden = input_at(form_.hidden());
     mx::array q = step_before(states_, hidden, course_, s_);
-    if (auto restart = input_at(form_.restart())) {
-      mx::array rows = repeated_row(*restart, states_, s_);
-      q = add(q, only_places(rows, Places::restarts, course_, s_), s_);
+    if (auto hidden0 = input_at(form_.hidden0())) {
+      mx::array rows = repeated_row(*hidden0, states_, s_);
+      q = add(q, only_places(rows, Places::starts, course_, s_), s_);
     }
     return q;
   });
 }
 
-const mx::array& RecurrenceTerms::seen() {
+const mx::array& Linearisation::seen() {
   return once(seen_, [&] {
     const auto& factors = seen_factors();
     return factors ? gate(*factors, before(), s_) : before();
@@ -188,7 +188,7 @@ const mx::array& RecurrenceTerms::seen() {
 }
 
 // a = z + Whh (m_h q), of all steps.
-const mx::array& RecurrenceTerms::pre_activations() {
+const mx::array& Linearisation::pre_activations() {
   return once(pre_activations_, [&] {
     mx::array z = form_.projected
         ? input()
@@ -197,7 +197,7 @@ const mx::array& RecurrenceTerms::pre_activations() {
   });
 }
 
-const mx::array& RecurrenceTerms::activations() {
+const mx::array& Linearisation::activations() {
   return once(activations_, [&] {
     if (!form_.has_leak) {
       return states_; // but for units that were kept, whose slope is 0
@@ -219,12 +219,12 @@ const mx::array& RecurrenceTerms::activations() {
   });
 }
 
-const mx::array& RecurrenceTerms::change() {
+const mx::array& Linearisation::change() {
   return once(
       change_, [&] { return add(activations(), negative(before(), s_), s_); });
 }
 
-std::optional<mx::array> RecurrenceTerms::activation_slope() {
+std::optional<mx::array> Linearisation::activation_slope() {
   switch (form_.activation) {
     case Activation::tanh:
       return slope_at<Activation::tanh>(activations(), s_);
@@ -240,7 +240,7 @@ std::optional<mx::array> RecurrenceTerms::activation_slope() {
   throw std::invalid_argument("[mlx_recurrent] no such activation");
 }
 
-const std::optional<mx::array>& RecurrenceTerms::rate() {
+const std::optional<mx::array>& Linearisation::rate() {
   return once(rate_, [&]() -> std::optional<mx::array> {
     auto leak = input_at(form_.leak());
     if (!leak) {
@@ -250,14 +250,14 @@ const std::optional<mx::array>& RecurrenceTerms::rate() {
   });
 }
 
-const std::optional<mx::array>& RecurrenceTerms::passed() {
+const std::optional<mx::array>& Linearisation::passed() {
   return once(passed_, [&]() -> std::optional<mx::array> {
     const auto& k = rate();
     return k ? std::optional(complement(*k, s_)) : std::nullopt;
   });
 }
 
-const std::optional<mx::array>& RecurrenceTerms::slope() {
+const std::optional<mx::array>& Linearisation::slope() {
   return once(slope_, [&]() -> std::optional<mx::array> {
     std::optional<mx::array> g = activation_slope();
     if (auto leak = input_at(form_.leak())) {
@@ -268,11 +268,11 @@ const std::optional<mx::array>& RecurrenceTerms::slope() {
   });
 }
 
-mx::array RecurrenceTerms::scan(
+mx::array Linearisation::scan(
     const mx::array& source,
     bool transposed,
     const std::optional<mx::array>& hidden,
-    const std::optional<mx::array>& restart) {
+    const std::optional<mx::array>& hidden0) {
   return linear_scan(
       {source,
        inputs_[form_.Whh],
@@ -280,7 +280,7 @@ mx::array RecurrenceTerms::scan(
        slope(),
        seen_factors(),
        hidden,
-       restart,
+       hidden0,
        course_},
       transposed,
       s_);

@@ -1,4 +1,4 @@
-#include "rates.h"
+#include "machine_speed.h"
 
 #include <atomic>
 #include <chrono>
