@@ -3,6 +3,7 @@
 Letters: ``N`` rows of the batch, ``L`` steps, ``D`` input and ``H`` hidden features.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:  # the command's options need the names alone
@@ -22,6 +23,47 @@ class Case(NamedTuple):
     def shape(self) -> str:
         """``N, L, D, H`` as text."""
         return ", ".join(map(str, self[1:]))
+
+
+class Cell(NamedTuple):
+    """What libraries know of a layer, by the name of its class and ONNX's operator.
+
+    Args:
+        shapes (callable): The shapes of its parameters, by MLX's names, for D and H.
+        sides (callable): What the parameters are for others: the weights of the input
+            and of the state, and the biases of both, the last of which may be ``None``,
+            gate by gate as PyTorch has them.
+        of_sides (callable): The parameters' gradients, of those of the sides that
+            PyTorch is asked for.
+        learns_state_bias (bool): Whether the state's bias is one of these.
+        step (callable): The states after a step, with the functions of a module, from
+            the pre-activations of the input and of the state, and the states before.
+            The first is the output.
+        states (int): How many states it has.
+        onnx_gates (tuple of int): Which of the gates ONNX has in each place.
+    """
+
+    shapes: "Callable[[int, int], dict[str, tuple[int, ...]]]"
+    sides: "Callable[..., tuple[Any, Any, Any, Any]]"
+    of_sides: "Callable[..., tuple[Any, ...]]"
+    learns_state_bias: bool
+    step: "Callable[..., tuple[Any, ...]]"
+    states: int
+    onnx_gates: tuple[int, ...]
+
+
+# A new cell is an entry here, and one of the reference (tests/reference.py).
+CELLS = {
+    "RNN": Cell(
+        shapes=lambda D, H: {"Wxh": (H, D), "Whh": (H, H), "bias": (H,)},
+        sides=lambda Wxh, Whh, bias: (Wxh, Whh, bias, None),
+        of_sides=lambda dWx, dWh, dbx: (dWx, dWh, dbx),
+        learns_state_bias=False,
+        step=lambda math, z, u, states: (math.tanh(z + u),),
+        states=1,
+        onnx_gates=(0,),
+    ),
+}
 
 
 class Work(NamedTuple):
@@ -46,6 +88,7 @@ class Work(NamedTuple):
         option (str, optional): What sets it apart from one plain layer: ``"lengths"``,
             rows that end early; one of ``NETWORKS``, ``REGULARISERS`` or
             ``LONG_WAYS``. Default: ``""``.
+        cell (str, optional): One of ``CELLS``. Default: ``"RNN"``.
     """
 
     kind: str
@@ -56,23 +99,35 @@ class Work(NamedTuple):
     nonlinearity: str = "tanh"
     quantile: float = 0.5
     option: str = ""
+    cell: str = "RNN"
+
+    @property
+    def layer(self) -> Cell:
+        """What the libraries know of the cell."""
+        return CELLS[self.cell]
+
+    def features(self) -> list[int]:
+        """The input features of each layer."""
+        D, H = self.case.D, self.case.H
+        further = D if self.option == "bidirectional" else H
+        return [D, *[further] * (self.layers - 1)]
+
+    def parameters(self) -> list[str]:
+        """The names of all layers' parameters: ``Wxh1`` is of the second one."""
+        names = self.layer.shapes(1, 1)
+        return [f"{name}{i or ''}" for i in range(self.layers) for name in names]
 
     def arrays(self) -> "dict[str, np.ndarray]":
-        """Input, parameters and a cotangent of the result: equal in every process.
-
-        The parameters of a network's further layers are named ``Wxh1`` and so on.
-        """
+        """Input, parameters and a cotangent of the result: equal in every process."""
         import numpy as np
 
         _, N, L, D, H = self.case
         rng = np.random.default_rng(0)
         bound = H**-0.5
         draw = {"x": rng.standard_normal((N, L, D))}
-        for i in range(self.layers):
-            features = D if i == 0 or self.option == "bidirectional" else H
-            draw[f"Wxh{i or ''}"] = rng.uniform(-bound, bound, (H, features))
-            draw[f"Whh{i or ''}"] = rng.uniform(-bound, bound, (H, H))
-            draw[f"bias{i or ''}"] = rng.uniform(-bound, bound, H)
+        for i, features in enumerate(self.features()):
+            for name, shape in self.layer.shapes(features, H).items():
+                draw[f"{name}{i or ''}"] = rng.uniform(-bound, bound, shape)
         if self.state_only:
             result = (N, H)
         else:
@@ -80,7 +135,9 @@ class Work(NamedTuple):
         draw["cotangent"] = rng.standard_normal(result)
         if self.tiny == "states":
             draw["x"] *= 1e-39
-            draw["bias"] *= 0
+            for name in self.parameters():
+                if draw[name].ndim == 1:
+                    draw[name] *= 0
         if self.tiny == "deltas":
             draw["cotangent"] *= 1e-39
         return {name: a.astype(np.float32) for name, a in draw.items()}
@@ -91,12 +148,10 @@ class Work(NamedTuple):
         return NETWORKS.get(self.option, 1)
 
     def weights(self) -> "list[list[np.ndarray]]":
-        """Wxh, Whh and bias of each layer."""
-        arrays = self.arrays()
-        return [
-            [arrays[f"{name}{i or ''}"] for name in ("Wxh", "Whh", "bias")]
-            for i in range(self.layers)
-        ]
+        """The parameters of each layer."""
+        arrays, count = self.arrays(), len(self.layer.shapes(1, 1))
+        values = [arrays[name] for name in self.parameters()]
+        return [values[i : i + count] for i in range(0, len(values), count)]
 
     def layer_arguments(self) -> dict[str, float]:
         """What the layer is made with, beside its sizes."""

@@ -39,6 +39,16 @@ class Options:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of a run."""
+    _add_work(parser)
+    _add_turns(parser)
+    _add_files(parser)
+    parser.add_argument(
+        "--quick", action="store_true", help="few cases and rounds: a minute or two"
+    )
+
+
+def _add_work(parser: argparse.ArgumentParser) -> None:
+    """Add what is measured, and beside whom."""
     sections = "; ".join(f"{name}: {what}" for name, what in SECTIONS.items())
     parser.add_argument(
         "--sections",
@@ -64,6 +74,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help=f"whom to compare with: {', '.join(PEERS)}, or none (default: whichever "
         "are installed)",
     )
+
+
+def _add_turns(parser: argparse.ArgumentParser) -> None:
+    """Add how it is measured."""
     parser.add_argument(
         "--rounds",
         type=_count,
@@ -98,6 +112,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="what mlx.nn is given in place of its own BLAS by LD_PRELOAD; '' for "
         "nothing (default: OpenBLAS, where the system has it)",
     )
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    """Add where the result goes."""
     parser.add_argument("--csv", type=_file, metavar="FILE", help="write every figure")
     parser.add_argument("--picture", type=_file, metavar="FILE", help="draw the result")
     parser.add_argument(
@@ -105,9 +123,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=_file,
         metavar="FILE",
         help="write the tables in Markdown, with the picture if there is one",
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="few cases and rounds: a minute or two"
     )
 
 

@@ -1,6 +1,7 @@
 """A run of the benchmark, from its options to its exit code."""
 
 import datetime
+import importlib
 import platform
 import shlex
 import sys
@@ -32,7 +33,7 @@ def run(options: Options, arguments: list[str]) -> int:
     """
     if options.picture:
         # Before the minutes that it takes, not after.
-        from mlx_recurrent.benchmarks import picture
+        importlib.import_module("mlx_recurrent.benchmarks.picture")
     start = time.perf_counter()
     mlx_recurrent.set_num_threads(options.threads)
     libraries = {
@@ -81,29 +82,41 @@ def run(options: Options, arguments: list[str]) -> int:
             library.close()
     minutes = (time.perf_counter() - start) / 60
     result.system["the run"] = f"{minutes:.1f} minutes"
+    unwritten = not write(result, options)
+    if state.failed:
+        print("A result of this package is wrong or missing.", file=sys.stderr)
+    return int(state.failed or unwritten)
+
+
+def write(result: Result, options: Options) -> bool:
+    """Write the files that the options ask for; return whether all could be."""
+
+    def draw(path: Path) -> None:
+        from mlx_recurrent.benchmarks import picture
+
+        picture.draw(result, path)
+
     writers: list[tuple[Path | None, Callable[[Path], None]]] = [
         (options.csv, lambda path: report.write_csv(result, path)),
-        (options.picture, lambda path: picture.draw(result, path)),
+        (options.picture, draw),
         (
             options.report,
             lambda path: report.write_markdown(result, path, options.picture),
         ),
     ]
-    unwritten = False
-    for path, write in writers:
+    written = True
+    for path, write_to in writers:
         if path is None:
             continue
         try:
-            write(path)
+            write_to(path)
         except OSError as error:
             # The others hold what took minutes to measure.
-            unwritten = True
+            written = False
             print(f"{path} cannot be written: {error.strerror}", file=sys.stderr)
         else:
             print(f"wrote {path}")
-    if state.failed:
-        print("A result of this package is wrong or missing.", file=sys.stderr)
-    return int(state.failed or unwritten)
+    return written
 
 
 def best_of_machine(options: Options, library: Library) -> machine.Machine:
