@@ -14,6 +14,7 @@
 #include "kernels/machine_speed.h"
 #include "kernels/partition.h"
 #include "kernels/team.h"
+#include "mlx_faults/file_readers.h"
 #include "mlx_faults/interpreter.h"
 #include "mlx_faults/stream_threads.h"
 #include "primitives/broadcast.h"
@@ -333,22 +334,16 @@ NB_MODULE(_native, m) {
       "function"_a,
       "stream"_a.none());
 
+  m.def("expect_threads", &expect_threads, "arrays"_a);
+  m.def("expect_file_readers", &expect_file_readers);
+  m.def("expect_after_fork", &expect_after_fork, "arrays"_a);
   m.def(
-      "expect_threads",
-      [](nb::iterable arrays) {
-        Arrays found;
-        for (nb::handle a : arrays) {
-          found.push_back(nb::cast<mx::array>(a));
-        }
-        expect_threads(found);
+      "expect_operands",
+      [](const Arrays& operands, mx::StreamOrDevice stream) {
+        expect_operands(operands, stream_of(stream));
       },
-      "arrays"_a);
-  m.def(
-      "is_unscheduled",
-      [](const mx::array& a) {
-        return a.status() == mx::array::Status::unscheduled;
-      },
-      "a"_a);
+      "operands"_a,
+      "stream"_a.none());
   m.def("random_key", &random_key);
   m.def("get_num_threads", &kernels::num_threads);
   m.def("set_num_threads", &kernels::set_num_threads, "n"_a);

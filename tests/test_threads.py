@@ -299,25 +299,14 @@ def test_parameters_that_another_thread_has_not_evaluated():
     run(f"""{TOGETHER}
 lazy = RNN(64, 256)
 step = np.ones(64, "f4")
-
-def raised(work):
-    def attempt():
-        try:
-            work()
-        except RuntimeError as error:
-            return str(error)
-        raise AssertionError("nothing was raised")
-    return together(attempt)[0]
-
+{RAISED}
 import copy, pickle
-CURE = "mx.eval(layer.parameters())"
 leaky, copied = RNN(64, 256, leak=0.5), copy.deepcopy(lazy)
 assert CURE in raised(lambda: lazy(XS[0]))
 assert CURE in raised(lambda: lazy.step(XS[0][:, 0]))
 assert CURE in raised(lambda: leaky(XS[0]))
 assert CURE in raised(lambda: lazy.stream())
-# MLX's words, where it is MLX that computes: of copies, and of other weights.
-assert "no Stream" in raised(lambda: mx.eval(copied(XS[0])))
+assert CURE in raised(lambda: copied(XS[0]))
 assert pickle.loads(pickle.dumps(leaky))(XS[0]).shape == leaky(XS[0]).shape
 # The thread that made them computes this: one that works on its stream asks for it.
 here, graphs = mx.default_stream(mx.cpu), []
@@ -326,6 +315,14 @@ def ask():
     graphs.append(lazy(XS[0] + 1))
 together(ask)
 same([np.array(graphs[0])], [np.array(lazy(XS[0] + 1))])
+# So it may be another stream of theirs that has something to compute.
+with mx.stream(mx.new_stream(mx.cpu)):
+    beside = XS[0] + 1
+def ask_for_both():
+    mx.set_default_stream(here)
+    graphs[:] = [lazy(beside)]
+together(ask_for_both)
+same([np.array(graphs[0])], [np.array(lazy(beside))])
 # Weights that are this thread's, of which some are not computed yet.
 shared = RNN(64, 256)
 mx.eval(shared.parameters())
@@ -341,6 +338,154 @@ same([stream.state], [before])
 mx.eval(lazy.parameters(), later)
 same(*together(lambda: values(forward, [lazy])), values(forward, [lazy]))
 together(lambda: lazy.stream()(step), lambda: stream(later))
+done()
+""")
+
+
+RAISED = """
+CURE = "mx.eval(layer.parameters())"
+
+def raised(work):
+    def attempt():
+        try:
+            work()
+        except RuntimeError as error:
+            return str(error)
+        raise AssertionError("nothing was raised")
+    return together(attempt)[0]
+"""
+
+
+def test_whatever_another_thread_has_not_evaluated():
+    """Each parameter, and each argument, by every way that a call may take."""
+    run(f"""{TOGETHER}
+{RAISED}
+from mlx_recurrent import Bidirectional, Linear, Stack, exporting, interop, scan
+from mlx_recurrent import matmul
+
+x, half = XS[1], XS[1].astype(mx.float16)
+reset = mx.zeros(x.shape[:2], mx.bool_)
+mx.eval(half, reset)
+
+def evaluated(layer):
+    mx.eval(layer.parameters())
+    return layer
+
+def exported(layer, x):
+    with exporting():
+        return layer(x)
+
+def refused(*works):
+    for k, work in enumerate(works):
+        found = raised(work)
+        assert found.startswith("[mlx_recurrent]") and CURE in found, (k, found)
+
+full = evaluated(RNN(64, 256, leak=mx.full((256,), 0.5), learn_hidden=True))
+stack = evaluated(Stack([RNN(64, 256), Bidirectional(RNN(256, 8))]))
+both = evaluated(Bidirectional(RNN(64, 256)))  # in one call
+backward = interop.Reversed(evaluated(RNN(64, 256)))
+linear = evaluated(Linear(64, 8))
+owners = [(full, name) for name in full.parameters() if name != "nonlinearity"]
+for name in ("Wxh", "Whh", "bias"):
+    for layer in (stack.layers[0], stack.layers[1].backward, both.forward):
+        owners.append((layer, name))
+    owners.append((backward.backward, name))
+owners += [(linear, "weight"), (linear, "bias")]
+assert len(owners) == 5 + 3 * 4 + 2
+networks = {{id(full): full, id(linear): linear, id(backward.backward): backward,
+            id(stack.layers[0]): stack, id(stack.layers[1].backward): stack,
+            id(both.forward): both}}
+long = mx.random.normal((8, 20, 64))
+mx.eval(long)
+for owner, name in owners:
+    network, before = networks[id(owner)], owner[name]
+    owner[name] = before + 0
+    refused(
+        lambda: network(x),
+        lambda: network(half),
+        lambda: network(long),
+        lambda: exported(network, x),
+        lambda: mx.grad(lambda x: network(x).sum())(x),
+        lambda: mx.compile(lambda x: network(x))(x),
+    )
+    if network is full:
+        for f in (None, nn.silu, nn.softmax):
+            full.nonlinearity = f or mx.tanh
+            for full.zoneout in (0.0, 0.2):
+                for mode in (full.eval, full.train):
+                    mode()
+                    refused(lambda: full(x))
+        refused(lambda: full.step(x[:, 0]), lambda: full(x, reset=reset))
+        refused(lambda: full.stream(), lambda: full(x, return_state="only"))
+        full.nonlinearity, full.zoneout = mx.tanh, 0.0
+    owner[name] = before
+    together(lambda: mx.eval(network(x)))
+
+late, hidden = x + 1, mx.zeros((8, 256)) + 1
+lengths, starts = mx.array([3] * 8) + 0, reset | reset
+Wxh, Whh = LAYERS[0].Wxh + 0, LAYERS[0].Whh + 0
+layer = LAYERS[0]
+refused(
+    lambda: layer(late),
+    lambda: layer(late[:, ::2] * 2),
+    lambda: layer(x, hidden),
+    lambda: layer(x, mx.zeros((3, 8, 256)) + hidden),
+    lambda: layer(x, lengths=lengths),
+    lambda: layer(x, reset=starts),
+    lambda: layer.step(late[:, 0]),
+    lambda: layer.step(x[:, 0], hidden),
+    lambda: linear(late),
+    lambda: exported(linear, late),
+    lambda: rnn(x, Wxh, layer.Whh),
+    lambda: rnn(x, layer.Wxh, Whh),
+    lambda: mx.grad(lambda w: rnn(x, layer.Wxh, w).sum())(Whh),
+    lambda: scan(x[..., :4], Whh[:4, :4]),
+    lambda: matmul(x, Wxh),
+    lambda: exported(lambda x: matmul(x, Wxh), x),
+)
+module = evaluated(RNN(64, 8, nonlinearity=nn.PReLU()))
+module.nonlinearity.weight = module.nonlinearity.weight + 0
+refused(lambda: module(x))
+done()
+""")
+
+
+def test_layers_whose_weights_are_not_computed(tmp_path):
+    """All that leaves them so: files, dtypes, updates, optimizers, presets."""
+    run(f"""
+import os
+os.chdir({str(tmp_path)!r})
+{TOGETHER}
+{RAISED}
+from mlx_recurrent import accelerate, init
+
+def optimized(layer):
+    loss = nn.value_and_grad(layer, lambda m: m(XS[0]).square().sum())
+    optim.Adam(1e-3).update(layer, loss(layer)[1])
+
+ways = [
+    lambda layer: layer.load_weights("w.npz"),
+    lambda layer: layer.load_weights("w.safetensors"),
+    lambda layer: layer.update(mx.load("w.npz")),
+    lambda layer: layer.set_dtype(mx.float16),
+    lambda layer: layer.update({{"bias": layer.bias * 2}}),
+    optimized,
+    init.orthogonal_,
+    init.identity_,
+    lambda layer: init.spectral_radius_(layer, 0.9),
+]
+for file in ("w.npz", "w.safetensors"):
+    RNN(64, 16).save_weights(file)
+layers = [accelerate(nn.RNN(64, 16))]
+for way in ways:
+    layers.append(RNN(64, 16))
+    mx.eval(layers[-1].parameters())
+    way(layers[-1])
+for k, layer in enumerate(layers):
+    assert CURE in raised(lambda: layer(XS[0])), k
+mx.eval([layer.parameters() for layer in layers])
+for layer in layers:
+    same(*together(lambda: values(forward, [layer])), values(forward, [layer]))
 done()
 """)
 

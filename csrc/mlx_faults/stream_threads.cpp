@@ -6,14 +6,17 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <cstring>
 #include <deque>
 #include <limits>
 #include <memory>
 #include <mutex>
 #include <new>
+#include <optional>
 #include <shared_mutex>
 #include <sstream>
 #include <stdexcept>
+#include <string>
 #include <unordered_map>
 #include <unordered_set>
 
@@ -21,6 +24,7 @@
 #include "mlx/primitives.h"
 #include "mlx/scheduler.h"
 #include "mlx/utils.h"
+#include "mlx_faults/file_readers.h"
 
 namespace mlx_recurrent {
 
@@ -99,9 +103,22 @@ bool is_lost(const mx::Stream& stream) {
   text << "[mlx_recurrent] " << stream
        << " has no thread in this process, which was forked after MLX had used "
           "the stream: an evaluation on it would never end. Begin the child "
-          "with mx.set_default_stream(mx.new_stream(mx.cpu)) and evaluate "
-          "before the fork what it needs, or start processes by "
+          "with mx.set_default_stream(mx.new_stream(mx.cpu)), and with "
+          "mx.random.seed(...) where it draws random numbers, and evaluate "
+          "before the fork what it needs; or start processes by "
           "multiprocessing.set_start_method(\"spawn\").";
+  throw std::runtime_error(text.str());
+}
+
+[[noreturn]] void refuse_key(const mx::Stream& stream) {
+  std::ostringstream text;
+  text << "[mlx_recurrent] The key of random numbers was made before this "
+          "process was forked, on "
+       << stream
+       << ", which has no thread here: they would never be there. Begin the "
+          "child with mx.random.seed(...), beside "
+          "mx.set_default_stream(mx.new_stream(mx.cpu)), before it makes "
+          "layers or draws; a key of your own evaluate before the fork.";
   throw std::runtime_error(text.str());
 }
 
@@ -109,24 +126,47 @@ bool is_pending(const mx::array& a) {
   return a.status() != mx::array::Status::available && a.has_primitive();
 }
 
-void expect_thread_of(const mx::array& pending) {
-  const mx::Stream& stream = pending.primitive().stream();
-  if (is_lost(stream)) {
-    refuse_lost(stream);
-  }
+// Why this thread cannot use a stream, in MLX's words.
+std::optional<std::string> obstacle_of(const mx::Stream& stream) {
   if (stream.device != mx::Device::cpu) {
-    return;
+    return std::nullopt;
   }
   try {
     mx::cpu::get_command_encoder(stream);
   } catch (const std::runtime_error& error) {
-    std::ostringstream text;
-    text
-        << "[mlx_recurrent] " << error.what()
-        << " Only the thread that made an array can compute it. Before another "
-           "one uses it call mx.eval(array) there, or for a layer's weights "
-           "mx.eval(layer.parameters()).";
-    throw std::runtime_error(text.str());
+    return error.what();
+  }
+  return std::nullopt;
+}
+
+[[noreturn]] void refuse_thread(const std::string& obstacle) {
+  throw std::runtime_error(
+      "[mlx_recurrent] " + obstacle +
+      " Only the thread that made an array can compute it. Before another one "
+      "uses it call mx.eval(array) there, or for a layer's weights "
+      "mx.eval(layer.parameters()).");
+}
+
+void expect_thread_of(const mx::array& pending) {
+  const mx::Stream& stream = pending.primitive().stream();
+  if (any_lost.load(std::memory_order_relaxed)) {
+    if (reads_file(pending.primitive())) {
+      expect_file_readers();
+    }
+    expect_thread(stream);
+  }
+  if (auto obstacle = obstacle_of(stream)) {
+    refuse_thread(*obstacle);
+  }
+}
+
+// Each draw makes a key of the one before, in a chain that may be long.
+void expect_key(mx::array key) {
+  for (int i = 0; i < 10'000 && is_pending(key) && !key.inputs().empty(); ++i) {
+    if (is_lost(key.primitive().stream())) {
+      refuse_key(key.primitive().stream());
+    }
+    key = mx::array(key.inputs()[0]);
   }
 }
 
@@ -139,6 +179,9 @@ void expect_threads(const std::vector<mx::array>& arrays, size_t most_seen) {
     next.pop_front();
     if (is_pending(a) && seen.insert(a.id()).second) {
       expect_thread_of(a);
+      if (std::strcmp(a.primitive().name(), "RandomBits") == 0) {
+        expect_key(a.inputs()[0]);
+      }
       next.insert(next.end(), a.inputs().begin(), a.inputs().end());
     }
   }
@@ -165,10 +208,46 @@ void expect_threads(const std::vector<mx::array>& arrays) {
   expect_threads(arrays, std::numeric_limits<size_t>::max());
 }
 
-void expect_threads_of_operands(const std::vector<mx::array>& operands) {
+void expect_after_fork(const std::vector<mx::array>& arrays) {
   if (any_lost.load(std::memory_order_relaxed)) {
-    expect_threads(operands, 200);
+    expect_threads(arrays, 200);
   }
+}
+
+void expect_operands(
+    const std::vector<mx::array>& operands,
+    const mx::Stream& s) {
+  expect_after_fork(operands);
+  const mx::array* next[32];
+  int seen = 0;
+  auto see = [&](const std::vector<mx::array>& arrays) {
+    for (const mx::array& a : arrays) {
+      if (is_pending(a) && seen < 32) {
+        next[seen++] = &a;
+      }
+    }
+  };
+  see(operands);
+  for (int i = 0; i < seen; ++i) {
+    const mx::Stream& stream = next[i]->primitive().stream();
+    if (stream != s) {
+      auto obstacle = obstacle_of(stream);
+      // Who works on another thread's stream leaves the evaluation to it.
+      if (obstacle && !obstacle_of(s)) {
+        refuse_thread(*obstacle);
+      }
+    }
+    if (next[i]->inputs().size() <= 2) {
+      see(next[i]->inputs());
+    }
+  }
+}
+
+std::optional<mx::Stream> lost_stream() {
+  if (!any_lost.load(std::memory_order_relaxed)) {
+    return std::nullopt;
+  }
+  return mx::Stream(lost_streams.front(), mx::Device::cpu);
 }
 
 int forks() {

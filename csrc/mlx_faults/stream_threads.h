@@ -6,6 +6,7 @@
 
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "mlx/array.h"
@@ -27,10 +28,20 @@ void expect_thread(const mx::Stream& stream);
 // are evaluated next: like an evaluation it must not meet another one of them.
 void expect_threads(const std::vector<mx::array>& arrays);
 
-// The same for the operands of a call that nobody evaluates yet: only in a
-// forked child, where one thread is left, and for the nearest 200 operations. A
-// loop that evaluates late would walk through all that it made at each step.
-void expect_threads_of_operands(const std::vector<mx::array>& operands);
+// The same for arrays that nobody evaluates yet: only in a forked child, and
+// for the nearest 200 operations. A loop that evaluates late would walk through
+// all that it made at each step.
+void expect_after_fork(const std::vector<mx::array>& arrays);
+
+// The same for the operands of a call on a stream, and also if one of them is
+// on a stream of another of Python's threads, itself or below the few small
+// operations that a call puts before it.
+void expect_operands(
+    const std::vector<mx::array>& operands,
+    const mx::Stream& s);
+
+// A stream whose thread was left behind, if there is one.
+std::optional<mx::Stream> lost_stream();
 
 // How many forks lie between this process and the one that loaded the package.
 int forks();

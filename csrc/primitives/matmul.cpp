@@ -39,7 +39,7 @@ mx::array matmul(
   if (bias) {
     inputs.push_back(*bias);
   }
-  expect_threads_of_operands(inputs);
+  expect_operands(inputs, stream);
   auto primitive = std::make_shared<Matmul>(stream);
   mx::Shape shape = primitive->output_shapes(inputs)[0];
   return mx::array(

@@ -251,7 +251,7 @@ Arrays recurrence(
     }
   }
   in.course.append_to(inputs);
-  expect_threads_of_operands(inputs);
+  expect_operands(inputs, stream);
   return outputs_of(form, inputs, stream);
 }
 

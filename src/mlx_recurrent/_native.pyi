@@ -169,8 +169,21 @@ def runs_apart(N: int, L: int, D: int, H: int, dtype: mx.Dtype, sets: int) -> bo
 def expect_threads(arrays: Sequence[mx.array]) -> None:
     """Raise ``RuntimeError`` if this thread cannot compute what they are made of."""
 
-def is_unscheduled(a: mx.array) -> bool:
-    """Return whether no evaluation has begun that gives the array."""
+def expect_file_readers() -> None:
+    """Raise ``RuntimeError`` in a forked child where MLX cannot read files."""
+
+def expect_after_fork(arrays: Sequence[mx.array]) -> None:
+    """Raise ``RuntimeError`` in a forked child that cannot compute them.
+
+    Of a graph the nearest 200 operations are looked at.
+    """
+
+def expect_operands(operands: Sequence[mx.array], stream: _Stream) -> None:
+    """Raise ``RuntimeError`` where operands of a call on a stream can never be there.
+
+    So it is after a fork, and where another thread made them and has not evaluated
+    them.
+    """
 
 def random_key() -> mx.array:
     """Return MLX's random state of this thread; another object after each draw.

@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import mlx.core as mx
-from mlx.nn.layers.base import Module
 
 from mlx_recurrent.both_ways import both_ways
 from mlx_recurrent.duplicate import duplicate
 from mlx_recurrent.judging import ReturnState, shown, type_name
 from mlx_recurrent.layers import RNN
+from mlx_recurrent.mlx_faults.loading import Loading
 from mlx_recurrent.options import Options, Values
 from mlx_recurrent.sizes import sizes_of
 
@@ -41,7 +41,7 @@ _MERGES = {
 }
 
 
-class Bidirectional(Module):
+class Bidirectional(Loading):
     """Two layers over the same sequence, one of them backward in time.
 
     Each runs on its own; their outputs at each step are merged. The parameters are

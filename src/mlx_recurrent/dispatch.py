@@ -193,6 +193,7 @@ def product(
         if y.size == 0:  # MLX's sum of an empty cotangent may not end
             c = _native.widen(c, 0, y, 0, stream)
         return mx.add(y, c, stream=stream)
+    _native.expect_operands([x, w] if c is None else [x, w, c], stream)
     transposed = mx.transpose(w, stream=stream)
     if c is None:
         return mx.matmul(x, transposed, stream=stream)

@@ -357,6 +357,7 @@ def plan(
             # What the nonlinearity drew, the call draws again. A key that is traced
             # cannot be put back.
             with suppress(ValueError):
+                _native.expect_after_fork([mx.random.uniform(key=key)])
                 high, low = map(int, values_of(key))
                 mx.random.seed(high << 32 | low)
     if choice.activation is None:

@@ -14,7 +14,7 @@ from mlx_recurrent.judging import (
     judge_size,
     type_name,
 )
-from mlx_recurrent.mlx_faults.origin import Origin
+from mlx_recurrent.mlx_faults.loading import Loading
 from mlx_recurrent.options import (
     CallOptions,
     Values,
@@ -34,7 +34,7 @@ _PARAMETERS = ("leak", "hidden0")
 _ATTRIBUTES = frozenset({"leak", "zoneout", "input_dropout", "recurrent_dropout"})
 
 
-class RNN(recurrent.RNN):
+class RNN(Loading, recurrent.RNN):
     r"""An Elman recurrent layer: :class:`mlx.nn.RNN` on a native core.
 
     The input is a sequence of shape ``NLD`` or ``LD`` where:
@@ -92,7 +92,6 @@ class RNN(recurrent.RNN):
     zoneout: float = 0.0
     input_dropout: float = 0.0
     recurrent_dropout: float = 0.0
-    _origin: Origin | None = None  # of one that was made by other means
 
     def __init__(
         self,
@@ -134,7 +133,6 @@ class RNN(recurrent.RNN):
             self.nonlinearity = nonlinearity
         for name, value in own.items():
             setattr(self, name, value)
-        self._origin = Origin(self["Wxh"])
 
     def __getattr__(self, key: str) -> Any:
         # None for a layer without. A class attribute would hide a parameter.
@@ -213,8 +211,8 @@ class RNN(recurrent.RNN):
         Raises:
             TypeError: If an argument is of the wrong type.
             ValueError: If a shape, a dtype or a value does not fit.
-            RuntimeError: If another thread made the layer and has not evaluated its
-                weights, or in a forked process, where MLX would wait for ever.
+            RuntimeError: If an operand is another thread's, which has not evaluated
+                it, or in a forked process, where MLX would wait for ever.
 
         Example:
             >>> import mlx.core as mx
@@ -224,8 +222,6 @@ class RNN(recurrent.RNN):
             >>> outputs[1, 2:].any().item()
             False
         """
-        if self._origin is not None:
-            self._origin.expect(self.get("Wxh"))
         if options or self._has_options:
             judge_keywords(options, CallOptions)
             return functional.rnn(
@@ -281,8 +277,6 @@ class RNN(recurrent.RNN):
             >>> mx.allclose(h, layer(x)[1], atol=1e-5).item()
             True
         """
-        if self._origin is not None:
-            self._origin.expect(self.get("Wxh"))
         return functional.step(x, hidden, reset, **self._arguments())
 
     def plan(
@@ -368,7 +362,7 @@ class RNN(recurrent.RNN):
         }
 
 
-class Linear(linear.Linear):
+class Linear(Loading, linear.Linear):
     r"""An affine transformation: :class:`mlx.nn.Linear` on a fast product.
 
     .. math::
@@ -407,4 +401,6 @@ class Linear(linear.Linear):
         # MLX's layer also takes weights that are no matrix.
         if weight.ndim == 2 and dispatch.has_own_product(None, x, weight, bias):
             return functional.matmul(x, weight, bias)
+        operands = [a for a in (x, weight, bias) if isinstance(a, mx.array)]
+        _native.expect_operands(operands, None)
         return super().__call__(x)

@@ -3,6 +3,8 @@
 from contextlib import nullcontext
 
 import mlx.core as mx
+from mlx.nn.layers.base import Module
+from mlx.utils import tree_flatten
 
 from mlx_recurrent import _native, composed, dispatch
 from mlx_recurrent.course import inputs
@@ -76,6 +78,11 @@ def _run_composed(
 ) -> mx.array | tuple[mx.array, mx.array]:
     _, x, Wxh, bias, _ = call.sequence
     hidden = start(call, stream)
+    f = call.choice.nonlinearity
+    own = f.parameters() if isinstance(f, Module) else {}  # type: ignore[no-untyped-call]
+    own = dict(tree_flatten(own)).values()
+    given = (x, Wxh, bias, call.Whh, hidden, *(options or ()), *own)
+    _native.expect_operands([a for a in given if isinstance(a, mx.array)], stream)
     if options is not None:
         projected = mx.result_type(*call.sequence.operands.values())
         with nullcontext() if stream is None else mx.stream(stream):
@@ -93,7 +100,7 @@ def _run_composed(
             z,
             call.Whh,
             hidden,
-            call.choice.nonlinearity,
+            f,
             begun,
             last_only,
             options,

@@ -3,7 +3,6 @@ from itertools import pairwise
 from typing import Any
 
 import mlx.core as mx
-from mlx.nn.layers.base import Module
 from mlx.nn.layers.dropout import Dropout
 
 from mlx_recurrent.bidirectional import Bidirectional, Merge
@@ -16,12 +15,13 @@ from mlx_recurrent.judging import (
     type_name,
 )
 from mlx_recurrent.layers import RNN
+from mlx_recurrent.mlx_faults.loading import Loading
 from mlx_recurrent.options import Values, judge_lengths
 from mlx_recurrent.padding import without_padding
 from mlx_recurrent.sizes import sizes_of
 
 
-class Stack(Module):
+class Stack(Loading):
     """Layers one after another: each one's outputs are the next one's input.
 
     The parameters are ``layers.0.Wxh`` and so on.

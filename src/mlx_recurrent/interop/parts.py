@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.nn.layers.base import Module
 from mlx.nn.layers.dropout import Dropout
+from mlx.utils import tree_flatten
 
 from mlx_recurrent.bidirectional import Bidirectional
 from mlx_recurrent.dispatch import Nonlinearity
@@ -16,7 +17,7 @@ from mlx_recurrent.interop.reversed import Reversed
 from mlx_recurrent.judging import dtype_name, type_name
 from mlx_recurrent.layers import RNN
 from mlx_recurrent.stack import Stack
-from mlx_recurrent.values import values_of
+from mlx_recurrent.values import evaluate, values_of
 
 Layer: TypeAlias = RNN | Bidirectional | Stack
 
@@ -138,7 +139,7 @@ def layer_of(
     nonlinearity: Nonlinearity | None,
     **options: Any,
 ) -> RNN:
-    """Make a layer that holds copies of these weights.
+    """Make a layer that holds copies of these weights, computed.
 
     Args:
         Wxh (array): The input's weights, ``(H, D)``.
@@ -152,6 +153,8 @@ def layer_of(
     layer.Wxh, layer.Whh = array_of("Wxh", Wxh), array_of("Whh", Whh)
     if bias is not None:
         layer.bias = array_of("bias", bias)
+    own: Any = tree_flatten(layer.parameters())  # type: ignore[no-untyped-call]
+    evaluate(*dict(own).values())  # for other threads
     return layer
 
 

@@ -1,14 +1,14 @@
 from typing import Any
 
 import mlx.core as mx
-from mlx.nn.layers.base import Module
 
 from mlx_recurrent.judging import ReturnState, judge_flag, type_name
+from mlx_recurrent.mlx_faults.loading import Loading
 from mlx_recurrent.options import Values
 from mlx_recurrent.sizes import sizes_of
 
 
-class Reversed(Module):
+class Reversed(Loading):
     """A layer that runs backward in time: the second half of a bidirectional one.
 
     Its call takes what the layer's takes. The parameters are ``backward.Wxh`` and so

@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from mlx_recurrent import atomic
+from mlx_recurrent import _native, atomic
 from mlx_recurrent.bidirectional import Bidirectional
 from mlx_recurrent.interop.activations import (
     Activation,
@@ -97,8 +97,10 @@ def read(path: str | os.PathLike[str], unsaid: Unsaid) -> Any:
         ValueError: If the file is damaged, holds what is no layer's, or leaves more
             open.
         OSError: If it cannot be opened.
+        RuntimeError: In a forked process, where MLX would wait for ever.
     """
     name = repr(os.fspath(path))
+    _native.expect_file_readers()  # MLX reads an open file at once
     try:
         with open(path, "rb") as file:
             safetensors_header.judge(file)

@@ -1,0 +1,41 @@
+"""Weights from a file in a forked child, where MLX may have nobody to read them."""
+
+from typing import Any
+
+import mlx.core as mx
+from mlx.nn.layers.base import Module
+from mlx.utils import tree_flatten
+
+from mlx_recurrent import _native
+
+
+class Loading(Module):
+    """A module whose :meth:`load_weights` does not leave a forked child waiting."""
+
+    def load_weights(
+        self, file_or_weights: str | list[tuple[str, mx.array]], strict: bool = True
+    ) -> Module:
+        """Update the weights from a file, or from a list of names and arrays.
+
+        It is the method of MLX's module.
+
+        Args:
+            file_or_weights (str or list): The path of a ``.npz`` or ``.safetensors``
+                file, or pairs of name and array.
+            strict (bool, optional): Whether names and shapes must be those of the
+                parameters. Default: ``True``.
+
+        Returns:
+            Module: The module itself.
+
+        Raises:
+            ValueError: If the weights do not fit.
+            RuntimeError: In a forked process, where MLX would wait for them for ever.
+        """
+        weights: Any = file_or_weights
+        if isinstance(weights, str):
+            loaded: Any = mx.load(weights)
+            weights = list(loaded.items())
+        given = dict(tree_flatten(weights)).values()
+        _native.expect_after_fork([a for a in given if isinstance(a, mx.array)])
+        return super().load_weights(weights, strict)
