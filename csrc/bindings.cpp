@@ -57,6 +57,15 @@ mx::Stream stream_of(mx::StreamOrDevice stream) {
   return found;
 }
 
+// Where memory runs out nanobind's own conversion ends the process.
+Arrays arrays_of(nb::iterable arrays) {
+  Arrays found;
+  for (nb::handle a : arrays) {
+    found.push_back(nb::cast<mx::array>(a));
+  }
+  return found;
+}
+
 nb::dict described(const kernels::Partition& p) {
   nb::dict d;
   d["isa"] = kernels::table()->isa;
@@ -334,13 +343,19 @@ NB_MODULE(_native, m) {
       "function"_a,
       "stream"_a.none());
 
-  m.def("expect_threads", &expect_threads, "arrays"_a);
+  m.def(
+      "expect_threads",
+      [](nb::iterable arrays) { expect_threads(arrays_of(arrays)); },
+      "arrays"_a);
   m.def("expect_file_readers", &expect_file_readers);
-  m.def("expect_after_fork", &expect_after_fork, "arrays"_a);
+  m.def(
+      "expect_after_fork",
+      [](nb::iterable arrays) { expect_after_fork(arrays_of(arrays)); },
+      "arrays"_a);
   m.def(
       "expect_operands",
-      [](const Arrays& operands, mx::StreamOrDevice stream) {
-        expect_operands(operands, stream_of(stream));
+      [](nb::iterable operands, mx::StreamOrDevice stream) {
+        expect_operands(arrays_of(operands), stream_of(stream));
       },
       "operands"_a,
       "stream"_a.none());
