@@ -10,6 +10,7 @@ from mlx_recurrent.duplicate import duplicate
 from mlx_recurrent.judging import ReturnState, shown, type_name
 from mlx_recurrent.layers import RNN
 from mlx_recurrent.mlx_faults.loading import Loading
+from mlx_recurrent.mlx_faults.pickling import reduce_ex
 from mlx_recurrent.options import Options, Values
 from mlx_recurrent.sizes import sizes_of
 
@@ -71,6 +72,8 @@ class Bidirectional(Loading):
         >>> outputs.shape, backward.shape
         ((2, 5, 16), (2, 8))
     """
+
+    __reduce_ex__ = reduce_ex
 
     def __init__(
         self, forward: Any, backward: Any = None, merge: Merge = "concat"

@@ -15,6 +15,7 @@ from mlx_recurrent.judging import (
     type_name,
 )
 from mlx_recurrent.mlx_faults.loading import Loading
+from mlx_recurrent.mlx_faults.pickling import reduce_ex
 from mlx_recurrent.options import (
     CallOptions,
     Values,
@@ -92,6 +93,7 @@ class RNN(Loading, recurrent.RNN):
     zoneout: float = 0.0
     input_dropout: float = 0.0
     recurrent_dropout: float = 0.0
+    __reduce_ex__ = reduce_ex
 
     def __init__(
         self,

@@ -16,6 +16,7 @@ from mlx_recurrent.judging import (
 )
 from mlx_recurrent.layers import RNN
 from mlx_recurrent.mlx_faults.loading import Loading
+from mlx_recurrent.mlx_faults.pickling import reduce_ex
 from mlx_recurrent.options import Values, judge_lengths
 from mlx_recurrent.padding import without_padding
 from mlx_recurrent.sizes import sizes_of
@@ -50,6 +51,8 @@ class Stack(Loading):
         >>> outputs.shape, [state.shape for state in states]
         ((2, 5, 4), [(2, 8), (2, 4)])
     """
+
+    __reduce_ex__ = reduce_ex
 
     def __init__(
         self, layers: Sequence[Any], dropout: float = 0.0, residual: bool = False

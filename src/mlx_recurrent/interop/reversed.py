@@ -4,6 +4,7 @@ import mlx.core as mx
 
 from mlx_recurrent.judging import ReturnState, judge_flag, type_name
 from mlx_recurrent.mlx_faults.loading import Loading
+from mlx_recurrent.mlx_faults.pickling import reduce_ex
 from mlx_recurrent.options import Values
 from mlx_recurrent.sizes import sizes_of
 
@@ -29,6 +30,8 @@ class Reversed(Loading):
         >>> mx.array_equal(Reversed(layer)(x), layer(x, reverse=True)).item()
         True
     """
+
+    __reduce_ex__ = reduce_ex
 
     def __init__(self, backward: Any) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
