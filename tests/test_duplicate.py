@@ -24,7 +24,7 @@ def test_arrays_and_modules_are_its_own():
 
 def test_functions_are_shared_and_what_is_held_twice_stays_one():
     module = nn.Module()
-    module.f = [nn.relu, nn.silu]  # compiled, so that copy.deepcopy fails
+    module.f = [nn.relu, nn.silu]
     module.a = module.b = nn.Linear(2, 2)
     module.pair = (module.a, 3)
     module.parts = [module]

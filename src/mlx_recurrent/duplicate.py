@@ -10,8 +10,8 @@ T = TypeVar("T")
 def duplicate(module: T) -> T:
     """Return a module like another one, with modules, lists and arrays of its own.
 
-    All else is shared, functions above all: :func:`copy.deepcopy` fails for MLX's
-    compiled ones.
+    All else is shared, functions and what they hold above all, of which
+    :func:`copy.deepcopy` copies some and refuses others.
     """
     # By identity: what is held twice stays one, and cycles end.
     copies: dict[int, Any] = {}

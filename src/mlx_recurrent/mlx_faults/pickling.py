@@ -9,11 +9,11 @@ from types import FrameType
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx.nn.layers import activations
 from mlx.nn.layers.base import Module
 
-from mlx_recurrent.judging import dtype_name
-from mlx_recurrent.values import values_of
+from mlx_recurrent import _native
 
 # Modules that take a function whole, or share it, and so need no name for it.
 _NEED_NO_NAME = frozenset({"copy", "cloudpickle", "dill"})
@@ -25,9 +25,16 @@ def _name_of(function: Any) -> str:
 
 
 def _reduced(array: mx.array) -> str | tuple[Any, ...]:
+    # A pool pickles in a thread of its own.
+    _native.expect_threads([array])
     if array.dtype == mx.float64:  # of which MLX's own way makes float32
-        return mx.array, (values_of(array), array.dtype)
+        return mx.array, (np.array(array), array.dtype)
     return array.__reduce_ex__(2)
+
+
+def _reduced_dtype(dtype: mx.Dtype) -> tuple[Any, ...]:
+    names = (name for name, value in vars(mx).items() if value == dtype)
+    return resolve_name, (f"mlx.core:{next(names)}",)
 
 
 # The types of MLX's functions: in C++, compiled, of arrays, and with a gradient of
@@ -36,7 +43,7 @@ for kind in map(
     type, (mx.tanh, activations.relu, mx.array.square, mx.custom_function(abs))
 ):
     copyreg.pickle(kind, _name_of)
-copyreg.pickle(mx.Dtype, lambda d: (resolve_name, (f"mlx.core:{dtype_name(d)}",)))
+copyreg.pickle(mx.Dtype, _reduced_dtype)
 copyreg.pickle(mx.array, _reduced)
 
 
