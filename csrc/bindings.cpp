@@ -81,6 +81,20 @@ nb::dict described(const kernels::Partition& p) {
 NB_MODULE(_native, m) {
   m.doc() = "The native core of mlx_recurrent.";
 
+  if (PyInterpreterState_GetID(PyInterpreterState_Get()) != 0) {
+    throw nb::import_error(
+        "mlx_recurrent cannot be imported in a subinterpreter, where MLX waits "
+        "for ever: import it in the main interpreter, or in a process of its "
+        "own.");
+  }
+  // One that was purged from sys.modules and is imported anew is the one
+  // before: nanobind knows its types already.
+  static PyObject* first = nullptr;
+  if (first) {
+    PyDict_Merge(PyModule_GetDict(m.ptr()), PyModule_GetDict(first), false);
+    return;
+  }
+
   if (!kernels::table()) {
     throw nb::import_error(
         ("The environment variable MLX_RECURRENT_ISA names an instruction set "
@@ -380,4 +394,6 @@ NB_MODULE(_native, m) {
   m.def("measure_read", &kernels::read_rate, "threads"_a, "bytes"_a, released);
   m.def("measure_tanh", &kernels::tanh_seconds, released);
   m.def("measure_exchange", &kernels::exchange_seconds, released);
+
+  first = m.inc_ref().ptr();
 }

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlx_recurrent._build import MLX_VERSION
+from scripts import SECONDS
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -21,6 +22,7 @@ def python(code, cwd=None, **environment):
         text=True,
         cwd=cwd,
         env={**os.environ, **environment},
+        timeout=SECONDS,
     )
 
 
@@ -83,3 +85,76 @@ def test_instruction_set(isa):
 def test_readme(code, tmp_path):
     run = python("import mlx.nn as nn; model = nn.Linear(2, 3)\n" + code, tmp_path)
     assert run.returncode == 0, run.stderr
+
+
+ANEW = """
+import copy, importlib, sys
+import mlx.core as mx
+import mlx_recurrent as before
+
+x = mx.ones((5, 3))
+layer = before.RNN(3, 4)
+stream = layer.stream()
+{}
+import mlx_recurrent as after
+
+for made in (after.RNN(3, 4), after.RNN(3, 4, nonlinearity=lambda a: mx.sin(a) * a)):
+    ours = made(x)
+    made.stream()(x)
+    assert mx.allclose(after.rnn(x, made.Wxh, made.Whh, made.bias, nonlinearity=made.nonlinearity), ours)
+    grads = mx.grad(lambda w: after.rnn(x, w, made.Whh, made.bias).sum())(made.Wxh)
+    mx.eval(grads)
+stacked = after.Stack([layer, after.Bidirectional(after.RNN(4, 4))])  # of both
+assert stacked(x).shape == (5, 8)
+assert mx.array_equal(mx.array(stream(x)), layer(x))
+assert after.RNN(3, 4).plan(x).path == "native"
+assert copy.deepcopy(layer)(x).shape == (5, 4)
+print("done")
+"""
+PURGE = """
+for name in list(sys.modules):
+    if name.partition(".")[0] == "mlx_recurrent" and {}:
+        del sys.modules[name]
+"""
+
+
+@pytest.mark.parametrize(
+    "anew",
+    [
+        PURGE.format(True),
+        PURGE.format(True) * 2 + "import mlx_recurrent" + PURGE.format(True),
+        PURGE.format("name == 'mlx_recurrent'"),
+        PURGE.format("name != 'mlx_recurrent'"),
+        PURGE.format("'_native' in name"),
+        PURGE.format("'_native' not in name"),
+        PURGE.format("'.interop' in name"),
+        "importlib.reload(before)",
+        "for name, module in list(sys.modules.items()):\n"
+        "    if name.startswith('mlx_recurrent'):\n"
+        "        importlib.reload(module)",
+    ],
+)
+def test_imported_anew(anew):
+    """After a purge of sys.modules, in whole or in part, or a reload."""
+    run = python(ANEW.format(anew))
+    assert (run.returncode, run.stdout) == (0, "done\n"), run.stderr
+
+
+@pytest.mark.parametrize("before", ["", "import mlx_recurrent; import mlx.nn"])
+def test_subinterpreter(before):
+    run = python(f"""
+try:
+    import _xxsubinterpreters as interpreters
+except ImportError:
+    import _interpreters as interpreters
+{before}
+other = interpreters.create()
+try:
+    failed = interpreters.run_string(other, "import mlx_recurrent")
+except interpreters.RunFailedError as error:
+    failed = error
+assert "ImportError" in str(failed) and "subinterpreter" in str(failed), failed
+interpreters.destroy(other)
+print("done")
+""")
+    assert (run.returncode, run.stdout) == (0, "done\n"), run.stderr

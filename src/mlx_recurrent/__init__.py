@@ -9,6 +9,9 @@ from mlx_recurrent._compatibility import require_mlx
 # Before anything below loads the native module.
 require_mlx()
 
+# Before mlx.nn, which does not return in a subinterpreter.
+from mlx_recurrent import _native  # noqa: F401, I001
+
 from mlx_recurrent import init, interop
 from mlx_recurrent.accelerate import accelerate
 from mlx_recurrent.bidirectional import Bidirectional
