@@ -208,6 +208,87 @@ def test_state_dict_of_arrays(tmp_path):
     equal_weights(from_torch(loaded), from_torch(module))
 
 
+class Larger(torch.nn.Module):
+    """A model with recurrent layers in it."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = torch.nn.Sequential()
+        self.encoder.rnn = torch.nn.RNN(D, H, 2, bidirectional=True, batch_first=True)
+        self.decoder = torch.nn.RNNCell(2 * H, H, nonlinearity="relu")
+        self.out = torch.nn.Linear(H, 2)
+        self.lstm = torch.nn.LSTM(D, H)
+        self.again = self.decoder
+
+
+@pytest.mark.parametrize("wrapped", ["", "module."])
+@pytest.mark.parametrize("dot", ["", "."])
+def test_prefix(rng, wrapped, dot):
+    model = Larger()
+    x = draw(rng, (3, 5, D), mx.float32)
+    outputs, _ = model.encoder.rnn(torch.tensor(np.array(x)))
+    whole = torch.nn.DataParallel(model) if wrapped else model
+    arrays = {name: mx.array(a.numpy()) for name, a in whole.state_dict().items()}
+    for given in (whole, whole.state_dict(), arrays):
+        layer = from_torch(given, prefix=f"{wrapped}encoder.rnn{dot}")
+        assert isinstance(layer, Stack)
+        agree(layer(x), mx.array(outputs.detach().numpy()))
+        relu = None if given is whole else "relu"
+        for name in ("decoder", "again"):
+            cell = from_torch(given, prefix=f"{wrapped}{name}{dot}", nonlinearity=relu)
+            equal_weights(cell, from_torch(model.decoder))
+            assert cell.plan(mx.zeros((5, 2 * H))).reason.startswith("relu")
+
+
+FOUND = r" \(of a larger model give a layer's prefix: "
+
+
+@pytest.mark.parametrize(
+    "given, prefix, error, message",
+    [
+        ("module", "", TypeError, f"but is .*Larger{FOUND}'encoder.rnn', 'decoder'"),
+        (
+            "state",
+            "",
+            ValueError,
+            f"such as weight_ih_l0, but holds 'e.*{FOUND}'encoder.rnn'",
+        ),
+        ("module", "rnn", ValueError, f"prefix must be .*'rnn'{FOUND}'encoder.rnn', '"),
+        ("state", "rnn.", ValueError, f"prefix must be .*'rnn'{FOUND}'encoder.rnn', '"),
+        ("module", "encoder", TypeError, f"'encoder' is .*{FOUND}'encoder.rnn', 'dec"),
+        ("state", "encoder", ValueError, f"holds 'encoder.rnn.w.*{FOUND}'encoder.rnn'"),
+        ("module", "encodr.rnn", ValueError, f"'encodr.rnn'{FOUND}'encoder.rnn', '"),
+        ("state", "encodr.rnn", ValueError, f"'encodr.rnn'{FOUND}'encoder.rnn', '"),
+        ("module", "out", TypeError, f"'out' is torch.*Linear{FOUND}'"),
+        ("state", "out", ValueError, f"holds 'out.weight'{FOUND}'"),
+        ("module", "lstm", TypeError, "'lstm' is torch.*LSTM"),
+        ("state", "lstm", ValueError, r"weight_hh_l0 must be \(H, H\).*torch.nn.LSTM"),
+        ("parallel", "decoder", ValueError, f"{FOUND}'module.decoder', 'module.e"),
+        ("plain", "rnn", ValueError, f"'rnn'{FOUND}''"),
+        ("plain state", "rnn", ValueError, f"'rnn'{FOUND}''"),
+        ("without", "rnn", ValueError, "but is 'rnn', and there is no torch.nn.RNN in"),
+        ("checkpoint", "", ValueError, "holds a dict as 'model': give the one with"),
+        ("checkpoint", "rnn", ValueError, "holds a dict as 'model': give the one with"),
+        ("state", None, TypeError, "prefix must be a string, but is NoneType"),
+        ("text", "rnn", TypeError, "but 'rnn' is str"),
+    ],
+)
+def test_refused_prefixes(given, prefix, error, message):
+    model = Larger()
+    module = {
+        "module": model,
+        "state": model.state_dict(),
+        "parallel": torch.nn.DataParallel(model),
+        "plain": torch.nn.RNN(D, H),
+        "plain state": state(),
+        "without": torch.nn.Linear(D, H).state_dict(),
+        "checkpoint": {"epoch": 3, "model": model.state_dict()},
+        "text": "rnn",
+    }[given]
+    with pytest.raises(error, match=message):
+        from_torch(module, prefix=prefix)
+
+
 def hooked():
     from torch.nn.utils import prune
 

@@ -211,6 +211,7 @@ WRONG |= {
     "module": [*_NETWORK, "{3: 4}", "'x'", "[]"],
     "tree": [x for x in _NETWORK if x != "RNN"] + ["{'i': 3, 'h': 4}", "{'cell': 3}"],
     "of two": [*JUNK, *NUMBERS, "len", "mx.tanh", "b'relu'", "'Relu'", "['tanh']"],
+    "prefix": [*JUNK, *NUMBERS, "None", "b'rnn'", "'rnn'", "'weight_ih'"],
     "backward of Reversed": [*JUNK, *NUMBERS, "None"],
 }
 WRONG["layout"].remove("0")
@@ -430,8 +431,8 @@ _INTERCHANGE = {
     "from_torch": (
         "torch",
         {"module": "{'weight_ih': zeros(H, D), 'weight_hh': zeros(H, H)}"},
-        {"nonlinearity": "'relu'"},
-        {"nonlinearity": "of two"},
+        {"prefix": "''", "nonlinearity": "'relu'"},
+        {"prefix": "prefix", "nonlinearity": "of two"},
     ),
     "to_keras": (
         "keras",

@@ -1,7 +1,8 @@
 """PyTorch's recurrent layers as layers, and the way back."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from difflib import SequenceMatcher
 from typing import Any
 
 import mlx.core as mx
@@ -33,9 +34,13 @@ _NONLINEARITIES: dict[str, Nonlinearity | None] = {
 _NAME = re.compile(
     r"(weight|bias)_(ih|hh)(?:_l(?P<layer>[0-9]{1,18})(?P<reverse>_reverse)?)?"
 )
+# The same in a larger model.
+_PLACE = re.compile(rf"(?:(.*)\.)?{_NAME.pattern}", re.DOTALL)
 
 
-def from_torch(module: Any, *, nonlinearity: str | None = None) -> Layer:
+def from_torch(
+    module: Any, *, prefix: str = "", nonlinearity: str | None = None
+) -> Layer:
     """Make a layer of PyTorch's.
 
     The weights are copied; of the two biases the sum is kept. Inputs are batch first
@@ -45,7 +50,9 @@ def from_torch(module: Any, *, nonlinearity: str | None = None) -> Layer:
     Args:
         module (torch.nn.RNN or torch.nn.RNNCell or dict): The module, or a state dict
             with its names, such as ``weight_ih_l0``, for arrays of PyTorch, NumPy or
-            MLX.
+            MLX. With a prefix a larger model, or its state dict.
+        prefix (str, optional): The layer's name in a larger model, such as
+            ``"encoder.rnn"``, with or without a dot at its end. Default: ``""``.
         nonlinearity (str, optional): ``"tanh"`` or ``"relu"``, for a state dict, which
             does not tell it. ``None`` is tanh there. Default: ``None``.
 
@@ -55,9 +62,10 @@ def from_torch(module: Any, *, nonlinearity: str | None = None) -> Layer:
 
     Raises:
         ImportError: If a module is given and PyTorch is not installed.
-        TypeError: If it is another module.
+        TypeError: If it is another module, or an argument is of the wrong type.
         ValueError: If a name, a shape or a dtype does not fit, or if the module has
-            forward hooks or shares a weight between layers.
+            forward hooks or shares a weight between layers. It lists the layers that a
+            larger model has.
 
     Example:
         >>> import torch
@@ -65,6 +73,9 @@ def from_torch(module: Any, *, nonlinearity: str | None = None) -> Layer:
         >>> from_torch(torch.nn.RNN(3, 8)).Wxh.shape
         (8, 3)
     """
+    if not isinstance(prefix, str):
+        raise TypeError(f"prefix must be a string, but is {type_name(prefix)}")
+    prefix = prefix.removesuffix(".")
     if isinstance(module, Mapping):
         if nonlinearity is not None and not (
             isinstance(nonlinearity, str) and nonlinearity in _NONLINEARITIES
@@ -72,13 +83,15 @@ def from_torch(module: Any, *, nonlinearity: str | None = None) -> Layer:
             raise ValueError(
                 f'nonlinearity must be "tanh" or "relu", but is {shown(nonlinearity)}'
             )
-        return _from_weights(module, _NONLINEARITIES[nonlinearity or "tanh"], 0.0)
+        weights = _entries(module, prefix)
+        return _from_weights(weights, _NONLINEARITIES[nonlinearity or "tanh"], 0.0)
     torch = framework("torch", "from_torch")
     if nonlinearity is not None:
         raise ValueError(
             "nonlinearity must be None for a module, which has its own, but is "
             f"{shown(nonlinearity)}"
         )
+    module = _named(torch, module, prefix)
     names = _names(torch, module)
     for name in names:
         if name not in module._parameters and not (
@@ -191,24 +204,86 @@ def to_torch(layer: Layer, *, batch_first: bool = True, cell: bool = False) -> A
     return module.train(layer.training)
 
 
-def _names(torch: Any, module: Any) -> list[str]:
-    """Return the names of a module's weights."""
-    replaced = "forward" in getattr(module, "__dict__", ())
-    for kind in (torch.nn.RNN, torch.nn.RNNCell):
-        # One that runs something else is not what it is called.
-        if (
-            isinstance(module, kind)
-            and type(module).forward is kind.forward
-            and not replaced
-        ):
-            break
-    else:
+def _named(torch: Any, module: Any, prefix: str) -> Any:
+    """Return the recurrent layer of that name in a module: itself where it is empty."""
+    kinds = (torch.nn.RNN, torch.nn.RNNCell)
+    found, layers = module, []
+    if isinstance(module, torch.nn.Module):
+        layers = [name for name, m in module.named_modules() if isinstance(m, kinds)]
+        try:
+            found = module.get_submodule(prefix)
+        except AttributeError:
+            raise ValueError(
+                f"prefix must be the name of a layer in module, but is {shown(prefix)}"
+                f"{_listed(layers, prefix)}"
+            ) from None
+    replaced = "forward" in getattr(found, "__dict__", ())
+    # One that runs something else is not what it is called.
+    if replaced or not any(
+        isinstance(found, kind) and type(found).forward is kind.forward
+        for kind in kinds
+    ):
+        layers = [name for name in layers if name != prefix]
         raise TypeError(
             "module must be a torch.nn.RNN or a torch.nn.RNNCell, or a state dict, but "
-            f"is {type_name(module)}" + (" with another forward" if replaced else "")
+            f"{prefix and shown(prefix) + ' '}is {type_name(found)}"
+            + (" with another forward" if replaced else "")
+            + (_listed(layers, prefix) if layers else "")
         )
+    return found
+
+
+def _listed(layers: Iterable[str], prefix: str) -> str:
+    """Return how an error ends: the layers that there are, the likeliest first."""
+    by_likeness = sorted(
+        layers,
+        key=lambda name: (
+            prefix not in name,
+            -SequenceMatcher(None, name[:100], prefix[:100]).ratio(),
+        ),
+    )
+    if not by_likeness:
+        return ", and there is no torch.nn.RNN in it"
+    listed = ", ".join(map(shown, by_likeness[:5])) + ", ..." * bool(by_likeness[5:])
+    return f" (of a larger model give a layer's prefix: {listed})"
+
+
+def _entries(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Return the entries of a state dict for the layer of that name, without it."""
+    named = {str(name): value for name, value in state.items()}
+    start = prefix and f"{prefix}."
+    weights = {
+        name.removeprefix(start): value
+        for name, value in named.items()
+        if name.startswith(start)
+    }
+    unknown = [name for name in weights if not _NAME.fullmatch(name)]
+    if weights and not unknown:
+        return weights
+    for name, value in named.items():
+        if isinstance(value, Mapping):
+            raise ValueError(
+                f"module must hold arrays, but holds a dict as {shown(name)}: give the "
+                "one with the weights"
+            )
+    places = {m[1] or "": m for name in named if (m := _PLACE.fullmatch(name))}
+    if not weights and prefix:
+        raise ValueError(
+            f"prefix must be that of a layer's weights in module, but is "
+            f"{shown(prefix)}{_listed(places, prefix)}"
+        )
+    if not weights:
+        raise ValueError("module must hold weights, but is empty")
+    raise ValueError(
+        "module must hold the weights of one torch.nn.RNN or torch.nn.RNNCell, such as "
+        f"weight_ih_l0, but holds {shown(start + unknown[0])}{_listed(places, prefix)}"
+    )
+
+
+def _names(torch: Any, module: Any) -> list[str]:
+    """Return the names of a module's weights."""
     places = [""]
-    if kind is torch.nn.RNN:
+    if isinstance(module, torch.nn.RNN):
         ways = ("", "_reverse") if module.bidirectional else ("",)
         places = [f"_l{i}{way}" for i in range(module.num_layers) for way in ways]
     kinds = ("weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if module.bias else ()))
@@ -219,19 +294,10 @@ def _from_weights(
     weights: Mapping[str, Any], nonlinearity: Nonlinearity | None, dropout: float
 ) -> Layer:
     """Make a layer from weights by PyTorch's names."""
-    matches = {name: _NAME.fullmatch(str(name)) for name in weights}
-    if unknown := [name for name, match in matches.items() if match is None]:
-        raise ValueError(
-            "module must hold the weights of one torch.nn.RNN or torch.nn.RNNCell, "
-            f"such as weight_ih_l0, but holds {shown(unknown[0])} (of a larger model's "
-            "state dict take the entries of one layer, without their prefix)"
-        )
     found: set[tuple[str | None, str | None]] = {
-        (m["layer"], m["reverse"]) for m in matches.values() if m
+        (m["layer"], m["reverse"]) for m in map(_NAME.fullmatch, weights) if m
     }
     places: set[tuple[str | None, str | None]]
-    if not found:
-        raise ValueError("module must hold weights, but is empty")
     if (None, None) in found:
         count, places = 1, {(None, None)}
     else:
