@@ -7,6 +7,7 @@ import mlx.core as mx
 
 from mlx_recurrent.both_ways import both_ways
 from mlx_recurrent.duplicate import duplicate
+from mlx_recurrent.foreign import names_ways_out
 from mlx_recurrent.judging import ReturnState, shown, type_name
 from mlx_recurrent.layers import RNN
 from mlx_recurrent.mlx_faults.loading import Loading
@@ -75,6 +76,7 @@ class Bidirectional(Loading):
 
     __reduce_ex__ = reduce_ex
 
+    @names_ways_out
     def __init__(
         self, forward: Any, backward: Any = None, merge: Merge = "concat"
     ) -> None:
@@ -95,6 +97,7 @@ class Bidirectional(Loading):
         self.merge = merge
         self._judge_sizes()
 
+    @names_ways_out
     def __call__(
         self,
         x: mx.array,

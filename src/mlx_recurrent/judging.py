@@ -7,6 +7,8 @@ from typing import Any, Literal, TypeAlias
 
 import mlx.core as mx
 import numpy as np
+from mlx.nn.layers import activations
+from mlx.nn.layers.base import Module
 
 # What a call returns: outputs, outputs and state, or the state alone.
 ReturnState: TypeAlias = bool | Literal["only"]
@@ -21,7 +23,11 @@ _SHOWN = 100
 def judge_array(name: str, value: Any) -> None:
     """Raise a ``TypeError`` for what is no MLX array."""
     if not isinstance(value, mx.array):
-        raise TypeError(f"{name} must be an mlx.core.array, but is {type_name(value)}")
+        makes_one = isinstance(value, list) or hasattr(value, "__dlpack__")
+        raise TypeError(
+            f"{name} must be an mlx.core.array, but is {type_name(value)}"
+            + makes_one * f": mx.array({name}) makes one"
+        )
 
 
 def judge_probability(name: str, value: Any) -> float:
@@ -56,13 +62,40 @@ def judge_flag(name: str, value: Any) -> bool:
 
 
 def judge_nonlinearity(nonlinearity: Any) -> None:
-    """Raise a ``ValueError``, in MLX's words, for what cannot be called."""
+    """Raise a ``ValueError``, in MLX's words first, for what is no function."""
     if not callable(nonlinearity):
         try:
             value = f"{nonlinearity}"
         except Exception:  # an integer of very many digits, or the user's own
             value = shown(nonlinearity)
-        raise ValueError(f"Nonlinearity must be callable. Current value: {value}.")
+        raise ValueError(
+            f"Nonlinearity must be callable. Current value: {value}. Give "
+            f"{_function_of(nonlinearity)}."
+        )
+    if type(nonlinearity) is type and issubclass(nonlinearity, Module):
+        name = nonlinearity.__qualname__
+        if nonlinearity.__module__ == activations.__name__:
+            name = f"nn.{name}"
+        raise ValueError(
+            f"nonlinearity must be a function or a module, but is the class {name}: "
+            f"give {name}(), an instance"
+        )
+
+
+def _function_of(name: Any) -> str:
+    """Return what to give for another framework's name of a nonlinearity."""
+    name = name.lower() if isinstance(name, str) else ""
+    if name == "tanh":
+        return "None or mx.tanh"
+    if name in ("linear", "identity"):
+        return "nn.Identity()"
+    known = {
+        key.replace("_", ""): key
+        for key, value in vars(activations).items()
+        if getattr(value, "__module__", None) == activations.__name__
+    }
+    function = known.get(name.replace("_", ""))
+    return f"nn.{function}" if function else "a function, such as mx.tanh or nn.relu"
 
 
 def judge_size(name: str, value: Any, least: int) -> None:

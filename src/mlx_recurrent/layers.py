@@ -6,6 +6,7 @@ from mlx.nn.layers import linear, recurrent
 
 from mlx_recurrent import _native, dispatch, functional
 from mlx_recurrent.dispatch import Nonlinearity
+from mlx_recurrent.foreign import names_ways_out
 from mlx_recurrent.judging import (
     ReturnState,
     judge_flag,
@@ -95,6 +96,7 @@ class RNN(Loading, recurrent.RNN):
     recurrent_dropout: float = 0.0
     __reduce_ex__ = reduce_ex
 
+    @names_ways_out
     def __init__(
         self,
         input_size: int,
@@ -386,6 +388,7 @@ class Linear(Loading, linear.Linear):
         (2, 5, 8)
     """
 
+    @names_ways_out
     def __init__(self, input_dims: int, output_dims: int, bias: bool = True) -> None:
         judge_size("input_dims", input_dims, 1)
         judge_size("output_dims", output_dims, 0)

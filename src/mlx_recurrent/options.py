@@ -15,6 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_recurrent.dispatch import StreamOrDevice
+from mlx_recurrent.foreign import no_keyword
 from mlx_recurrent.judging import (
     FLOATING,
     dtype_name,
@@ -252,7 +253,7 @@ def judge_keywords(options: Mapping[str, Any], kind: type) -> None:
     """Raise a ``TypeError`` for an option that a function does not have."""
     for name in options:
         if name not in kind.__annotations__:
-            raise TypeError(f"there is no keyword argument {name!r}")
+            raise no_keyword(name, {*kind.__annotations__, "hidden", "nonlinearity"})
 
 
 def judge_options(

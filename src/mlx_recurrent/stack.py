@@ -7,6 +7,7 @@ from mlx.nn.layers.dropout import Dropout
 
 from mlx_recurrent.bidirectional import Bidirectional, Merge
 from mlx_recurrent.duplicate import duplicate
+from mlx_recurrent.foreign import names_ways_out
 from mlx_recurrent.judging import (
     ReturnState,
     judge_flag,
@@ -54,6 +55,7 @@ class Stack(Loading):
 
     __reduce_ex__ = reduce_ex
 
+    @names_ways_out
     def __init__(
         self, layers: Sequence[Any], dropout: float = 0.0, residual: bool = False
     ) -> None:
@@ -134,6 +136,7 @@ class Stack(Loading):
                 features = sizes_of(layer)[1] or hidden_size
         return cls(layers, dropout, residual)
 
+    @names_ways_out
     def __call__(
         self,
         x: mx.array,

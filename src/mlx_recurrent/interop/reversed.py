@@ -2,6 +2,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_recurrent.foreign import names_ways_out
 from mlx_recurrent.judging import ReturnState, judge_flag, type_name
 from mlx_recurrent.mlx_faults.loading import Loading
 from mlx_recurrent.mlx_faults.pickling import reduce_ex
@@ -33,12 +34,14 @@ class Reversed(Loading):
 
     __reduce_ex__ = reduce_ex
 
+    @names_ways_out
     def __init__(self, backward: Any) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         if not callable(backward):
             raise TypeError(f"backward must be a layer, but is {type_name(backward)}")
         self.backward = backward
 
+    @names_ways_out
     def __call__(
         self,
         x: mx.array,
