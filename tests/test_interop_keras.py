@@ -318,13 +318,13 @@ def noisy():
         (
             lambda: keras.Sequential([simple(), layers.Dense(3)]),
             TypeError,
-            r"layer\.layers\[1\] must be .* but is keras\S+\.Dense$",
+            r"layer\.layers\[1\] must be .* but is \S+\.Dense 'dense\S*': from_keras",
         ),
         (lambda: "rnn.keras", TypeError, "layer must be .* but is str$"),
         (
             lambda: [layers.Dropout(0.5), simple()],
             TypeError,
-            r"layer\[0\] must be .* but is keras\S+\.Dropout$",
+            r"layer\[0\] must be .* but is keras\S+\.Dropout 'dropout\S*'$",
         ),
         (
             lambda: layers.SimpleRNN(H),
@@ -386,7 +386,7 @@ def noisy():
         (
             lambda: [simple(), layers.Dropout(0.5)],
             ValueError,
-            "layer must not end with Dropout",
+            "layer must not end with Dropout, .*: give a list of the layers before it",
         ),
         (
             lambda: [
@@ -406,6 +406,197 @@ def noisy():
 def test_refused(layer, error, message):
     with pytest.raises(error, match=message):
         from_keras(layer())
+
+
+class Subclassed(keras.Model):
+    """What a functional model does, written otherwise."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn = layers.SimpleRNN(H, name="rnn")
+        self.out = layers.Dense(2)
+
+    def call(self, x):
+        return self.out(self.rnn(x))
+
+
+def sequential(*inner):
+    return keras.Sequential([keras.Input((None, D)), *inner])
+
+
+def functional(make):
+    x = keras.Input((None, D))
+    return keras.Model(x, make(x))
+
+
+def rnn(name="rnn", **options):
+    return layers.SimpleRNN(H, name=name, **options)
+
+
+def several(name="rnn", **options):
+    return rnn(name, return_sequences=True, **options)
+
+
+def cells(*kinds):
+    return layers.RNN([kind(H) for kind in kinds], name="rnn", return_sequences=True)
+
+
+# The layer in the way, how to name what is recurrent, and the model.
+LARGER = {
+    "a classifier": ("Dense", ["rnn"], lambda: sequential(rnn(), layers.Dense(2))),
+    "words": (
+        "Embedding",
+        ["rnn"],
+        lambda: keras.Sequential(
+            [keras.Input((None,)), layers.Embedding(9, D), rnn(), layers.Dense(2)]
+        ),
+    ),
+    "masking": ("Masking", ["rnn"], lambda: sequential(layers.Masking(), rnn())),
+    "dropout first": (
+        "Dropout",
+        ["rnn"],
+        lambda: sequential(layers.Dropout(0.1), rnn()),
+    ),
+    "a norm between": (
+        "BatchNormalization",
+        ["a", "b"],
+        lambda: sequential(several("a"), layers.BatchNormalization(), rnn("b")),
+    ),
+    "two and a dense": (
+        "Dense",
+        ["a", "b"],
+        lambda: sequential(
+            several("a"), layers.Dropout(0.1), rnn("b"), layers.Dense(2)
+        ),
+    ),
+    "another cell": ("LSTM", ["rnn"], lambda: sequential(several(), layers.LSTM(4))),
+    "gru": (
+        "GRU",
+        ["rnn"],
+        lambda: sequential(layers.GRU(D, return_sequences=True), rnn()),
+    ),
+    "each step": (
+        "TimeDistributed",
+        ["rnn"],
+        lambda: sequential(several(), layers.TimeDistributed(layers.Dense(2))),
+    ),
+    "both ways": (
+        "Dense",
+        ["bi"],
+        lambda: sequential(layers.Bidirectional(several(), name="bi"), layers.Dense(2)),
+    ),
+    "cells": (
+        "Dense",
+        ["rnn"],
+        lambda: sequential(
+            cells(layers.SimpleRNNCell, layers.SimpleRNNCell), layers.Dense(2)
+        ),
+    ),
+    "functional": ("Functional", ["rnn"], lambda: functional(rnn())),
+    "functional with more": (
+        "Functional",
+        ["rnn"],
+        lambda: functional(lambda x: layers.Dense(2)(rnn()(layers.Dense(D)(x)))),
+    ),
+    "two beside each other": (
+        "Functional",
+        ["a", "b"],
+        lambda: functional(lambda x: layers.Concatenate()([rnn("a")(x), rnn("b")(x)])),
+    ),
+    "subclassed": ("Subclassed", ["rnn"], Subclassed),
+}
+NESTED = {
+    "a sequential": lambda: sequential(
+        keras.Sequential([rnn()], name="inner"), layers.Dense(2)
+    ),
+    "a functional": lambda: sequential(
+        keras.Model(x := keras.Input((None, D)), rnn()(x), name="inner"),
+        layers.Dense(2),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LARGER)
+def test_larger_models(name):
+    kind, found, make = LARGER[name]
+    model = make()
+    if not model.built:
+        model(np.ones((2, 4, D), np.float32))
+    with pytest.raises(TypeError, match=rf"\.{kind}\b") as raised:
+        from_keras(model)
+    message = str(raised.value)
+    parts = [f'model.get_layer("{part}")' for part in found]
+    ending = f": from_keras({parts[0]}) takes the recurrent layer alone"
+    if parts[1:]:
+        ending = f": from_keras takes {' and '.join(parts)} alone, or a list of "
+    assert ending in message, message
+    for inner, part in zip(found, parts, strict=True):
+        theirs = model.get_layer(inner)
+        layer = eval(f"from_keras({part})", {"model": model, "from_keras": from_keras})
+        x = np.ones(
+            (2, 4, D if inner != "b" or kind == "Functional" else H), np.float32
+        )
+        last = numpy_of(theirs(x))
+        if theirs.return_sequences:
+            last = last[:, -1]
+        if isinstance(layer, RNN):
+            agree(layer(mx.array(x), return_state="only"), mx.array(last))
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_nested_models(name):
+    model = NESTED[name]()
+    with pytest.raises(TypeError) as raised:
+        from_keras(model)
+    part = 'model.get_layer("inner").get_layer("rnn")'
+    assert f"from_keras({part}) takes" in str(raised.value)
+    layer = from_keras(eval(part, {"model": model}))
+    x = np.ones((2, 4, D), np.float32)
+    theirs = numpy_of(model.get_layer("inner")(x))
+    agree(layer(mx.array(x), return_state="only"), mx.array(theirs))
+
+
+def test_layers_in_a_list():
+    """Of a model whose layers follow each other."""
+    model = sequential(several("a"), layers.Dropout(0.25), rnn("b"), layers.Dense(2))
+    x = np.ones((2, 4, D), np.float32)
+    stack = from_keras(
+        [model.get_layer("a"), layers.Dropout(0.25), model.get_layer("b")]
+    )
+    assert isinstance(stack, Stack) and len(stack.layers) == 2
+    stack.eval()
+    theirs = model.get_layer("b")(model.get_layer("a")(x))
+    agree(stack(mx.array(x), return_state="only")[-1], mx.array(numpy_of(theirs)))
+    chain = functional(lambda x: rnn("b")(several("a")(x)))
+    agree(
+        from_keras(chain.layers)(mx.array(x), return_state="only")[-1],
+        mx.array(numpy_of(chain(x))),
+    )
+
+
+def test_a_model_without():
+    with pytest.raises(
+        TypeError, match=r"Dense 'dense\S*', and there is no such layer"
+    ):
+        from_keras(sequential(layers.Dense(2)))
+    lstm = sequential(layers.Bidirectional(layers.LSTM(H)), layers.Dense(2))
+    with pytest.raises(TypeError, match="and there is no such layer in the model"):
+        from_keras(lstm)
+    steps = keras.Sequential(
+        [keras.Input((3, None, D)), layers.TimeDistributed(rnn(), name="steps")]
+    )
+    with pytest.raises(TypeError, match=r'\(model.get_layer\("steps"\).layer\) takes'):
+        from_keras(steps)
+
+
+def test_a_layer_that_is_not_built():
+    model = keras.Sequential([rnn(), layers.Dense(2)])
+    with pytest.raises(
+        TypeError, match=r'from_keras\(model.get_layer\("rnn"\)\) takes'
+    ):
+        from_keras(model)
+    with pytest.raises(ValueError, match="is not built, so that it has no weights"):
+        from_keras(model.get_layer("rnn"))
 
 
 @pytest.mark.parametrize(

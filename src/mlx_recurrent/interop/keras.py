@@ -1,5 +1,6 @@
 """Keras's recurrent layers as layers, and the way back."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
@@ -86,6 +87,10 @@ _OTHERS: dict[str, Nonlinearity] = {
     "softplus": activations.softplus,
     "softsign": activations.softsign,
 }
+_KINDS = (
+    "a Keras layer that is recurrent and simple (SimpleRNN, SimpleRNNCell, RNN, "
+    "StackedRNNCells, Bidirectional, or a Sequential or list of these)"
+)
 _BUILT_IN_NAMES = {"identity": "linear"}
 _MERGES = {"ave": "mean"}
 _MERGE_MODES = {"mean": "ave"}
@@ -101,7 +106,8 @@ def from_keras(layer: Any, *, nonlinearity: Nonlinearity | None = None) -> Layer
     Args:
         layer (Layer or list): A ``SimpleRNN``, a ``SimpleRNNCell``, an ``RNN`` of such
             cells, a ``Bidirectional`` of these, or a ``Sequential`` or list of them,
-            between whose layers may be ``Dropout`` of one rate. All of them built.
+            between whose layers may be ``Dropout`` of one rate. All of them built. Of a
+            larger model take its recurrent layers, ``model.get_layer("rnn")``.
         nonlinearity (callable, optional): What stands here for activations that no
             function of MLX equals, such as one's own. Default: ``None``.
 
@@ -111,7 +117,8 @@ def from_keras(layer: Any, *, nonlinearity: Nonlinearity | None = None) -> Layer
 
     Raises:
         ImportError: If Keras is not installed.
-        TypeError: If it is, or holds, another layer.
+        TypeError: If it is, or holds, another layer. It names what is recurrent in a
+            model.
         ValueError: If it is not built, or does what a layer does not do here, or if
             two layers share their weights.
 
@@ -124,6 +131,7 @@ def from_keras(layer: Any, *, nonlinearity: Nonlinearity | None = None) -> Layer
         (8, 3)
     """
     keras = framework("keras", "from_keras")
+    _judge_kinds(keras, layer)
     converted = _read(keras, layer, "layer", nonlinearity, {})
     judge_used(nonlinearity, converted)
     return converted
@@ -204,11 +212,82 @@ def _read(
         return _read(keras, layer.cell, f"{name}.cell", nonlinearity, seen)
     if kind is known.Bidirectional:
         return _read_both(keras, layer, name, nonlinearity, seen)
-    raise TypeError(
-        f"{name} must be a Keras layer that is recurrent and simple (SimpleRNN, "
-        "SimpleRNNCell, RNN, StackedRNNCells, Bidirectional, or a Sequential or list "
-        f"of these), but is {type_name(layer)}"
+    raise TypeError(f"{name} must be {_KINDS}, but is {type_name(layer)}")
+
+
+def _judge_kinds(keras: Any, model: Any) -> None:
+    """Raise a ``TypeError`` for a layer in the way, and for a model that is no row.
+
+    It says how to take what is recurrent out of a model.
+    """
+    known = keras.layers
+    kinds = {known.SimpleRNN, known.SimpleRNNCell, known.RNN, known.StackedRNNCells}
+    kinds.add(known.Bidirectional)
+    for name, layer in _leaves(keras, model, "layer"):
+        if type(layer) in kinds:
+            kinds.add(known.Dropout)  # behind it
+            continue
+        found = type_name(layer)
+        if name != "layer":
+            found += f" {getattr(layer, 'name', '')!r}"
+        raise TypeError(
+            f"{name} must be {_KINDS}, but is {found}{_way_out(keras, model)}"
+        )
+
+
+def _way_out(keras: Any, model: Any) -> str:
+    """Return how an error ends: how to name what is recurrent in a model."""
+    if not isinstance(model, keras.Model):
+        return ""
+    parts = list(_parts(keras, model, "model"))
+    if not parts:
+        return ", and there is no such layer in the model"
+    if len(parts) == 1:
+        return f": from_keras({parts[0]}) takes the recurrent layer alone"
+    return (
+        f": from_keras takes {' and '.join(parts)} alone, or a list of those of them "
+        "that follow each other"
     )
+
+
+def _leaves(keras: Any, layer: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Yield the layers of a Sequential or list, nested ones too, with their places.
+
+    Without those that only say what the input is.
+    """
+    if type(layer) is keras.Sequential:
+        layer, name = layer.layers, f"{name}.layers"
+    if isinstance(layer, (list, tuple)):
+        for i, inner in enumerate(layer):
+            yield from _leaves(keras, inner, f"{name}[{i}]")
+    elif type(layer) is not keras.layers.InputLayer:
+        yield name, layer
+
+
+def _parts(keras: Any, model: Any, path: str) -> Iterator[str]:
+    """Yield how to name what is recurrent in a model, layer by layer."""
+    for inner in getattr(model, "layers", ()):
+        at = f'{path}.get_layer("{inner.name}")'
+        if _is_recurrent(keras, inner):
+            yield at
+        elif type(inner) is keras.layers.TimeDistributed:
+            if _is_recurrent(keras, inner.layer):
+                yield f"{at}.layer"
+        else:
+            yield from _parts(keras, inner, at)
+
+
+def _is_recurrent(keras: Any, layer: Any) -> bool:
+    """Return whether a layer is of a kind that becomes one here."""
+    known = keras.layers
+    kind = type(layer)
+    if kind is known.Bidirectional:
+        return _is_recurrent(keras, layer.forward_layer)
+    if kind is known.RNN:
+        return _is_recurrent(keras, layer.cell)
+    if kind is known.StackedRNNCells:
+        return all(_is_recurrent(keras, cell) for cell in layer.cells)
+    return kind in (known.SimpleRNN, known.SimpleRNNCell)
 
 
 def _read_several(
@@ -224,6 +303,8 @@ def _read_several(
     read: list[Layer] = []
     rates: list[float] = []
     for i, layer in enumerate(layers):
+        if type(layer) is keras.layers.InputLayer:
+            continue
         if type(layer) is keras.layers.Dropout and len(rates) == len(read) - 1:
             if layer.noise_shape is not None:
                 raise ValueError(
@@ -245,7 +326,8 @@ def _read_several(
             )
     if len(rates) == len(read) and read:
         raise ValueError(
-            f"{name} must not end with Dropout, which a Stack has between layers only"
+            f"{name} must not end with Dropout, which a Stack has between layers only: "
+            "give a list of the layers before it"
         )
     if len(set(rates)) > 1:
         raise ValueError(
