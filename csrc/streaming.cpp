@@ -37,6 +37,7 @@ Stream::Stream(
     kernels::Type type,
     const kernels::RecurrenceArgs& layer,
     const void* leak,
+    const void* hidden0,
     std::shared_ptr<const void> owner)
     : type_(type),
       kernel_(kernels::table()->types[static_cast<int>(type)].forward),
@@ -50,9 +51,15 @@ Stream::Stream(
     store(leak_.get(), static_cast<const char*>(leak), H);
     args_.layer.leak = {leak_.get(), 1};
   }
+  if (hidden0) {
+    hidden0_ = memory(H * element);
+    store(hidden0_.get(), static_cast<const char*>(hidden0), H);
+    args_.layer.hidden0 = {hidden0_.get(), 1};
+  }
   for (int64_t n = 0; n < N; ++n) {
     x_rows_.push_back(0);
     state_rows_.push_back(n * H);
+    reset_rows_.push_back(0);
   }
   if (type == kernels::Type::bfloat16) {
     x_ = memory(N * most_steps_ * D * element);
@@ -63,7 +70,10 @@ Stream::Stream(
   }
   args_.layer.L = most_steps_;
   args_.layer.checkpoint_every = 0;
+  const bool somewhere = false;
+  args_.layer.course.reset.data = &somewhere; // the scratch has room for resets
   scratch_ = memory(kernel_.scratch(args_, kAlone));
+  args_.layer.course.reset = {};
   // A step, whose result nobody sees, packs the weights.
   if (N > 0) {
     auto zeros = memory(D * element);
@@ -74,12 +84,18 @@ Stream::Stream(
   set_state(nullptr);
 }
 
-void Stream::run(const void* x, int64_t L, void* out) {
+void Stream::run(const void* x, int64_t L, const bool* reset, void* out) {
   int64_t N = args_.layer.N, D = args_.layer.D, H = args_.layer.H;
   const char* from = static_cast<const char*>(x);
   char* to = static_cast<char*>(out);
   for (int64_t t = 0; N > 0 && t < L; t += most_steps_) {
     int64_t steps = std::min(most_steps_, L - t);
+    if (reset) {
+      for (int64_t n = 0; n < N; ++n) {
+        reset_rows_[n] = n * L + t;
+      }
+      args_.layer.course.reset = {reset, reset_rows_.data(), 1, 0};
+    }
     if (x_) {
       for (int64_t n = 0; n < N; ++n) {
         store(
@@ -98,6 +114,7 @@ void Stream::run(const void* x, int64_t L, void* out) {
           steps * H);
     }
   }
+  args_.layer.course.reset = {};
 }
 
 // x: rows `row_stride` elements apart, of steps one after another.
@@ -129,6 +146,23 @@ void Stream::set_state(const void* hidden) {
 
 void Stream::copy_state(void* to) const {
   load(static_cast<char*>(to), states_[0].get(), args_.layer.N * args_.layer.H);
+}
+
+void Stream::keep_state() {
+  int64_t size = args_.layer.N * args_.layer.H * stored_bytes(type_);
+  if (!kept_) {
+    kept_ = memory(size);
+  }
+  std::memcpy(kept_.get(), states_[0].get(), size);
+  had_state_ = has_state_;
+}
+
+void Stream::restore_state() {
+  int64_t size = args_.layer.N * args_.layer.H * stored_bytes(type_);
+  if (kept_) {
+    std::memcpy(states_[0].get(), kept_.get(), size);
+    has_state_ = had_state_;
+  }
 }
 
 // Of the user's elements.

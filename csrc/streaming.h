@@ -15,22 +15,28 @@ namespace mlx_recurrent {
 // bfloat16, which NumPy does not have.
 class Stream {
  public:
-  // Copies the weights of `layer`, and its `leak` (H,) if it has one; N rows
-  // run together. `owner` keeps what else it points to.
+  // Copies the weights of `layer`, and its `leak` and its `hidden0` (H,) if it
+  // has them; N rows run together. `owner` keeps what else it points to.
   Stream(
       kernels::Type type,
       const kernels::RecurrenceArgs& layer,
       const void* leak,
+      const void* hidden0,
       std::shared_ptr<const void> owner);
 
   // Runs L steps of x (N, L, D) into `out` (N, L, H), which may be the memory
-  // of x where D == H. The bits do not depend on how steps are shared out to
-  // calls.
-  void run(const void* x, int64_t L, void* out);
+  // of x where D == H. Where `reset` (N, L) holds, a row's episode starts: from
+  // `hidden0`, or without a state. Null: nowhere. The bits do not depend on how
+  // steps are shared out to calls.
+  void run(const void* x, int64_t L, const bool* reset, void* out);
 
   // The state (N, H). Null: zero, and no product with Whh in the next step.
   void set_state(const void* hidden);
   void copy_state(void* to) const;
+
+  // Keeps the state as it is now; goes back to it.
+  void keep_state();
+  void restore_state();
 
   // N, D and H.
   const kernels::RecurrenceArgs& layer() const {
@@ -51,13 +57,14 @@ class Stream {
   kernels::ForwardArgs args_;
   std::shared_ptr<const void> owner_;
   int64_t most_steps_; // of a piece: one run of the kernel
-  std::vector<int64_t> x_rows_, state_rows_; // where they begin
-  std::unique_ptr<char[]> leak_;
+  std::vector<int64_t> x_rows_, state_rows_, reset_rows_; // where they begin
+  std::unique_ptr<char[]> leak_, hidden0_;
   std::unique_ptr<char[]> scratch_;
   std::unique_ptr<char[]> x_;         // of a piece, where x is converted
   std::unique_ptr<char[]> out_;       // of a piece
   std::unique_ptr<char[]> states_[2]; // before a piece and after it
-  bool has_state_ = false;
+  std::unique_ptr<char[]> kept_;      // a state to go back to
+  bool has_state_ = false, had_state_ = false;
 };
 
 } // namespace mlx_recurrent

@@ -85,12 +85,14 @@ class Memory {
 class NumPyStream {
  public:
   // Weights are evaluated arrays of one floating dtype. `dtype` is the NumPy
-  // array's, of one letter `format`; `leak` is None or such an array (H,).
+  // array's, of one letter `format`; `leak` and `hidden0` are None or such an
+  // array (H,).
   NumPyStream(
       const mx::array& Wxh,
       const std::optional<mx::array>& bias,
       const mx::array& Whh,
       nb::handle leak,
+      nb::handle hidden0,
       const std::variant<std::string, TracedReference>& activation,
       nb::iterable lead,
       nb::object dtype)
@@ -100,6 +102,10 @@ class NumPyStream {
             kernel_type(Whh.dtype()),
             layer(Wxh, bias, Whh, activation, lead_),
             elements(leak, Memory(leak, array_type_, false), Whh.shape(0)),
+            elements(
+                hidden0,
+                Memory(hidden0, array_type_, false),
+                Whh.shape(0)),
             owner(activation)),
         dtype_(std::move(dtype)),
         format_(nb::cast<std::string>(dtype_.attr("char"))[0]),
@@ -108,9 +114,9 @@ class NumPyStream {
   }
 
   // x a step (lead..., D) or a chunk (lead..., L, D), `out` None or room for
-  // the result. NotImplemented where they have to be converted first, or are
-  // wrong.
-  nb::object run(nb::handle x, nb::handle out) {
+  // the result, `reset` None or booleans (lead...) or (lead..., L).
+  // NotImplemented where they have to be converted first, or are wrong.
+  nb::object run(nb::handle x, nb::handle out, nb::handle reset) {
     Memory from(x, array_type_, false);
     int64_t L = 1;
     bool chunk = false;
@@ -130,16 +136,25 @@ class NumPyStream {
         out_L != L || out_chunk != chunk || mixes(from, to)) {
       return not_implemented();
     }
+    Memory starts(reset, array_type_, false);
+    if (!reset.is_none() &&
+        (!starts.has('?') || starts.axes() != from.axes() - 1 ||
+         !begins_with_lead(starts) ||
+         (chunk && starts.size(starts.axes() - 1) != L) || mixes(starts, to))) {
+      return not_implemented();
+    }
+    const bool* resets =
+        reset.is_none() ? nullptr : reinterpret_cast<bool*>(starts.first());
     auto held = hold();
     const kernels::RecurrenceArgs& layer = stream_.layer();
     double work =
         static_cast<double>(layer.D + layer.H) * layer.H * layer.N * L;
     if (work > kLongChunk) {
       Released released;
-      stream_.run(from.first(), L, to.first());
+      stream_.run(from.first(), L, resets, to.first());
       held.unlock(); // a thread may never come back with the interpreter
     } else {
-      stream_.run(from.first(), L, to.first());
+      stream_.run(from.first(), L, resets, to.first());
     }
     return result;
   }
@@ -168,6 +183,16 @@ class NumPyStream {
     }
     auto held = hold();
     stream_.set_state(from.first());
+  }
+
+  void keep() {
+    auto held = hold();
+    stream_.keep_state();
+  }
+
+  void restore() {
+    auto held = hold();
+    stream_.restore_state();
   }
 
  private:
@@ -211,19 +236,19 @@ class NumPyStream {
 
   // Null for None.
   static const void* elements(
-      nb::handle leak,
+      nb::handle vector,
       const Memory& memory,
       int64_t H) {
-    if (leak.is_none()) {
+    if (vector.is_none()) {
       return nullptr;
     }
     if (!memory.is_there() || memory.axes() != 1 || memory.size(0) != H) {
-      throw std::invalid_argument("[mlx_recurrent] not the leak of a stream");
+      throw std::invalid_argument("[mlx_recurrent] not a vector of a stream");
     }
     return memory.first();
   }
 
-  // Of what the layer points to when it runs: weights and leak are copies.
+  // Of what the layer points to when it runs: all arrays are copies.
   static std::shared_ptr<const void> owner(
       const std::variant<std::string, TracedReference>& activation) {
     const auto* reference = std::get_if<TracedReference>(&activation);
@@ -239,18 +264,23 @@ class NumPyStream {
       const {
     int axes = static_cast<int>(lead_.size());
     chunk = memory.axes() == axes + 2;
-    if (!chunk && memory.axes() != axes + 1) {
+    if ((!chunk && memory.axes() != axes + 1) || !begins_with_lead(memory)) {
       return false;
-    }
-    for (int i = 0; i < axes; ++i) {
-      if (memory.size(i) != lead_[i]) {
-        return false;
-      }
     }
     if (chunk) {
       L = memory.size(axes);
     }
     return memory.size(memory.axes() - 1) == features;
+  }
+
+  // Of memory that has as many axes at least.
+  bool begins_with_lead(const Memory& memory) const {
+    for (size_t i = 0; i < lead_.size(); ++i) {
+      if (memory.size(static_cast<int>(i)) != lead_[i]) {
+        return false;
+      }
+    }
+    return true;
   }
 
   // Whether a result would fall on the input of a later step.
@@ -312,6 +342,7 @@ void bind_streaming(nb::module_& m) {
               const std::optional<mx::array>&,
               const mx::array&,
               nb::handle,
+              nb::handle,
               const std::variant<std::string, TracedReference>&,
               nb::iterable,
               nb::object>(),
@@ -319,12 +350,20 @@ void bind_streaming(nb::module_& m) {
           "bias"_a.none(),
           "Whh"_a,
           "leak"_a.none(),
+          "hidden0"_a.none(),
           "activation"_a,
           "lead"_a,
           "dtype"_a)
-      .def("run", &NumPyStream::run, "x"_a.none(), "out"_a.none())
+      .def(
+          "run",
+          &NumPyStream::run,
+          "x"_a.none(),
+          "out"_a.none(),
+          "reset"_a.none())
       .def("state", &NumPyStream::state)
-      .def("reset", &NumPyStream::reset, "hidden"_a.none());
+      .def("reset", &NumPyStream::reset, "hidden"_a.none())
+      .def("keep", &NumPyStream::keep)
+      .def("restore", &NumPyStream::restore);
 }
 
 } // namespace mlx_recurrent

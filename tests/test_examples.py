@@ -8,12 +8,13 @@ from importlib.util import find_spec
 import pytest
 
 import mlx_recurrent
-from mlx_recurrent import init, interop
+from mlx_recurrent import init, interop, stack_stream
 
 
 def public():
     """Every public class, function and method, by its full name."""
     owners = [(mlx_recurrent, name) for name in mlx_recurrent.__all__]
+    owners += [(stack_stream, "StackStream")]  # what Stack.stream returns
     owners += [(init, name) for name in vars(init) if name.endswith("_")]
     for owner, name in owners:
         value = getattr(owner, name)

@@ -170,6 +170,40 @@ def test_cells(rng, nonlinearity):
         agree(mine, mx.array(other.detach().numpy()))
 
 
+@pytest.mark.parametrize("residual", [False, True])
+def test_several_layers_step_by_step(rng, residual):
+    """In real time from PyTorch's weights, and in the graph."""
+    module = torch.nn.RNN(H, H, num_layers=2, batch_first=True)
+    model = from_torch(module)
+    model.residual = residual
+    x = draw(rng, (N, L, H), mx.float32)
+    expected = theirs = torch.tensor(np.array(x))
+    with torch.no_grad():
+        states = []
+        for i in range(2):
+            one = torch.nn.RNN(H, H, batch_first=True)
+            weights = {
+                k[:-1] + "0": v
+                for k, v in module.state_dict().items()
+                if k.endswith(str(i))
+            }
+            one.load_state_dict(weights)
+            theirs, state = one(expected)
+            expected = theirs + expected if residual else theirs
+            states.append(state[0])
+    expected = [mx.array(a.numpy()) for a in (expected, *states)]
+    stream = model.stream([mx.zeros((N, H))] * 2)
+    chunks = [stream(x[:, :2]), *(stream(x[:, t])[:, None] for t in range(2, L))]
+    for a, b in zip([np.concatenate(chunks, 1), *stream.state], expected, strict=True):
+        agree(mx.array(a), b)
+    states, ys = None, []
+    for t in range(L):
+        y, states = model.step(x[:, t], states)
+        ys.append(y)
+    for a, b in zip([mx.stack(ys, 1), *states], expected, strict=True):
+        agree(a, b)
+
+
 def test_what_else_is_carried(rng):
     module = torch.nn.RNN(D, H, num_layers=2, dropout=0.5)
     layer = from_torch(module)

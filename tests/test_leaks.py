@@ -19,7 +19,7 @@ import pytest
 
 import mlx_recurrent
 from conftest import unreadable
-from mlx_recurrent import RNN, Linear, _native
+from mlx_recurrent import RNN, Linear, Stack, _native
 from tolerances import ACTIVE, RESIDENT
 
 N, L, D, H = 2, 5, 3, 8
@@ -205,6 +205,8 @@ def streams():
     x = np.ones((5, D), np.float32)
     layers = [RNN(D, H), RNN(D, H, nonlinearity=nn.silu)]
     composed = RNN(D, H, nonlinearity=unreadable(mx.sin)).stream()
+    model = Stack([RNN(D, H), RNN(H, H)], residual=True)
+    stack, starts = model.stream(), np.array([True, False, False, True, False])
     running = [layer.stream() for layer in layers]
 
     def work():
@@ -213,12 +215,18 @@ def streams():
                 for step in x:
                     stream(step)
             stream.reset(stream.state)
-            stream(x, out=stream(x))
+            stream(x, out=stream(x), reset=starts)
             try:
                 stream(x[:, 1:])
             except ValueError:
                 pass
-        composed(x[0])
+        composed(x[0], reset=True)
+        stack(x, reset=starts)
+        try:
+            stack(x[0], out=x)
+        except ValueError:
+            pass
+        model.stream()
         for layer in layers:
             layer.stream(mx.zeros((N, H)))
 

@@ -8,7 +8,8 @@ import pytest
 
 import mlx_recurrent
 from conftest import NATIVE, draw, unreadable
-from mlx_recurrent import RNN, functional
+from mlx_recurrent import RNN, Bidirectional, Stack, functional
+from mlx_recurrent.interop import Reversed
 from tolerances import LINEAR
 
 NATIVE_CALLABLES = [
@@ -228,3 +229,91 @@ def test_number_of_threads():
 def test_number_of_threads_that_is_none(n, error):
     with pytest.raises(error, match=r"^n must be"):
         mlx_recurrent.set_num_threads(n)
+
+
+class TestSeveralLayers:
+    def test_each_has_its_own(self, rng):
+        layers = [RNN(4, 6), RNN(6, 6, nonlinearity=mx.sin), RNN(6, 6)]
+        model, x = Stack(layers), draw(rng, (2, 9, 4), mx.float32)
+        plan, h = model.plan(x, lengths=[9, 2]), x
+        assert plan.path == "traced" and plan.isa is plan.threads is None
+        for i, layer in enumerate(layers):
+            expected = layer.plan(h, lengths=[9, 2])
+            assert plan.parts[f"layers[{i}]"] == expected
+            assert f"layers[{i}]: {expected}" in str(plan).split("\n")
+            assert f"layers[{i}]: {expected.reason}" in plan.reason
+            h = layer(h)
+        assert Stack(layers[::2]).plan(x).path == "native"
+        layers[1].nonlinearity = nn.Softmax()
+        assert model.plan(x).path == "composed"
+        with mlx_recurrent.exporting():
+            assert Stack(layers[::2]).plan(x).path == "composed"
+
+    def test_what_a_layer_gives_is_what_the_next_is_asked(self, monkeypatch):
+        """Its rows, its length and its dtype, also with residual and dropout."""
+        given = []
+        found = RNN.plan
+
+        def plan(self, x, *rest, **keywords):
+            given.append((x.shape, x.dtype, keywords))
+            return found(self, x, *rest, **keywords)
+
+        monkeypatch.setattr(RNN, "plan", plan)
+        model = Stack.build(4, 4, 3, dropout=0.5, residual=True)
+        model.layers[1].set_dtype(mx.float16)
+        for L in (0, 1, 7):
+            given.clear()
+            x = mx.zeros((L, 4), mx.float16)
+            hidden = [mx.zeros((5, 4)), None, None]
+            model.plan(x, hidden, reverse=True, return_state="only", return_all=True)
+            shapes = [(L, 4), (5, L, 4), (5, L, 4)]
+            assert [shape for shape, _, _ in given] == shapes
+            assert [d for _, d, _ in given] == [mx.float16, mx.float32, mx.float32]
+            assert [k["return_state"] for _, _, k in given] == [True, True, "only"]
+            assert all(k["reverse"] is True for _, _, k in given)
+
+    def test_both_directions_and_nested(self, rng):
+        both = Bidirectional(RNN(4, 3), RNN(4, 3, nonlinearity=nn.Softmax()))
+        model = Stack([both, Stack([Reversed(RNN(6, 6)), RNN(6, 5)])])
+        x = draw(rng, (2, 7, 4), mx.float32)
+        plan = model.plan(x, lengths=[7, 0])
+        assert plan.path == "composed"
+        lines = str(plan).split("\n")
+        names = ["layers[0].forward", "layers[0].backward"]
+        names += ["layers[1].layers[0]", "layers[1].layers[1]"]
+        assert [line.split(": ")[0] for line in lines] == names
+        paths = ["Native", "Composed", "Native", "Native"]
+        assert [line.split(": ")[1].split()[0] for line in lines] == paths
+        one = both.plan(x, (None, mx.zeros((2, 3))), return_state=True)
+        assert one.parts["forward"].path == "native" and one.path == "composed"
+        assert hash(one.parts["forward"]) == hash(both.forward.plan(x))
+
+    def test_it_draws_and_changes_nothing(self, rng):
+        f = lambda a: a + mx.random.normal(a.shape)  # noqa: E731
+        model = Stack([RNN(4, 4, nonlinearity=f), RNN(4, 4, zoneout=0.5)], dropout=0.5)
+        x = draw(rng, (2, 7, 4), mx.float32)
+        before = model.plan(x)
+        mx.random.seed(3)
+        expected = model(x)
+        mx.random.seed(3)
+        assert model.plan(x) == before and model.training
+        assert mx.array_equal(model(x), expected)
+
+    def test_errors(self):
+        model, x = Stack.build(4, 6, 2), mx.zeros((2, 7, 4))
+        for keywords, error, words in (
+            ({"hidden": mx.zeros(6)}, TypeError, "hidden must be a list"),
+            ({"hidden": [None, mx.zeros(5)]}, ValueError, "hidden must have shape"),
+            ({"lengths": [8, 1]}, ValueError, "lengths must be from 0 to L = 7"),
+            ({"return_state": "all"}, ValueError, "return_state must be"),
+            ({"return_all": 1}, TypeError, "return_all must be a bool"),
+        ):
+            with pytest.raises(error, match=words):
+                model.plan(x, **keywords)
+        with pytest.raises(ValueError, match="x must have shape"):
+            model.plan(x[..., 1:])
+        for both in (Bidirectional(RNN(4, 6)), Stack([Bidirectional(RNN(4, 6))])):
+            with pytest.raises((TypeError, ValueError), match="reverse"):
+                both.plan(x, reverse=True)
+        with pytest.raises(TypeError, match="forward must have the method plan"):
+            Bidirectional(nn.RNN(4, 6), RNN(4, 6)).plan(x)

@@ -40,7 +40,8 @@ class Stream:
     """A layer outside the graph: its packed weights and its state, of NumPy arrays.
 
     Weights are evaluated arrays of one floating dtype; ``dtype`` is that of the arrays,
-    float32 for bfloat16. ``leak`` is one of them, ``(H,)``. All are copied.
+    float32 for bfloat16. ``leak`` and ``hidden0`` are some of them, ``(H,)``. All are
+    copied.
     """
 
     def __init__(
@@ -49,16 +50,18 @@ class Stream:
         bias: mx.array | None,
         Whh: mx.array,
         leak: np.ndarray | None,
+        hidden0: np.ndarray | None,
         activation: str | Traced,
         lead: Sequence[int],
         dtype: np.dtype,
     ) -> None: ...
-    def run(self, x: Any, out: np.ndarray | None) -> Any:
+    def run(self, x: Any, out: np.ndarray | None, reset: Any) -> Any:
         """Return the states of a step ``(lead..., D)`` or a chunk ``(lead..., L, D)``.
 
-        ``NotImplemented``, and nothing done, unless ``x`` and ``out`` are contiguous
-        NumPy arrays of the shapes and the dtype that it takes, apart from each other or
-        the same.
+        Where ``reset`` holds, booleans ``(lead...)`` or ``(lead..., L)``, an episode
+        starts. ``NotImplemented``, and nothing done, unless all are contiguous NumPy
+        arrays of the shapes and the dtype that it takes, apart from each other, but for
+        ``x`` and ``out``, which may be the same.
         """
 
     def state(self) -> np.ndarray:
@@ -66,6 +69,12 @@ class Stream:
 
     def reset(self, hidden: np.ndarray | None) -> None:
         """Set the state: a contiguous array of the state's shape and dtype."""
+
+    def keep(self) -> None:
+        """Keep the state as it is now."""
+
+    def restore(self) -> None:
+        """Go back to the state that was kept."""
 
 def read(result: mx.array, argument: mx.array) -> Reading:
     """Read the graph between a callable's argument and its result."""

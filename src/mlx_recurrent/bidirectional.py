@@ -13,7 +13,9 @@ from mlx_recurrent.layers import RNN
 from mlx_recurrent.mlx_faults.loading import Loading
 from mlx_recurrent.mlx_faults.pickling import reduce_ex
 from mlx_recurrent.options import Options, Values
+from mlx_recurrent.plan import Plan, together
 from mlx_recurrent.sizes import sizes_of
+from mlx_recurrent.whole_time import WholeTime, judge_method
 
 Merge: TypeAlias = str | Callable[[mx.array, mx.array], Any] | None
 
@@ -43,11 +45,12 @@ _MERGES = {
 }
 
 
-class Bidirectional(Loading):
+class Bidirectional(WholeTime, Loading):
     """Two layers over the same sequence, one of them backward in time.
 
     Each runs on its own; their outputs at each step are merged. The parameters are
-    ``forward.Wxh``, ``backward.Wxh`` and so on.
+    ``forward.Wxh``, ``backward.Wxh`` and so on. It has no ``step`` and no ``stream``:
+    one direction begins at the end of the sequence.
 
     Args:
         forward (Module): The layer that runs forward: :class:`RNN`, or what is called
@@ -154,6 +157,30 @@ class Bidirectional(Loading):
             outputs, states = zip(forward, backward, strict=True)
             return self._merged(*outputs), states
         return forward, backward
+
+    def plan(
+        self, x: mx.array, hidden: Sequence[Any] | None = None, **keywords: Any
+    ) -> Plan:
+        """Return what a call with the same arguments would run, and why.
+
+        The arguments and what they raise are those of the call; nothing is computed.
+        Each direction is planned as it runs alone, though both may share one launch.
+
+        Example:
+            >>> import mlx.core as mx
+            >>> from mlx_recurrent import RNN, Bidirectional
+            >>> plan = Bidirectional(RNN(3, 8)).plan(mx.zeros((2, 5, 3)))
+            >>> plan.path, list(plan.parts)
+            ('native', ['forward', 'backward'])
+        """
+        both = {"forward": self.forward, "backward": self.backward}
+        for name, layer in both.items():
+            judge_method(layer, name, "plan")
+        parts: dict[str, Plan] = {}
+        for (name, layer), state in zip(both.items(), _pair(hidden), strict=True):
+            reverse = {"reverse": True} if name == "backward" else {}
+            parts[name] = layer.plan(x, state, **reverse, **keywords)
+        return together(parts)
 
     def _run(
         self, x: mx.array, hidden: Sequence[Any], keywords: dict[str, Any]

@@ -2,7 +2,6 @@
 
 import math
 import operator
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import mlx.core as mx
@@ -17,6 +16,7 @@ from mlx_recurrent.judging import (
     shown,
     type_name,
 )
+from mlx_recurrent.masks import undrawn
 from mlx_recurrent.operands import (
     judge,
     judge_bias,
@@ -38,7 +38,6 @@ from mlx_recurrent.options import (
 )
 from mlx_recurrent.plan import Plan
 from mlx_recurrent.running import read, run
-from mlx_recurrent.values import values_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -351,15 +350,8 @@ def plan(
     call = judge(sequence, Whh, hidden, nonlinearity, stream, options)
     choice = call.choice
     if choice.readable:
-        key = _native.random_key()
-        choice, _, _ = read(call, stream)
-        if _native.random_key() is not key:
-            # What the nonlinearity drew, the call draws again. A key that is traced
-            # cannot be put back.
-            with suppress(ValueError):
-                _native.expect_after_fork([mx.random.uniform(key=key)])
-                high, low = map(int, values_of(key))
-                mx.random.seed(high << 32 | low)
+        with undrawn():
+            choice, _, _ = read(call, stream)
     if choice.activation is None:
         return Plan(choice.path, choice.reason)
     L, D = x.shape[-2:]

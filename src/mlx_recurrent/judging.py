@@ -2,6 +2,7 @@
 
 import math
 import operator
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any, Literal, TypeAlias
 
@@ -137,6 +138,23 @@ def broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
     return len(shape) <= len(to) and all(
         a == b or a == 1 for a, b in zip(reversed(shape), reversed(to), strict=False)
     )
+
+
+def judge_entries(hidden: Any, count: int) -> Sequence[Any]:
+    """Return the states of so many layers, ``None`` being one for each."""
+    if hidden is None:
+        return [None] * count
+    if not isinstance(hidden, (list, tuple)):
+        raise TypeError(
+            "hidden must be a list with one entry for each layer, but is "
+            f"{type_name(hidden)}"
+        )
+    if len(hidden) != count:
+        raise ValueError(
+            f"hidden must have one entry for each of the {count} layers, but has "
+            f"{len(hidden)}"
+        )
+    return hidden
 
 
 def dtype_name(dtype: mx.Dtype) -> str:

@@ -6,11 +6,14 @@ draws depends on its place alone.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from enum import IntEnum
 
 import mlx.core as mx
 
 from mlx_recurrent import _native
+from mlx_recurrent.values import values_of
 
 _ROUNDS = 13
 _ROTATIONS = (
@@ -43,6 +46,18 @@ def draw_key() -> mx.array:
     key = mx.random.split(_native.random_key())[1]
     mx.random.uniform(shape=())
     return key
+
+
+@contextmanager
+def undrawn() -> Iterator[None]:
+    """Put MLX's random state back afterwards: who draws then draws the same."""
+    key = _native.random_key()
+    yield
+    if _native.random_key() is not key:
+        with suppress(ValueError):  # a key that is traced cannot be put back
+            _native.expect_after_fork([mx.random.uniform(key=key)])
+            high, low = map(int, values_of(key))
+            mx.random.seed(high << 32 | low)
 
 
 def hits(

@@ -336,6 +336,8 @@ def judge_lengths(values: Any, name: str, lead: tuple[int, ...], L: int) -> mx.a
             be read, one is outside 0..L.
     """
     given, found = _numbers("lengths", values, "integers", "iu")
+    if isinstance(given, np.ndarray):
+        given = _of_numpy(given)
     if given.shape != lead:
         raise ValueError(
             f"lengths must have shape {lead}, the leading axes of {name}, but has "
@@ -354,7 +356,30 @@ def judge_lengths(values: Any, name: str, lead: tuple[int, ...], L: int) -> mx.a
 def judge_reset(
     values: Any, name: str, lead: tuple[int, ...], steps: tuple[int, ...]
 ) -> mx.array:
-    """Return where episodes start as an array of booleans.
+    """Return where episodes start as an array of booleans, judged by ``_starts``."""
+    starts = _starts(values, name, lead, steps)
+    if isinstance(starts, np.ndarray):
+        starts = _of_numpy(starts)
+    return starts if starts.dtype == mx.bool_ else starts != 0
+
+
+def judge_reset_now(
+    values: Any, name: str, lead: tuple[int, ...], steps: tuple[int, ...]
+) -> np.ndarray:
+    """Return the same as a contiguous copy in NumPy, outside the graph.
+
+    Of what is not MLX's nothing is computed by MLX, which a forked process may not do.
+    """
+    starts = _starts(values, name, lead, steps)
+    if isinstance(starts, mx.array):
+        starts = values_of(starts)
+    return np.array(starts, bool, order="C", subok=False)
+
+
+def _starts(
+    values: Any, name: str, lead: tuple[int, ...], steps: tuple[int, ...]
+) -> mx.array | np.ndarray:
+    """Return where episodes start, as it was given.
 
     Args:
         values (array): What the user gave.
@@ -374,11 +399,9 @@ def judge_reset(
             f"reset must have shape {lead + steps}, the {what} of {name}, but has "
             f"shape {given.shape}"
         )
-    if given.dtype == mx.bool_:
-        return given
-    if found is not None:
+    if found is not None and found.dtype != np.bool_:
         _judge_each("reset", found, (found == 0) | (found == 1), "0 or 1")
-    return given != 0
+    return given
 
 
 def judge_leak(value: Any, H: int) -> float | mx.array:
@@ -428,8 +451,10 @@ def judge_hidden0(value: Any, H: int) -> None:
 
 def _numbers(
     name: str, values: Any, rule: str, kinds: str
-) -> tuple[mx.array, np.ndarray | None]:
+) -> tuple[mx.array | np.ndarray, np.ndarray | None]:
     """Return an array of these kinds of numbers, and the numbers if they can be read.
+
+    The array is MLX's where it was given so, else NumPy's.
 
     An array of MLX that is not computed yet is evaluated.
     """
@@ -453,7 +478,7 @@ def _numbers(
         found = found.astype(np.int32)  # an empty list has no dtype
     if found.dtype.kind not in kinds:
         _refuse_dtype(name, rule, str(found.dtype))
-    return _of_numpy(found), found
+    return found, found
 
 
 def _of_numpy(values: np.ndarray) -> mx.array:

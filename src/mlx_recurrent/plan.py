@@ -1,22 +1,30 @@
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
+
+# From what costs least on.
+_PATHS = ("native", "traced", "composed")
 
 
 @dataclass(frozen=True)
 class Plan:
     """What a call of a layer would run, and why.
 
-    Printing it gives one paragraph.
+    Printing it gives one paragraph, or one for each of several layers.
 
     Args:
-        path (str): ``"native"``, ``"traced"`` or ``"composed"``.
+        path (str): ``"native"``, ``"traced"`` or ``"composed"``. Of several layers: the
+            last of these that one of them takes.
         reason (str): Why this path was chosen.
         isa (str, optional): The instruction set of the kernels. ``None`` on the
-            composed path.
+            composed path, and of several layers.
         threads (int, optional): How many threads take part. ``None`` on the composed
-            path.
+            path, and of several layers.
         partition (str, optional): What the threads divide: ``"batch"``, ``"hidden"``
-            or, for one thread, ``"none"``. ``None`` on the composed path.
+            or, for one thread, ``"none"``. ``None`` on the composed path, and of
+            several layers.
+        parts (dict, optional): Of several layers: the plan of each, by its name in the
+            module, ``"layers[0]"`` or ``"forward"``. Default: ``{}``.
 
     Example:
         >>> import mlx.core as mx
@@ -31,8 +39,15 @@ class Plan:
     isa: str | None = None
     threads: int | None = None
     partition: Literal["none", "batch", "hidden"] | None = None
+    parts: Mapping[str, "Plan"] = field(default_factory=dict, hash=False)
 
     def __str__(self) -> str:
+        if self.parts:
+            return "\n".join(
+                f"{name}{'.' if part.parts else ': '}{line}"
+                for name, part in self.parts.items()
+                for line in str(part).split("\n")
+            )
         if self.path == "composed":
             return (
                 f"Composed path, because {self.reason}: at each step one matrix "
@@ -47,3 +62,10 @@ class Plan:
             f"{self.path.capitalize()} path, because {self.reason}: the whole sequence "
             f"in one CPU kernel, with {self.isa} instructions, on {work}."
         )
+
+
+def together(parts: Mapping[str, Plan]) -> Plan:
+    """Return the plan of several layers, from that of each by its name."""
+    path = max((part.path for part in parts.values()), key=_PATHS.index)
+    reasons = (f"{name}: {part.reason}" for name, part in parts.items())
+    return Plan(path, "; ".join(reasons), parts=dict(parts))

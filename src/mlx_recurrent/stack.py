@@ -1,8 +1,9 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
+import numpy as np
 from mlx.nn.layers.dropout import Dropout
 
 from mlx_recurrent.bidirectional import Bidirectional, Merge
@@ -10,17 +11,34 @@ from mlx_recurrent.duplicate import duplicate
 from mlx_recurrent.foreign import names_ways_out
 from mlx_recurrent.judging import (
     ReturnState,
+    broadcasts,
+    judge_array,
+    judge_entries,
     judge_flag,
     judge_probability,
     judge_size,
     type_name,
 )
 from mlx_recurrent.layers import RNN
+from mlx_recurrent.masks import undrawn
 from mlx_recurrent.mlx_faults.loading import Loading
 from mlx_recurrent.mlx_faults.pickling import reduce_ex
-from mlx_recurrent.options import Values, judge_lengths
+from mlx_recurrent.options import (
+    CallOptions,
+    Values,
+    judge_keywords,
+    judge_lengths,
+    judge_reset,
+)
 from mlx_recurrent.padding import without_padding
+from mlx_recurrent.plan import Plan, together
 from mlx_recurrent.sizes import sizes_of
+from mlx_recurrent.stack_stream import StackStream
+from mlx_recurrent.streaming import Stream, numpy_of
+from mlx_recurrent.whole_time import judge_method
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Stack(Loading):
@@ -179,32 +197,199 @@ class Stack(Loading):
             TypeError: If an argument is of the wrong type.
             ValueError: If a shape, a dtype or a value does not fit.
         """
-        given = {
-            "lengths": lengths,
-            "reset": reset,
-            "reverse": judge_flag("reverse", reverse) or None,
-            "checkpoint_every": checkpoint_every,
-            "truncate_every": truncate_every,
-        }
-        keywords = {name: value for name, value in given.items() if value is not None}
+        keywords = self._keywords(
+            CallOptions(
+                lengths=lengths,
+                reset=reset,
+                reverse=reverse,
+                checkpoint_every=checkpoint_every,
+                truncate_every=truncate_every,
+            )
+        )
         return_all = judge_flag("return_all", return_all)
-        if reverse:
-            self._judge_reverse()
-        outputs: list[Any] = []
         states: list[Any] = []
         last = len(self.layers) - 1
-        for i, (layer, state) in enumerate(
-            zip(self.layers, self._entries(hidden), strict=True)
-        ):
+
+        def run(i: int, x: mx.array, state: Any) -> Any:
+            layer = self.layers[i]
             if return_state is False:
-                y = layer(x, state, **keywords)
-            else:
-                wanted = True if i < last else return_state
-                result = layer(x, state, return_state=wanted, **keywords)
-                if wanted == "only":
-                    return [*states, result]
-                y, state = result
-                states.append(state)
+                return layer(x, state, **keywords)
+            wanted = True if i < last else return_state
+            result = layer(x, state, return_state=wanted, **keywords)
+            y, state = (None, result) if wanted == "only" else result
+            states.append(state)
+            return y
+
+        outputs = self._through(x, hidden, lengths, run)
+        if return_state == "only":
+            return states
+        returned = outputs if return_all else outputs[-1]
+        return returned if return_state is False else (returned, states)
+
+    def step(
+        self,
+        x: mx.array,
+        hidden: Sequence[Any] | None = None,
+        *,
+        reset: Values | None = None,
+    ) -> tuple[mx.array, list[Any]]:
+        """Run a single step.
+
+        In training mode it draws new masks at each call, those of the dropout between
+        layers too: for one mask over a sequence call the stack.
+
+        Args:
+            x (array): The input, ``ND`` or ``D``.
+            hidden (list, optional): The states before, one entry for each layer, or
+                ``None``. Default: ``None``.
+            reset (array, optional): Where an episode starts, so that no state before is
+                used: booleans, of the shape of the leading axes. Default: ``None``.
+
+        Returns:
+            tuple(array, list): The last layer's output, ``NH`` or ``H``, and the states
+            after.
+
+        Raises:
+            TypeError: If an argument is of the wrong type, or a layer cannot go step by
+                step, as a :class:`Bidirectional`.
+            ValueError: If a shape, a dtype or a value does not fit.
+
+        Example:
+            >>> import mlx.core as mx
+            >>> from mlx_recurrent import Stack
+            >>> model, x = Stack.build(3, 8, 2), mx.random.normal((5, 3))
+            >>> y, states = model.step(x[0])
+            >>> y, states = model.step(x[1], states)
+            >>> mx.allclose(y, model(x)[1], atol=1e-5).item()
+            True
+        """
+        self._judge_methods("step")
+        judge_array("x", x)
+        D = self._sizes[0]
+        if not x.ndim or D not in (None, x.shape[-1]):
+            size = "D" if D is None else D
+            raise ValueError(
+                f"x must have shape (..., {size}), but has shape {x.shape}"
+            )
+        if reset is not None:
+            lead = x.shape[:-1]
+            first = _first_of(judge_entries(hidden, len(self.layers)))
+            if isinstance(first, mx.array) and broadcasts(lead, first.shape[:-1]):
+                lead = first.shape[:-1]
+            reset = mx.expand_dims(judge_reset(reset, "x", lead, ()), -1)
+        y, states = self(mx.expand_dims(x, -2), hidden, reset=reset, return_state=True)
+        return mx.squeeze(y, -2), states
+
+    def plan(
+        self,
+        x: mx.array,
+        hidden: Sequence[Any] | None = None,
+        *,
+        return_all: bool = False,
+        return_state: ReturnState = False,
+        **options: "Unpack[CallOptions]",
+    ) -> Plan:
+        """Return what a call with the same arguments would run, and why.
+
+        The arguments and what they raise are those of the call; nothing is computed.
+
+        Example:
+            >>> import mlx.core as mx
+            >>> import mlx.nn as nn
+            >>> from mlx_recurrent import RNN, Stack
+            >>> model = Stack([RNN(3, 8), RNN(8, 8, nonlinearity=nn.softmax)])
+            >>> plan = model.plan(mx.zeros((5, 3)))
+            >>> plan.path, plan.parts["layers[0]"].path
+            ('composed', 'native')
+        """
+        judge_keywords(options, CallOptions)
+        keywords = self._keywords(options)
+        judge_flag("return_all", return_all)
+        self._judge_methods("plan")
+        parts: dict[str, Plan] = {}
+        last = len(self.layers) - 1
+
+        def run(i: int, x: mx.array, state: Any) -> Any:
+            layer = self.layers[i]
+            wanted = True if return_state is not False and i < last else return_state
+            parts[f"layers[{i}]"] = layer.plan(
+                x, state, return_state=wanted, **keywords
+            )
+            if i == last:
+                return None
+            # Its outputs' shape and dtype, from those of one step.
+            *lead, _, H = (y := layer(x[..., :1, :], state)).shape
+            return mx.broadcast_to(y, (*lead, x.shape[-2], H))
+
+        with undrawn():
+            self._through(x, hidden, options.get("lengths"), run)
+        return together(parts)
+
+    def stream(self, hidden: Sequence[Any] | None = None) -> StackStream:
+        """Return the stack for real-time use: a copy that takes steps as they come.
+
+        Args:
+            hidden (list, optional): The states before the first step, one entry for
+                each layer: an array, or ``None``, which is zero or what the layer has
+                learned. Their leading axes become those of every input.
+                Default: ``None``.
+
+        Raises:
+            TypeError: If ``hidden`` is no list or an entry no array, or if a layer
+                cannot go step by step, as a :class:`Bidirectional`.
+            ValueError: If a shape or a dtype does not fit.
+
+        Example:
+            >>> import numpy as np
+            >>> from mlx_recurrent import Stack
+            >>> stream = Stack.build(3, 8, 2).stream()
+            >>> stream(np.ones(3)).shape  # a step
+            (8,)
+        """
+        self._judge_methods("stream")
+        entries = judge_entries(hidden, len(self.layers))
+        first = _first_of(entries)
+        lead = () if first is None else numpy_of("hidden", first).shape[:-1]
+        streams: list[Stream | StackStream] = []
+        for i, (layer, state) in enumerate(zip(self.layers, entries, strict=True)):
+            stream = _stream_of(f"layers[{i}]", layer, state, lead)
+            if streams:
+                dtype = mx.result_type(streams[-1]._mlx_dtype, stream._mlx_dtype)
+                if dtype != stream._mlx_dtype:  # wider inputs, as in a call
+                    layer = duplicate(layer)
+                    layer.set_dtype(dtype)
+                    stream = _stream_of(f"layers[{i}]", layer, state, lead)
+            if stream._lead != lead:
+                raise ValueError(
+                    "hidden must have entries with equal leading axes, but they are "
+                    f"{lead} and, for layers[{i}], {stream._lead}"
+                )
+            streams.append(stream)
+        return StackStream(streams, self.residual)
+
+    def _keywords(self, options: CallOptions) -> dict[str, Any]:
+        """Return what is given to every layer: what asks for something."""
+        reverse = judge_flag("reverse", options.get("reverse", False))
+        if reverse:
+            self._judge_reverse()
+        given = {**options, "reverse": reverse or None}
+        return {name: value for name, value in given.items() if value is not None}
+
+    def _through(
+        self,
+        x: mx.array,
+        hidden: Sequence[Any] | None,
+        lengths: Values | None,
+        run: Callable[[int, mx.array, Any], Any],
+    ) -> list[Any]:
+        """Take a sequence through the layers; return the outputs of each.
+
+        ``run`` is called for each, with its number, its input and its first state.
+        """
+        outputs: list[Any] = []
+        last = len(self.layers) - 1
+        for i, state in enumerate(judge_entries(hidden, len(self.layers))):
+            y = run(i, x, state)
             if i < last:
                 y = self.dropout(y)
             if self.residual and _agree(x, y):
@@ -216,23 +401,16 @@ class Stack(Loading):
                 y = y + x
             outputs.append(y)
             x = y
-        returned = outputs if return_all else x
-        return returned if return_state is False else (returned, states)
+        return outputs
 
-    def _entries(self, hidden: Any) -> Sequence[Any]:
-        if hidden is None:
-            return [None] * len(self.layers)
-        if not isinstance(hidden, (list, tuple)):
-            raise TypeError(
-                "hidden must be a list with one entry for each layer, but is "
-                f"{type_name(hidden)}"
-            )
-        if len(hidden) != len(self.layers):
-            raise ValueError(
-                f"hidden must have one entry for each of the {len(self.layers)} "
-                f"layers, but has {len(hidden)}"
-            )
-        return hidden
+    def _judge_methods(self, method: str, prefix: str = "") -> None:
+        """Raise a ``TypeError`` for a layer that lacks a method."""
+        for i, layer in enumerate(self.layers):
+            name = f"{prefix}layers[{i}]"
+            if isinstance(layer, Stack):
+                layer._judge_methods(method, f"{name}.")
+            else:
+                judge_method(layer, name, method)
 
     def _judge_sizes(self) -> None:
         for i, (layer, following) in enumerate(pairwise(self.layers)):
@@ -261,6 +439,36 @@ class Stack(Loading):
 
     def _extra_repr(self) -> str:
         return f"residual={self.residual}"
+
+
+def _stream_of(
+    name: str, layer: Any, state: Any, lead: tuple[int, ...]
+) -> Stream | StackStream:
+    """Return a layer's stream, with these leading axes also where it has no state."""
+    begins_empty = _first_of(state) is None and lead
+    stream = layer.stream(_zeros(layer, lead) if begins_empty else state)
+    if not isinstance(stream, (Stream, StackStream)):
+        raise TypeError(
+            f"{name}.stream must return an mlx_recurrent.Stream, but returned "
+            f"{type_name(stream)}"
+        )
+    if begins_empty:
+        stream.reset(state)
+    return stream
+
+
+def _zeros(layer: Any, lead: tuple[int, ...]) -> Any:
+    if isinstance(layer, Stack):
+        return [_zeros(inner, lead) for inner in layer.layers]
+    return np.zeros((*lead, sizes_of(layer)[1] or 0), np.float32)
+
+
+def _first_of(entries: Any) -> Any:
+    """Return the first state that is given in a list of them, if there is one."""
+    if not isinstance(entries, (list, tuple)):
+        return entries
+    found = (_first_of(entry) for entry in entries)
+    return next((state for state in found if state is not None), None)
 
 
 def _agree(x: mx.array, y: Any) -> bool:

@@ -1,6 +1,5 @@
 """A layer in real time, outside the graph."""
 
-import threading
 from dataclasses import replace
 from typing import Any, TypeAlias, cast
 
@@ -12,9 +11,16 @@ from mlx_recurrent import _native, composed, dispatch, functional
 from mlx_recurrent.dispatch import Nonlinearity
 from mlx_recurrent.duplicate import duplicate
 from mlx_recurrent.judging import type_name
-from mlx_recurrent.options import BoundOptions, judge_hidden0, new_share
+from mlx_recurrent.options import (
+    BoundOptions,
+    Values,
+    judge_hidden0,
+    judge_reset_now,
+    new_share,
+)
 from mlx_recurrent.plan import Plan
 from mlx_recurrent.tracing import trace
+from mlx_recurrent.turns import Turns
 from mlx_recurrent.values import evaluate, values_of
 
 Array: TypeAlias = np.ndarray | mx.array
@@ -100,7 +106,7 @@ class Stream:
         arrays = [a for a in learned if isinstance(a, mx.array)]
         _native.expect_threads(arrays)
         dtype = mx.result_type(*arrays)
-        self._lead = () if hidden is None else _numpy("hidden", hidden).shape[:-1]
+        self._lead = () if hidden is None else numpy_of("hidden", hidden).shape[:-1]
         # Two steps like those that will come. What is found of them judges the weights.
         features = Wxh.shape[-1] if getattr(Wxh, "ndim", 0) else 0
         x = mx.broadcast_to(_as(_ZERO, dtype), (*self._lead, 2, features))
@@ -115,7 +121,7 @@ class Stream:
             training=False,
             stream=mx.cpu,
         )
-        self._dtype = _NUMPY[dtype]
+        self._mlx_dtype, self._dtype = dtype, _NUMPY[dtype]
         if self._plan.path == "composed":
             # Copies in any case: MLX's arrays can be written into.
             Wxh, Whh = mx.array(Wxh, dtype), mx.array(Whh, dtype)
@@ -147,21 +153,37 @@ class Stream:
             choice = choice.after_reading(function, obstacle)
         elif self._plan.path == "composed":
             choice = choice.composed(self._plan.reason)
-        self._core: _native.Stream | _Composed
+        self._core: Core
         self._native: _native.Stream | None = None
         if choice.activation is None:
             f = choice.nonlinearity
-            self._core = _Composed(Wxh, Whh, bias, f, new, self._lead, dtype)
+            self._core = _Composed(
+                Wxh, Whh, bias, f, new, self._hidden0, self._lead, dtype
+            )
             reason = f"{self._plan.reason} (MLX evaluates every step by itself)"
             self._plan = Plan("composed", reason)
         else:
             self._core = self._native = _native.Stream(
-                Wxh, bias, Whh, new, choice.activation, self._lead, self._dtype
+                Wxh,
+                bias,
+                Whh,
+                new,
+                self._hidden0,
+                choice.activation,
+                self._lead,
+                self._dtype,
             )
             self._plan = replace(self._plan, threads=1, partition="none")
+        self._cores: list[Core] = [self._core]  # of a stack: those of all layers
         self.reset(hidden)
 
-    def __call__(self, x: Array, *, out: np.ndarray | None = None) -> np.ndarray:
+    def __call__(
+        self,
+        x: Array,
+        *,
+        out: np.ndarray | None = None,
+        reset: Values | None = None,
+    ) -> np.ndarray:
         """Run one step, or the steps of a chunk, from the state before them.
 
         Args:
@@ -172,6 +194,10 @@ class Stream:
             out (numpy.ndarray, optional): Where the result goes: of its shape and
                 dtype, contiguous and writeable. ``None`` makes a new array. Default:
                 ``None``.
+            reset (array, optional): Where an episode starts, so that nothing of the
+                state before is used: booleans of the shape of the leading axes, of a
+                chunk with ``(L,)`` behind them. A row then begins with ``hidden0``, or
+                with no state. Default: ``None``.
 
         Returns:
             numpy.ndarray: The state after each step: ``x`` with ``H`` in place of
@@ -182,9 +208,18 @@ class Stream:
             TypeError: If an argument is of the wrong type.
             ValueError: If a shape or a dtype does not fit. The state is then as it was,
                 and also where a nonlinearity raises.
+
+        Example:
+            >>> import numpy as np
+            >>> from mlx_recurrent import RNN
+            >>> layer, x = RNN(3, 8), np.ones((2, 3), np.float32)  # two environments
+            >>> stream = layer.stream(np.zeros((2, 8), np.float32))
+            >>> first, second = stream(x), stream(x, reset=[False, True])
+            >>> np.allclose(second[1], first[1], atol=1e-6)  # a new episode
+            True
         """
         if self._native is not None:
-            result = self._native.run(x, out)
+            result = self._native.run(x, out, reset)
             if result is not NotImplemented:
                 return cast(np.ndarray, result)
         values = self._converted("x", x)
@@ -200,7 +235,9 @@ class Stream:
             )
         if out is not None:
             self._judge_out(out, (*shape[:-1], self._H))
-        return self._core.run(values, out)
+        if reset is not None:
+            reset = judge_reset_now(reset, "x", lead, shape[len(lead) : -1])
+        return self._core.run(values, out, reset)
 
     @property
     def state(self) -> np.ndarray:
@@ -247,8 +284,8 @@ class Stream:
 
     def _converted(self, name: str, value: Any) -> np.ndarray:
         """A contiguous copy in the layer's dtype."""
-        values = _numpy(name, value)
-        with _as_mlx_converts():
+        values = numpy_of(name, value)
+        with as_mlx_converts():
             return np.array(values, self._dtype, order="C", subok=False)
 
     def _each(self, leak: float | mx.array | None) -> np.ndarray | None:
@@ -257,7 +294,7 @@ class Stream:
             return None
         if isinstance(leak, mx.array):
             return self._converted("leak", leak)
-        with _as_mlx_converts():
+        with as_mlx_converts():
             value = leak if self._dtype == np.float64 else np.float32(leak)
             return np.full(self._H, value, self._dtype)
 
@@ -284,6 +321,7 @@ class _Composed:
         bias: mx.array | None,
         nonlinearity: Nonlinearity,
         leak: np.ndarray | None,
+        hidden0: np.ndarray | None,
         lead: tuple[int, ...],
         dtype: mx.Dtype,
     ) -> None:
@@ -293,46 +331,67 @@ class _Composed:
         self._dtype = dtype
         self._options: BoundOptions | None = None
         if leak is not None:
-            new = mx.array(leak, dtype)
-            self._options = BoundOptions(leak=new)
+            self._options = BoundOptions(leak=mx.array(leak, dtype))
+        self._hidden0 = None if hidden0 is None else mx.array(hidden0, dtype)
         self._hidden: mx.array | None = None
-        self._lock = threading.Lock()
+        self._kept: mx.array | None = None
+        self._turns = Turns()
 
-    def run(self, x: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+    def run(
+        self, x: np.ndarray, out: np.ndarray | None, reset: np.ndarray | None
+    ) -> np.ndarray:
         """Run over a step ``(..., D)`` or a chunk ``(..., L, D)``."""
         if out is None:
             out = np.empty((*x.shape[:-1], self._shape[-1]), _NUMPY[self._dtype])
         is_step = x.ndim == len(self._shape)
-        with self._lock:
+        with self._turns:
             hidden = self._hidden
             states = []
-            for x_t in [x] if is_step else np.moveaxis(x, -2, 0):
-                hidden = self._step(mx.array(x_t, self._dtype), hidden)
+            for t, x_t in enumerate([x] if is_step else np.moveaxis(x, -2, 0)):
+                starts = reset
+                if reset is not None and not is_step:
+                    starts = reset[..., t]
+                hidden = self._step(mx.array(x_t, self._dtype), hidden, starts)
                 states.append(hidden)
             # Only now, when nothing can raise any more.
             for t, state in enumerate(states):
-                out[... if is_step else (..., t, slice(None))] = _numpy("", state)
+                out[... if is_step else (..., t, slice(None))] = numpy_of("", state)
             self._hidden = hidden
         return out
 
     def state(self) -> np.ndarray:
         """A copy of the state."""
-        with self._lock:
+        with self._turns:
             hidden = self._hidden
         if hidden is None:
             return np.zeros(self._shape, _NUMPY[self._dtype])
-        return _numpy("", hidden).copy()
+        return numpy_of("", hidden).copy()
 
     def reset(self, hidden: np.ndarray | None) -> None:
         """Set the state."""
         start = None if hidden is None else mx.array(hidden, self._dtype)
-        with self._lock:
+        with self._turns:
             self._hidden = start
 
-    def _step(self, x: mx.array, hidden: mx.array | None) -> mx.array:
+    def keep(self) -> None:
+        """Keep the state as it is now."""
+        self._kept = self._hidden
+
+    def restore(self) -> None:
+        """Go back to the state that was kept."""
+        self._hidden = self._kept
+
+    def _step(
+        self, x: mx.array, hidden: mx.array | None, starts: np.ndarray | None
+    ) -> mx.array:
         z = mx.expand_dims(dispatch.product(x, self._Wxh, self._bias, None), -2)
+        options = self._options
+        if starts is not None and starts.any():
+            options = (options or BoundOptions())._replace(
+                reset=mx.array(starts[..., None]), hidden0=self._hidden0
+            )
         _, state = composed.recurrence(
-            z, self._Whh, hidden, self._nonlinearity, [], True, self._options, None
+            z, self._Whh, hidden, self._nonlinearity, [], True, options, None
         )
         if state.shape != self._shape:
             raise ValueError(
@@ -344,7 +403,12 @@ class _Composed:
         return state
 
 
-def _as_mlx_converts() -> np.errstate:
+# What runs a stream.
+Core: TypeAlias = _native.Stream | _Composed
+
+
+def as_mlx_converts() -> np.errstate:
+    """Return a context in which NumPy rounds and overflows without a warning."""
     return np.errstate(over="ignore", under="ignore", invalid="ignore")
 
 
@@ -352,7 +416,7 @@ def _as(a: mx.array, dtype: mx.Dtype) -> mx.array:
     return a if a.dtype == dtype else a.astype(dtype)
 
 
-def _numpy(name: str, value: Any) -> np.ndarray:
+def numpy_of(name: str, value: Any) -> np.ndarray:
     """The same numbers in NumPy; where it can be, in the same memory."""
     if isinstance(value, mx.array):
         if value.dtype == mx.bfloat16:

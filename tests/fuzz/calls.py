@@ -309,22 +309,33 @@ def _step(call, arrays, keywords):
 def _stream(call, arrays, keywords):
     layer = layer_of(call, arrays, keywords)
     stream = layer.stream(arrays.get("hidden"))
-    x, made = arrays["x"], []
-    t, L = 0, call.problem.L
-    rng = np.random.default_rng(call.problem.seed)
+    outputs = in_pieces(
+        stream, arrays["x"], keywords.get("reset"), call.problem.H, call.problem.seed
+    )
+    dtype = call.problem.dtype
+    return tuple(call.wanted([array(a, dtype) for a in (outputs, stream.state)]))
+
+
+def in_pieces(stream, x, reset, H, seed):
+    """What a stream gives for a sequence, (..., L, H), in random pieces of it."""
+    (*lead, L, _), t, made = x.shape, 0, []
+    rng = np.random.default_rng(seed)
     while t < L:
         size = int(rng.integers(0, L - t + 1))
-        piece = x[..., t : t + size, :] if size else x[..., t, :]
+        at = slice(t, t + size) if size else t
+        piece = x[..., at, :]
         if rng.random() < 0.5:
             piece = piece.astype(mx.float32) if piece.dtype == mx.bfloat16 else piece
             piece = np.array(mx.contiguous(piece))
-        y = stream(piece)
+        starts = {}
+        if isinstance(reset, list):
+            starts["reset"] = np.array(reset)[..., at].tolist()
+        elif reset is not None:
+            starts["reset"] = reset[..., at]
+        y = stream(piece, **starts)
         made.append(y if size else y[..., None, :])
         t += max(size, 1)
-    lead, H, dtype = call.problem.lead, call.problem.H, call.problem.dtype
-    outputs = np.concatenate([np.zeros((*lead, 0, H), stream.state.dtype), *made], -2)
-    both = [array(a, dtype) for a in (outputs, stream.state)]
-    return tuple(call.wanted(both))
+    return np.concatenate([np.zeros((*lead, 0, H), np.float16), *made], -2)
 
 
 # A call takes only what the name can.
@@ -341,7 +352,6 @@ FIXED = {
     "step": _ONE_STEP,
     "stream": {
         **_ONE_STEP,
-        "reset": False,
         "training": False,
     },
 }
@@ -367,6 +377,7 @@ class OfNetwork:
         self.N, self.L = choose("N", [2, 1, 3]), choose("L", [3, 1, 2, 7])
         self.D, self.H = choose("D", [2, 1, 5, 20]), choose("H", [3, 1, 17, 20])
         self.alone = alone = name in ("Bidirectional", "Reversed")
+        self.goes_on = name in ("Stack.step", "Stack.stream")
         merges = ["concat", "sum", "mul", "mean"]
         self.merge = choose("merge", [*merges, None] if alone else merges)
         self.residual = not alone and choose("residual", [False, True])
@@ -392,7 +403,8 @@ class OfNetwork:
             )
         else:
             layers, D = [], self.D
-            of = choose("of", ["RNN", "Bidirectional", "Reversed"])
+            kinds = ["RNN", "Bidirectional", "Reversed"]
+            of = choose("of", kinds[:1] if self.goes_on else kinds)
             both_ways = of == "Bidirectional"
             for _ in range(self.depth):
                 layer = RNN(D, self.H, bias, f)
@@ -409,10 +421,11 @@ class OfNetwork:
             "lengths": rng.integers(0, self.L + 1, self.N),
             "reset": rng.random(shape) < 0.3,
         }.items():
-            if choose(of, [False, True]):
+            if choose(of, [False, True]) and not (self.goes_on and of == "lengths"):
                 self.keywords[of] = values
                 self.forms[of] = in_form(choose, of, values)
-        if not both_ways and choose("reverse", [False, True]):
+        forward = both_ways or self.goes_on
+        if not forward and choose("reverse", [False, True]):
             self.keywords["reverse"] = True
         # Of no effect on the values; every one has tests of its own.
         self.every = {}
@@ -427,11 +440,15 @@ class OfNetwork:
             self.hidden = [self._pair(both_ways) for _ in range(self.depth)]
             if alone:
                 (self.hidden,) = self.hidden
-        self.return_all = not alone and choose("return_all", [False, True])
-        self.return_state = choose("return_state", [True, False, "only"])
+        self.return_all = not (alone or self.goes_on) and choose(
+            "return_all", [False, True]
+        )
+        wanted = [True, False, "only"]
+        self.return_state = True if self.goes_on else choose("return_state", wanted)
         sizes = self.D * self.H * self.depth * self.N * self.L
         self.differentiates = (
             sizes < 100
+            and not self.goes_on
             and self.H >= SEVERAL
             and self.dtype == mx.float64
             and choose("gradients", [False] * 3 + [True])
@@ -482,9 +499,14 @@ class OfNetwork:
         both = {True: (outputs, states), False: outputs, "only": states}
         return _flat(both[self.return_state])
 
-    def check(self):
+    def run(self):
+        """What the call returns, or the same step by step."""
+        if self.name == "Stack.stream":
+            return self._by_stream()
+        if self.name == "Stack.step":
+            return self._by_steps()
         every = {} if self.alone else {"return_all": self.return_all}
-        got = _flat(
+        return _flat(
             self.model(
                 self.x,
                 self.hidden,
@@ -494,6 +516,25 @@ class OfNetwork:
                 **(self.keywords | self.forms),
             )
         )
+
+    def _by_stream(self):
+        hidden = self.hidden or [np.zeros((self.N, self.H))] * self.depth
+        stream = self.model.stream(hidden)
+        outputs = in_pieces(stream, self.x, self.forms.get("reset"), self.H, self.L)
+        return [array(a, self.dtype) for a in (outputs, *stream.state)]
+
+    def _by_steps(self):
+        states, outputs = self.hidden, []
+        for t in range(self.L):
+            starts = self.keywords.get("reset")
+            y, states = self.model.step(
+                self.x[:, t], states, reset=None if starts is None else starts[:, t]
+            )
+            outputs.append(y)
+        return [mx.stack(outputs, -2), *states]
+
+    def check(self):
+        got = self.run()
         values = list(self.inputs.values())
         all_right(self.rng, got, values, self.other(np), self.other(mx))
         if self.differentiates:
@@ -702,7 +743,8 @@ class OfThreads:
 
 KINDS = {
     **dict.fromkeys(RUNS, OfOneLayer),
-    **dict.fromkeys(("Stack", "Stack.build", "Bidirectional", "Reversed"), OfNetwork),
+    **dict.fromkeys(("Stack", "Stack.build", "Stack.step", "Stack.stream"), OfNetwork),
+    **dict.fromkeys(("Bidirectional", "Reversed"), OfNetwork),
     **dict.fromkeys(("matmul", "Linear"), OfProduct),
     "init": OfPreset,
     "accelerate": OfAccelerate,

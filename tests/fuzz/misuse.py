@@ -197,6 +197,10 @@ WRONG |= {
         *("mx.zeros((D,), mx.complex64)", "np.zeros((0, D + 1))"),
     ],
     "stream hidden": [*ARRAYS, "zeros(H + 1)", "np.zeros(H, complex)"],
+    "stream reset": [
+        *[x for x in _integers("()", 0, 1) if "ones((2, *" not in x and ")[" not in x],
+        *("[True]", "mx.array([0])", "np.zeros((1, 1), bool)"),
+    ],
 }
 WRONG["stream hidden"].remove("np.zeros((2, 3))")
 _NETWORK = [*JUNK, *NUMBERS, "None", "nn.RNN(2, 3)", "len", "RNN", "[RNN(2, 3)]"]
@@ -309,6 +313,14 @@ _CALLABLE = {
     "nonlinearity": [v for v in WRONG["nonlinearity"] if "lambda" in v] + ["len"]
 }
 _OF_STATES = {"hidden": "states"}
+# What is wrong for a sequence, but not for a step.
+_OF_A_STEP = {
+    "x": ["zeros(D)", "zeros(*lead, L, D + 1)", "zeros(*lead, L, D, complex=True)"],
+    "reset": [
+        "np.ones(((*lead, L))[1:], int)",
+        "mx.ones(((*lead, L))[:-1], mx.int32)",
+    ],
+}
 FUNCTIONS = {
     "rnn": Function(
         lambda s, f, **a: mlx_recurrent.rnn(**a),
@@ -332,17 +344,7 @@ FUNCTIONS = {
         lambda s, f, **a: _layer(s, f).step(**a),
         {"x": "zeros(*lead, D)"},
         {"hidden": "zeros(*lead, H)", "reset": "np.zeros(lead, bool)"},
-        unlike={
-            "x": [
-                "zeros(D)",
-                "zeros(*lead, L, D + 1)",
-                "zeros(*lead, L, D, complex=True)",
-            ],
-            "reset": [
-                "np.ones(((*lead, L))[1:], int)",
-                "mx.ones(((*lead, L))[:-1], mx.int32)",
-            ],
-        },
+        unlike=_OF_A_STEP,
     ),
     "stream": Function(
         lambda s, f, **a: _layer(s, f).stream(**a),
@@ -352,8 +354,8 @@ FUNCTIONS = {
     "stream()": Function(
         lambda s, f, **a: _unmoved(_layer(s, f).stream(), **a),
         {"x": "zeros(D)"},
-        {"out": "np.zeros(H, np.float32)"},
-        {"x": "stream x"},
+        {"out": "np.zeros(H, np.float32)", "reset": "True"},
+        {"x": "stream x", "reset": "stream reset"},
     ),
     "stream.reset": Function(
         lambda s, f, **a: _unmoved(_layer(s, f).stream(), "reset", **a),
@@ -376,6 +378,35 @@ FUNCTIONS = {
         _X,
         _STACK_CALL,
         _OF_STATES,
+    ),
+    "Stack.plan": Function(
+        lambda s, f, **a: Stack.build(s["D"], s["H"], 2, nonlinearity=f).plan(**a),
+        _X,
+        _STACK_CALL,
+        _OF_STATES,
+    ),
+    "Stack.step": Function(
+        lambda s, f, **a: Stack.build(s["D"], s["H"], 2, nonlinearity=f).step(**a),
+        {"x": "zeros(*lead, D)"},
+        {"hidden": "None", "reset": "np.zeros(lead, bool)"},
+        _OF_STATES,
+        unlike=_OF_A_STEP,
+    ),
+    "Stack.stream": Function(
+        lambda s, f, **a: Stack.build(s["D"], s["H"], 2, nonlinearity=f).stream(**a),
+        {"hidden": "None"},
+        other=_OF_STATES,
+    ),
+    "Stack.stream()": Function(
+        lambda s, f, **a: _unmoved(_stack_stream(s, f), **a),
+        {"x": "zeros(D)"},
+        {"out": "np.zeros(H, np.float32)", "reset": "True"},
+        {"x": "stream x", "reset": "stream reset"},
+    ),
+    "Stack.stream.reset": Function(
+        lambda s, f, **a: _unmoved(_stack_stream(s, f), "reset", **a),
+        {"hidden": "[zeros(H), None]"},
+        other=_OF_STATES,
     ),
     "Bidirectional()": Function(
         lambda s, f, **a: Bidirectional(**a),
@@ -496,6 +527,13 @@ FUNCTIONS |= {
         lambda s, f, **a: interop.Reversed(_layer(s, f))(**a), _X, _LAYER_CALL
     ),
 }
+
+
+def _stack_stream(sizes, f):
+    """A stream whose states are not the first ones."""
+    stream = Stack.build(sizes["D"], sizes["H"], 2, nonlinearity=f).stream()
+    stream(np.ones(sizes["D"]))
+    return stream
 
 
 def _unmoved(stream, method="__call__", **arguments):

@@ -7,14 +7,17 @@ from mlx_recurrent.judging import ReturnState, judge_flag, type_name
 from mlx_recurrent.mlx_faults.loading import Loading
 from mlx_recurrent.mlx_faults.pickling import reduce_ex
 from mlx_recurrent.options import Values
+from mlx_recurrent.plan import Plan
 from mlx_recurrent.sizes import sizes_of
+from mlx_recurrent.whole_time import WholeTime, judge_method
 
 
-class Reversed(Loading):
+class Reversed(WholeTime, Loading):
     """A layer that runs backward in time: the second half of a bidirectional one.
 
-    Its call takes what the layer's takes. The parameters are ``backward.Wxh`` and so
-    on, as those of :class:`mlx_recurrent.Bidirectional`.
+    Its call and ``plan`` take what the layer's take; it has no ``step`` and no
+    ``stream``, because it begins at the end of a sequence. The parameters are
+    ``backward.Wxh`` and so on, as those of :class:`mlx_recurrent.Bidirectional`.
 
     Args:
         backward (Module): The layer: :class:`mlx_recurrent.RNN`, or what is called like
@@ -90,6 +93,20 @@ class Reversed(Loading):
             checkpoint_every=checkpoint_every,
             truncate_every=truncate_every,
         )
+
+    def plan(
+        self,
+        x: mx.array,
+        hidden: mx.array | None = None,
+        *,
+        reverse: bool = False,
+        **keywords: Any,
+    ) -> Plan:
+        """Return what a call with the same arguments would run, and why."""
+        judge_method(self.backward, "backward", "plan")
+        reverse = not judge_flag("reverse", reverse)
+        plan: Plan = self.backward.plan(x, hidden, reverse=reverse, **keywords)
+        return plan
 
     @property
     def _sizes(self) -> tuple[int | None, int | None]:
