@@ -261,6 +261,25 @@ def test_promises_bits_do_not_depend_on_contents(rng, run):
         equal(call(run, spoiled)[::2], expected[::2])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("H", [7, 33, 100])
+def test_promises_rows_agree_whatever_the_batch(rng, dtype, H):
+    """Alone or among others, where other kernels may run: each is within the rule."""
+    problem = case(rng, (17, 12, 5, H), dtype)
+    for rows in (1, 2, 3, 5, 8, 16):
+        some = problem.of(x=problem.x[:rows], hidden=problem.hidden[:rows])
+        close(call(ours, some), call(upstream, some), some.states())
+        alone = mx.concatenate(
+            [
+                call(
+                    ours, problem.of(x=some.x[i : i + 1], hidden=some.hidden[i : i + 1])
+                )
+                for i in range(rows)
+            ]
+        )
+        close(alone, call(upstream, some), some.states())
+
+
 @pytest.mark.parametrize("run", [ours, traced], ids=["native", "traced"])
 def test_promises_bits_do_not_depend_on_lengths(rng, run):
     """A row is the same however many of the others have ended, and up to its end."""
