@@ -390,6 +390,18 @@ def test_resets_and_streams_of_their_own(rng, path):
             np.testing.assert_allclose(alone(row[t]), got[t], 1e-5, 1e-6)
 
 
+def test_resets_in_a_long_chunk(rng):
+    """During which other threads may run."""
+    layer, x = RNN(64, 128), rng.standard_normal((2, 300, 64), np.float32)
+    reset = rng.random((2, 300)) < 0.1
+    stream = layer.stream(np.ones((2, 128)))
+    expected = stream(x, reset=reset)
+    stream.reset(np.ones((2, 128)))
+    for t in range(300):
+        got = stream(x[:, t], reset=reset[:, t])
+        same(got, np.ascontiguousarray(expected[:, t]))
+
+
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("learned", [False, True])
 def test_nothing_passes_a_reset(path, learned):

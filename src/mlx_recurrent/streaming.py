@@ -122,28 +122,11 @@ class Stream:
             stream=mx.cpu,
         )
         self._mlx_dtype, self._dtype = dtype, _NUMPY[dtype]
-        if self._plan.path == "composed":
-            # Copies in any case: MLX's arrays can be written into.
-            Wxh, Whh = mx.array(Wxh, dtype), mx.array(Whh, dtype)
-            bias = None if bias is None else mx.array(bias, dtype)
-        else:
-            # The kernels make their own. What is there is read where it lies: a forked
-            # process may have no thread for another operation.
-            Wxh, Whh = _as(Wxh, dtype), _as(Whh, dtype)
-            bias = None if bias is None else _as(bias, dtype)
-        if bias is not None and bias.shape != Wxh.shape[:1]:
-            if bias.size != 1 and bias.size != bias.shape[-1]:
-                raise ValueError(
-                    f"bias must have shape {Wxh.shape[:1]} for a stream, but has shape "
-                    f"{bias.shape}"
-                )
-            bias = mx.broadcast_to(bias.reshape(bias.shape[-1:]), Wxh.shape[:1])
+        Wxh, Whh, bias = _weights(Wxh, Whh, bias, dtype, self._plan.path == "composed")
         self._D, self._H = Wxh.shape[1], Whh.shape[1]
-        evaluate(*(a for a in (Wxh, Whh, bias) if a is not None))
         new = self._each(new_share(leak, zoneout, dtype, mx.cpu))
-        self._hidden0 = None
-        if hidden0 is not None:
-            self._hidden0 = self._converted("hidden0", hidden0)
+        start = None if hidden0 is None else self._converted("hidden0", hidden0)
+        self._hidden0 = start
 
         choice = dispatch.choose(nonlinearity, mx.cpu)
         if self._plan.path == "traced":
@@ -153,27 +136,19 @@ class Stream:
             choice = choice.after_reading(function, obstacle)
         elif self._plan.path == "composed":
             choice = choice.composed(self._plan.reason)
-        self._core: Core
         self._native: _native.Stream | None = None
         if choice.activation is None:
-            f = choice.nonlinearity
-            self._core = _Composed(
-                Wxh, Whh, bias, f, new, self._hidden0, self._lead, dtype
-            )
             reason = f"{self._plan.reason} (MLX evaluates every step by itself)"
             self._plan = Plan("composed", reason)
-        else:
-            self._core = self._native = _native.Stream(
-                Wxh,
-                bias,
-                Whh,
-                new,
-                self._hidden0,
-                choice.activation,
-                self._lead,
-                self._dtype,
+            f = choice.nonlinearity
+            self._core: Core = _Composed(
+                Wxh, Whh, bias, f, new, start, self._lead, dtype
             )
+        else:
             self._plan = replace(self._plan, threads=1, partition="none")
+            self._core = self._native = _native.Stream(
+                Wxh, bias, Whh, new, start, choice.activation, self._lead, self._dtype
+            )
         self._cores: list[Core] = [self._core]  # of a stack: those of all layers
         self.reset(hidden)
 
@@ -405,6 +380,32 @@ class _Composed:
 
 # What runs a stream.
 Core: TypeAlias = _native.Stream | _Composed
+
+
+def _weights(
+    Wxh: mx.array,
+    Whh: mx.array,
+    bias: mx.array | None,
+    dtype: mx.Dtype,
+    copies: bool,
+) -> tuple[mx.array, mx.array, mx.array | None]:
+    """Return evaluated weights in a dtype, the bias ``(H,)``."""
+    # The kernels make their own copies. What is there is read where it lies: a forked
+    # process may have no thread for another operation. Others have to be copied in any
+    # case: MLX's arrays can be written into.
+    convert = mx.array if copies else _as
+    Wxh, Whh = convert(Wxh, dtype), convert(Whh, dtype)
+    if bias is not None:
+        bias = convert(bias, dtype)
+        if bias.shape != Wxh.shape[:1]:
+            if bias.size != 1 and bias.size != bias.shape[-1]:
+                raise ValueError(
+                    f"bias must have shape {Wxh.shape[:1]} for a stream, but has shape "
+                    f"{bias.shape}"
+                )
+            bias = mx.broadcast_to(bias.reshape(bias.shape[-1:]), Wxh.shape[:1])
+    evaluate(*(a for a in (Wxh, Whh, bias) if a is not None))
+    return Wxh, Whh, bias
 
 
 def as_mlx_converts() -> np.errstate:
