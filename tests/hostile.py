@@ -24,7 +24,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_recurrent import RNN, Bidirectional, Stack
-from mlx_recurrent.cli import main as command
+from mlx_recurrent.command.cli import main as command
 from mlx_recurrent.interop import Reversed, from_onnx, to_onnx, weights
 
 MEMORY, SECONDS = 6 << 30, 20

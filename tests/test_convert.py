@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 from conftest import draw
 from interchange import computed
 from mlx_recurrent import RNN, Bidirectional, Stack
-from mlx_recurrent.cli import main
+from mlx_recurrent.command.cli import main
 from mlx_recurrent.interop import Reversed, from_onnx, to_onnx
 from networks import in_dtype
 from test_cli import command

@@ -6,7 +6,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_recurrent import RNN
-from mlx_recurrent.duplicate import duplicate
+from mlx_recurrent.layers.duplicate import duplicate
 from tolerances import equal
 
 

@@ -8,7 +8,8 @@ from importlib.util import find_spec
 import pytest
 
 import mlx_recurrent
-from mlx_recurrent import init, interop, stack_stream
+from mlx_recurrent import init, interop
+from mlx_recurrent.layers import stack_stream
 
 
 def public():

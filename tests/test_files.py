@@ -21,7 +21,7 @@ import pytest
 
 from hostile import OLD, SURFACES
 from mlx_recurrent import RNN, atomic
-from mlx_recurrent.cli import main
+from mlx_recurrent.command.cli import main
 from mlx_recurrent.interop import weights
 
 HERE = Path(__file__).parent

@@ -8,7 +8,7 @@ import pytest
 
 from conftest import DTYPES, array, name_of
 from mlx_recurrent import exporting
-from mlx_recurrent.padding import without_padding
+from mlx_recurrent.functional.padding import without_padding
 from tolerances import equal
 
 LENGTHS = [4, 0, 1, 3, 7]

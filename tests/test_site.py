@@ -13,7 +13,8 @@ pytest.importorskip("myst_parser", reason="the site's pages are read by myst_par
 pytest.importorskip("sphinx_copybutton", reason="the site has copy buttons")
 
 import mlx_recurrent
-from mlx_recurrent import cli, interop
+from mlx_recurrent import interop
+from mlx_recurrent.command import cli
 from test_examples import PUBLIC
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"

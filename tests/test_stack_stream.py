@@ -14,7 +14,7 @@ import networks
 from conftest import COMPOSED, DTYPES, NATIVE, TRACED, array, draw, name_of, unreadable
 from mlx_recurrent import RNN, Bidirectional, Stack
 from mlx_recurrent.interop import Reversed
-from mlx_recurrent.stack_stream import StackStream
+from mlx_recurrent.layers.stack_stream import StackStream
 from networks import in_dtype
 from tolerances import ACTIVE, EPS, close, equal, wide
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from conftest import draw, unreadable, upstream_layer
-from mlx_recurrent import RNN, _native, rnn, tracing
+from mlx_recurrent import RNN, _native, rnn
+from mlx_recurrent.functional import tracing
 from tolerances import close, equal, wide
 
 H = 12

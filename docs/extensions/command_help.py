@@ -10,7 +10,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from mlx_recurrent import cli
+from mlx_recurrent.command import cli
 
 
 class CommandHelp(SphinxDirective):

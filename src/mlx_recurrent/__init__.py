@@ -13,20 +13,21 @@ require_mlx()
 from mlx_recurrent import _native  # noqa: F401, I001
 
 from mlx_recurrent import init, interop
-from mlx_recurrent.accelerate import accelerate
-from mlx_recurrent.bidirectional import Bidirectional
-from mlx_recurrent.dispatch import exporting
-from mlx_recurrent.functional import (
+from mlx_recurrent.layers.accelerate import accelerate
+from mlx_recurrent.layers.bidirectional import Bidirectional
+from mlx_recurrent.functional.dispatch import exporting
+from mlx_recurrent.functional.functions import (
     get_num_threads,
     matmul,
     rnn,
     scan,
     set_num_threads,
 )
-from mlx_recurrent.layers import RNN, Linear
-from mlx_recurrent.plan import Plan
-from mlx_recurrent.stack import Stack
-from mlx_recurrent.streaming import Stream
+from mlx_recurrent.layers.linear import Linear
+from mlx_recurrent.layers.rnn import RNN
+from mlx_recurrent.functional.plan import Plan
+from mlx_recurrent.layers.stack import Stack
+from mlx_recurrent.layers.streaming import Stream
 
 __version__ = version("mlx-recurrent")
 

@@ -1,5 +1,5 @@
 import sys
 
-from mlx_recurrent.cli import main
+from mlx_recurrent.command.cli import main
 
 sys.exit(main())

@@ -15,8 +15,8 @@ from mlx.nn.layers import recurrent
 from mlx.nn.layers.base import Module
 
 from mlx_recurrent import _native
-from mlx_recurrent.judging import float_of, shown, type_name
-from mlx_recurrent.values import values_of
+from mlx_recurrent.functional.judging import float_of, shown, type_name
+from mlx_recurrent.functional.values import values_of
 
 M = TypeVar("M", bound=Module)
 

@@ -11,7 +11,7 @@ def main() -> int:
         import mlx_recurrent  # noqa: F401
     except ImportError:
         _import_empty()
-    from mlx_recurrent.cli import main as run
+    from mlx_recurrent.command.cli import main as run
 
     return run()
 

@@ -18,7 +18,7 @@ import numpy as np
 from conftest import DTYPES, array, draw
 from fuzz.misuse import check_error
 from mlx_recurrent import RNN, Bidirectional, Stack, interop
-from mlx_recurrent.cli import main
+from mlx_recurrent.command.cli import main
 from mlx_recurrent.interop import Reversed
 from mlx_recurrent.interop.activations import Clipped, HardSigmoid, LeakyRelu
 from tolerances import agree, equal

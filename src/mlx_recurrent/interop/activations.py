@@ -8,8 +8,8 @@ import mlx.core as mx
 from mlx.nn.layers import activations as nn
 from mlx.nn.layers.linear import Identity
 
-from mlx_recurrent.dispatch import Nonlinearity, recognise
-from mlx_recurrent.judging import shown, type_name
+from mlx_recurrent.functional.dispatch import Nonlinearity, recognise
+from mlx_recurrent.functional.judging import shown, type_name
 
 
 class Activation(NamedTuple):

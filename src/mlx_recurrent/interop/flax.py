@@ -8,8 +8,8 @@ import numpy as np
 from mlx.nn.layers import activations
 from mlx.nn.layers.linear import Identity
 
-from mlx_recurrent.bidirectional import Bidirectional, Merge
-from mlx_recurrent.dispatch import Nonlinearity
+from mlx_recurrent.functional.dispatch import Nonlinearity
+from mlx_recurrent.functional.judging import judge_flag, shown, type_name
 from mlx_recurrent.interop.activations import describe
 from mlx_recurrent.interop.parts import (
     Layer,
@@ -23,9 +23,9 @@ from mlx_recurrent.interop.parts import (
     layer_of,
     weights_of,
 )
-from mlx_recurrent.judging import judge_flag, shown, type_name
-from mlx_recurrent.layers import RNN
-from mlx_recurrent.stack import Stack
+from mlx_recurrent.layers.bidirectional import Bidirectional, Merge
+from mlx_recurrent.layers.rnn import RNN
+from mlx_recurrent.layers.stack import Stack
 
 # The input's and the state's part of a cell, in linen and in nnx.
 _LINEN = ("i", "h")

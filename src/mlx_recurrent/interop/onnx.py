@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_recurrent import atomic
-from mlx_recurrent.bidirectional import Bidirectional
+from mlx_recurrent.functional.judging import judge_flag, shown, type_name
 from mlx_recurrent.interop.parts import framework
 from mlx_recurrent.interop.reversed import Reversed
-from mlx_recurrent.judging import judge_flag, shown, type_name
-from mlx_recurrent.layers import RNN
-from mlx_recurrent.stack import Stack
+from mlx_recurrent.layers.bidirectional import Bidirectional
+from mlx_recurrent.layers.rnn import RNN
+from mlx_recurrent.layers.stack import Stack
 
 if TYPE_CHECKING:
     import onnx

@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 from mlx.utils import tree_flatten
 
-from mlx_recurrent.bidirectional import Bidirectional
+from mlx_recurrent.functional.judging import shown
+from mlx_recurrent.functional.values import evaluate
 from mlx_recurrent.interop.activations import Activation, complete, nonlinearity_of
 from mlx_recurrent.interop.onnx_graph import Graph
 from mlx_recurrent.interop.onnx_tensors import (
@@ -35,10 +36,9 @@ from mlx_recurrent.interop.onnx_tensors import (
 )
 from mlx_recurrent.interop.parts import layer_of
 from mlx_recurrent.interop.reversed import Reversed
-from mlx_recurrent.judging import shown
-from mlx_recurrent.layers import RNN
-from mlx_recurrent.stack import Stack
-from mlx_recurrent.values import evaluate
+from mlx_recurrent.layers.bidirectional import Bidirectional
+from mlx_recurrent.layers.rnn import RNN
+from mlx_recurrent.layers.stack import Stack
 
 _DTYPES = {
     "float32": mx.float32,

@@ -7,14 +7,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from mlx_recurrent.bidirectional import Bidirectional
+from mlx_recurrent.functional.judging import dtype_name
+from mlx_recurrent.functional.values import values_of
 from mlx_recurrent.interop.activations import Activation, activation_of, describe
 from mlx_recurrent.interop.parts import judge_layer, judge_type
 from mlx_recurrent.interop.reversed import Reversed
-from mlx_recurrent.judging import dtype_name
-from mlx_recurrent.layers import RNN
-from mlx_recurrent.stack import Stack
-from mlx_recurrent.values import values_of
+from mlx_recurrent.layers.bidirectional import Bidirectional
+from mlx_recurrent.layers.rnn import RNN
+from mlx_recurrent.layers.stack import Stack
 
 _TYPES = {
     mx.float32: TensorProto.FLOAT,

@@ -10,14 +10,14 @@ from mlx.nn.layers.base import Module
 from mlx.nn.layers.dropout import Dropout
 from mlx.utils import tree_flatten
 
-from mlx_recurrent.bidirectional import Bidirectional
-from mlx_recurrent.dispatch import Nonlinearity
+from mlx_recurrent.functional.dispatch import Nonlinearity
+from mlx_recurrent.functional.judging import dtype_name, type_name
+from mlx_recurrent.functional.values import evaluate, values_of
 from mlx_recurrent.interop.activations import describe
 from mlx_recurrent.interop.reversed import Reversed
-from mlx_recurrent.judging import dtype_name, type_name
-from mlx_recurrent.layers import RNN
-from mlx_recurrent.stack import Stack
-from mlx_recurrent.values import evaluate, values_of
+from mlx_recurrent.layers.bidirectional import Bidirectional
+from mlx_recurrent.layers.rnn import RNN
+from mlx_recurrent.layers.stack import Stack
 
 Layer: TypeAlias = RNN | Bidirectional | Stack
 

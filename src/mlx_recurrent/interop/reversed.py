@@ -2,14 +2,14 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_recurrent.foreign import names_ways_out
-from mlx_recurrent.judging import ReturnState, judge_flag, type_name
+from mlx_recurrent.functional.foreign import names_ways_out
+from mlx_recurrent.functional.judging import ReturnState, judge_flag, type_name
+from mlx_recurrent.functional.options import Values
+from mlx_recurrent.functional.plan import Plan
+from mlx_recurrent.layers.sizes import sizes_of
+from mlx_recurrent.layers.whole_time import WholeTime, judge_method
 from mlx_recurrent.mlx_faults.loading import Loading
 from mlx_recurrent.mlx_faults.pickling import reduce_ex
-from mlx_recurrent.options import Values
-from mlx_recurrent.plan import Plan
-from mlx_recurrent.sizes import sizes_of
-from mlx_recurrent.whole_time import WholeTime, judge_method
 
 
 class Reversed(WholeTime, Loading):

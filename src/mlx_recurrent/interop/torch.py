@@ -8,8 +8,8 @@ from typing import Any
 import mlx.core as mx
 from mlx.nn.layers import activations
 
-from mlx_recurrent.bidirectional import Bidirectional
-from mlx_recurrent.dispatch import Nonlinearity, recognise
+from mlx_recurrent.functional.dispatch import Nonlinearity, recognise
+from mlx_recurrent.functional.judging import judge_flag, shown, type_name
 from mlx_recurrent.interop.activations import describe
 from mlx_recurrent.interop.parts import (
     Layer,
@@ -22,9 +22,9 @@ from mlx_recurrent.interop.parts import (
     layer_of,
     weights_of,
 )
-from mlx_recurrent.judging import judge_flag, shown, type_name
-from mlx_recurrent.layers import RNN
-from mlx_recurrent.stack import Stack
+from mlx_recurrent.layers.bidirectional import Bidirectional
+from mlx_recurrent.layers.rnn import RNN
+from mlx_recurrent.layers.stack import Stack
 
 _NONLINEARITIES: dict[str, Nonlinearity | None] = {
     "tanh": None,

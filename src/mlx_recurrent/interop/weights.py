@@ -14,7 +14,8 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from mlx_recurrent import _native, atomic
-from mlx_recurrent.bidirectional import Bidirectional
+from mlx_recurrent.functional.judging import dtype_name
+from mlx_recurrent.functional.values import evaluate
 from mlx_recurrent.interop.activations import (
     Activation,
     activation_of,
@@ -24,11 +25,10 @@ from mlx_recurrent.interop.activations import (
 )
 from mlx_recurrent.interop.parts import layer_of
 from mlx_recurrent.interop.reversed import Reversed
-from mlx_recurrent.judging import dtype_name
-from mlx_recurrent.layers import RNN
+from mlx_recurrent.layers.bidirectional import Bidirectional
+from mlx_recurrent.layers.rnn import RNN
+from mlx_recurrent.layers.stack import Stack
 from mlx_recurrent.mlx_faults import safetensors_header
-from mlx_recurrent.stack import Stack
-from mlx_recurrent.values import evaluate
 
 _KEY = "mlx_recurrent"
 _VERSION = 1

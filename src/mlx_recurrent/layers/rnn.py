@@ -2,12 +2,12 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import mlx.core as mx
 import numpy as np
-from mlx.nn.layers import linear, recurrent
+from mlx.nn.layers import recurrent
 
-from mlx_recurrent import _native, dispatch, functional
-from mlx_recurrent.dispatch import Nonlinearity
-from mlx_recurrent.foreign import names_ways_out
-from mlx_recurrent.judging import (
+from mlx_recurrent import _native, functional
+from mlx_recurrent.functional.dispatch import Nonlinearity
+from mlx_recurrent.functional.foreign import names_ways_out
+from mlx_recurrent.functional.judging import (
     ReturnState,
     judge_flag,
     judge_nonlinearity,
@@ -15,17 +15,17 @@ from mlx_recurrent.judging import (
     judge_size,
     type_name,
 )
-from mlx_recurrent.mlx_faults.loading import Loading
-from mlx_recurrent.mlx_faults.pickling import reduce_ex
-from mlx_recurrent.options import (
+from mlx_recurrent.functional.options import (
     CallOptions,
     Values,
     documented,
     judge_keywords,
     judge_leaks,
 )
-from mlx_recurrent.plan import Plan
-from mlx_recurrent.streaming import Array, Stream
+from mlx_recurrent.functional.plan import Plan
+from mlx_recurrent.layers.streaming import Array, Stream
+from mlx_recurrent.mlx_faults.loading import Loading
+from mlx_recurrent.mlx_faults.pickling import reduce_ex
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -364,48 +364,3 @@ class RNN(Loading, recurrent.RNN):
             "hidden0": self.hidden0,
             "training": self.training,
         }
-
-
-class Linear(Loading, linear.Linear):
-    r"""An affine transformation: :class:`mlx.nn.Linear` on a fast product.
-
-    .. math::
-
-        y = x W^\top + b
-
-    It uses this package's matrix product where MLX's own is slow (the CPU on Linux) and
-    MLX's elsewhere. The parameters are those of :class:`mlx.nn.Linear`.
-
-    Args:
-        input_dims (int): The dimensionality of the input features.
-        output_dims (int): The dimensionality of the output features.
-        bias (bool, optional): Whether to use a bias. Default: ``True``.
-
-    Example:
-        >>> import mlx.core as mx
-        >>> from mlx_recurrent import Linear
-        >>> Linear(3, 8)(mx.zeros((2, 5, 3))).shape
-        (2, 5, 8)
-    """
-
-    @names_ways_out
-    def __init__(self, input_dims: int, output_dims: int, bias: bool = True) -> None:
-        judge_size("input_dims", input_dims, 1)
-        judge_size("output_dims", output_dims, 0)
-        _native.random_key()
-        super().__init__(input_dims, output_dims, bias)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        """Return ``x W^T + b`` for ``x (..., input_dims)``.
-
-        Raises:
-            TypeError: If ``x`` is not an array.
-            ValueError: If its shape or dtype does not fit.
-        """
-        weight, bias = self["weight"], self.get("bias")
-        # MLX's layer also takes weights that are no matrix.
-        if weight.ndim == 2 and dispatch.has_own_product(None, x, weight, bias):
-            return functional.matmul(x, weight, bias)
-        operands = [a for a in (x, weight, bias) if isinstance(a, mx.array)]
-        _native.expect_operands(operands, None)
-        return super().__call__(x)

@@ -103,8 +103,8 @@ def _convert(parsed: argparse.Namespace) -> str:
     _judge(parsed, source, target)
     from mlx.utils import tree_flatten
 
+    from mlx_recurrent.functional.judging import dtype_name
     from mlx_recurrent.interop import from_onnx, to_onnx, weights
-    from mlx_recurrent.judging import dtype_name
 
     if source.suffix.lower() == ".onnx":
         layer = from_onnx(source, node=parsed.node)

@@ -5,9 +5,10 @@ from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import mlx.core as mx
 
-from mlx_recurrent import _native, dispatch
-from mlx_recurrent.dispatch import Choice, Nonlinearity, StreamOrDevice
-from mlx_recurrent.judging import (
+from mlx_recurrent import _native
+from mlx_recurrent.functional import dispatch
+from mlx_recurrent.functional.dispatch import Choice, Nonlinearity, StreamOrDevice
+from mlx_recurrent.functional.judging import (
     FLOATING,
     broadcasts,
     dtype_name,
@@ -15,8 +16,8 @@ from mlx_recurrent.judging import (
     judge_nonlinearity,
     judge_stream,
 )
-from mlx_recurrent.options import JudgedOptions, ScanOptions, judge_options
-from mlx_recurrent.values import cast
+from mlx_recurrent.functional.options import JudgedOptions, ScanOptions, judge_options
+from mlx_recurrent.functional.values import cast
 
 # What the kernels can count: a product of sizes stays below 2**63.
 _MOST_ROWS = 2**32

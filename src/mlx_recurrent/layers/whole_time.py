@@ -1,6 +1,6 @@
 from typing import Any, NoReturn
 
-from mlx_recurrent.judging import type_name
+from mlx_recurrent.functional.judging import type_name
 
 
 class WholeTime:

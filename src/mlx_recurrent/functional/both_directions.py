@@ -6,9 +6,9 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_recurrent import _native
-from mlx_recurrent.operands import Judged, bind, judge, judge_projection
-from mlx_recurrent.options import BoundOptions, Options
-from mlx_recurrent.running import bound_options
+from mlx_recurrent.functional.operands import Judged, bind, judge, judge_projection
+from mlx_recurrent.functional.options import BoundOptions, Options
+from mlx_recurrent.functional.running import bound_options
 
 # Multiply-adds of a layer from which on running two at once saves more than it costs to
 # put their weights together.

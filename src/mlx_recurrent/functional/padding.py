@@ -1,7 +1,8 @@
 import mlx.core as mx
 
-from mlx_recurrent import _native, dispatch
-from mlx_recurrent.selection import select
+from mlx_recurrent import _native
+from mlx_recurrent.functional import dispatch
+from mlx_recurrent.functional.selection import select
 
 
 def without_padding(x: mx.array, lengths: mx.array) -> mx.array:

@@ -7,21 +7,22 @@ import mlx.core as mx
 import numpy as np
 from mlx.nn.layers.base import Module
 
-from mlx_recurrent import _native, composed, dispatch, functional
-from mlx_recurrent.dispatch import Nonlinearity
-from mlx_recurrent.duplicate import duplicate
-from mlx_recurrent.judging import type_name
-from mlx_recurrent.options import (
+from mlx_recurrent import _native, functional
+from mlx_recurrent.functional import composed, dispatch
+from mlx_recurrent.functional.dispatch import Nonlinearity
+from mlx_recurrent.functional.judging import type_name
+from mlx_recurrent.functional.options import (
     BoundOptions,
     Values,
     judge_hidden0,
     judge_reset_now,
     new_share,
 )
-from mlx_recurrent.plan import Plan
-from mlx_recurrent.tracing import trace
-from mlx_recurrent.turns import Turns
-from mlx_recurrent.values import evaluate, values_of
+from mlx_recurrent.functional.plan import Plan
+from mlx_recurrent.functional.tracing import trace
+from mlx_recurrent.functional.values import evaluate, values_of
+from mlx_recurrent.layers.duplicate import duplicate
+from mlx_recurrent.layers.turns import Turns
 
 Array: TypeAlias = np.ndarray | mx.array
 

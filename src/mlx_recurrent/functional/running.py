@@ -6,15 +6,16 @@ import mlx.core as mx
 from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten
 
-from mlx_recurrent import _native, composed, dispatch
-from mlx_recurrent.course import inputs
-from mlx_recurrent.dispatch import Choice, StreamOrDevice
-from mlx_recurrent.judging import FLOATING, ReturnState
-from mlx_recurrent.masks import draw_key
-from mlx_recurrent.operands import Judged, Operands, bind, project, start
-from mlx_recurrent.options import BoundOptions
-from mlx_recurrent.tracing import trace
-from mlx_recurrent.values import cast
+from mlx_recurrent import _native
+from mlx_recurrent.functional import composed, dispatch
+from mlx_recurrent.functional.dispatch import Choice, StreamOrDevice
+from mlx_recurrent.functional.judging import FLOATING, ReturnState
+from mlx_recurrent.functional.masks import draw_key
+from mlx_recurrent.functional.operands import Judged, Operands, bind, project, start
+from mlx_recurrent.functional.options import BoundOptions
+from mlx_recurrent.functional.tracing import trace
+from mlx_recurrent.functional.transition import inputs
+from mlx_recurrent.functional.values import cast
 
 
 def run(

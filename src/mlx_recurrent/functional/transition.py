@@ -6,14 +6,14 @@ shape where only its second operand is mapped.
 
 import mlx.core as mx
 
-from mlx_recurrent.dispatch import StreamOrDevice, product
-from mlx_recurrent.masks import Mask, hits
-from mlx_recurrent.options import BoundOptions
-from mlx_recurrent.padding import without_padding
-from mlx_recurrent.selection import select
+from mlx_recurrent.functional.dispatch import StreamOrDevice, product
+from mlx_recurrent.functional.masks import Mask, hits
+from mlx_recurrent.functional.options import BoundOptions
+from mlx_recurrent.functional.padding import without_padding
+from mlx_recurrent.functional.selection import select
 
 
-class Course:
+class Transition:
     """The course of a sequence without options: each state is the next one's start."""
 
     reverse = False
@@ -51,7 +51,7 @@ class Course:
         return result, result
 
 
-class TermsCourse(Course):
+class OptionsTransition(Transition):
     """The course of a sequence with options.
 
     What is absent is not selected, never multiplied by zero: before the product and the

@@ -13,7 +13,7 @@ from enum import IntEnum
 import mlx.core as mx
 
 from mlx_recurrent import _native
-from mlx_recurrent.values import values_of
+from mlx_recurrent.functional.values import values_of
 
 _ROUNDS = 13
 _ROTATIONS = (

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, TypeAlias, TypedDict, TypeVar
 import mlx.core as mx
 import numpy as np
 
-from mlx_recurrent.dispatch import StreamOrDevice
-from mlx_recurrent.foreign import no_keyword
-from mlx_recurrent.judging import (
+from mlx_recurrent.functional.dispatch import StreamOrDevice
+from mlx_recurrent.functional.foreign import no_keyword
+from mlx_recurrent.functional.judging import (
     FLOATING,
     dtype_name,
     float_of,
@@ -27,7 +27,7 @@ from mlx_recurrent.judging import (
     shown,
     type_name,
 )
-from mlx_recurrent.values import cast, values_of
+from mlx_recurrent.functional.values import cast, values_of
 
 # A nested sequence of numbers, or an array.
 Values: TypeAlias = Sequence[Any] | np.ndarray | mx.array | int

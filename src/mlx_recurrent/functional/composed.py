@@ -6,10 +6,10 @@ from typing import NoReturn
 
 import mlx.core as mx
 
-from mlx_recurrent.course import Course, TermsCourse
-from mlx_recurrent.dispatch import Nonlinearity, StreamOrDevice
-from mlx_recurrent.judging import broadcasts
-from mlx_recurrent.options import BoundOptions
+from mlx_recurrent.functional.dispatch import Nonlinearity, StreamOrDevice
+from mlx_recurrent.functional.judging import broadcasts
+from mlx_recurrent.functional.options import BoundOptions
+from mlx_recurrent.functional.transition import OptionsTransition, Transition
 
 # MLX's gradient of a slice is as long as what was sliced (and a split is slices): L
 # slices of one array would cost L^2. So time is taken apart, and put together, by trees
@@ -60,9 +60,9 @@ def recurrence(
     shape: tuple[int, ...] | None = None
     # The nonlinearity's own operations belong on the stream too.
     with nullcontext() if stream is None else mx.stream(stream):
-        course = _course(z, hidden, options)
-        for i, a in enumerate(_steps(z, course.reverse, stream)):
-            start = course.enter(state)
+        transition = _transition(z, hidden, options)
+        for i, a in enumerate(_steps(z, transition.reverse, stream)):
+            start = transition.enter(state)
             if i >= len(begun) and start is not None:
                 previous = start
                 if weight.dtype != start.dtype or weight.dtype != a.dtype:
@@ -71,25 +71,25 @@ def recurrence(
                         weight = Whh.astype(step, stream=stream)
                     previous = start.astype(step, stream=stream)
                     a = a.astype(step, stream=stream)
-                a = course.pre_activation(previous, weight, a, stream)
-            result = begun[i] if i < len(begun) else nonlinearity(course.given(a))
+                a = transition.pre_activation(previous, weight, a, stream)
+            result = begun[i] if i < len(begun) else nonlinearity(transition.given(a))
             if not isinstance(result, mx.array):
                 _refuse(f"{type(result).__name__}", "an mx.array", TypeError)
             if shape is None:
                 shape = result.shape
-                _check_result(shape, z, Whh, course)
+                _check_result(shape, z, Whh, transition)
             elif result.shape != shape:
                 _refuse(
                     f"shape {result.shape}",
                     f"the same shape at every step; the first was {shape}",
                 )
-            state, output = course.leave(state, start, result)
+            state, output = transition.leave(state, start, result)
             dtype = state.dtype if i == 0 else mx.result_type(dtype, state.dtype)
             if dtype == mx.complex64:
                 _refuse("a complex array", "a real one")
             if not last_only:
                 outputs.append(output)
-    if course.reverse:
+    if transition.reverse:
         outputs.reverse()
     assert state is not None
     *outputs, state = (
@@ -110,14 +110,14 @@ def stack(states: list[mx.array], stream: StreamOrDevice) -> mx.array:
     return pieces[0]
 
 
-def _course(
+def _transition(
     z: mx.array, hidden: mx.array | None, options: BoundOptions | None
-) -> Course:
+) -> Transition:
     if options is None:
-        return Course()
+        return Transition()
     lead = z.shape[:-2] if hidden is None else hidden.shape[:-1]
     L, H = z.shape[-2:]
-    return TermsCourse(options, lead, L, H, begins_empty=hidden is None)
+    return OptionsTransition(options, lead, L, H, begins_empty=hidden is None)
 
 
 def _steps(z: mx.array, reverse: bool, stream: StreamOrDevice) -> Iterator[mx.array]:
@@ -134,12 +134,12 @@ def _steps(z: mx.array, reverse: bool, stream: StreamOrDevice) -> Iterator[mx.ar
 
 
 def _check_result(
-    shape: tuple[int, ...], z: mx.array, Whh: mx.array, course: Course
+    shape: tuple[int, ...], z: mx.array, Whh: mx.array, transition: Transition
 ) -> None:
     if len(shape) == 0:
         _refuse("shape ()", "at least one axis")
-    if course.shape is not None and shape != course.shape:
-        _refuse(f"shape {shape}", f"shape {course.shape}, as it was given")
+    if transition.shape is not None and shape != transition.shape:
+        _refuse(f"shape {shape}", f"shape {transition.shape}, as it was given")
     if z.shape[-2] == 1:
         return
     M, K = Whh.shape

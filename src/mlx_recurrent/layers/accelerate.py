@@ -4,8 +4,9 @@ from typing import Any, TypeVar
 from mlx.nn.layers import linear, recurrent
 from mlx.nn.layers.base import Module
 
-from mlx_recurrent.judging import type_name
-from mlx_recurrent.layers import RNN, Linear
+from mlx_recurrent.functional.judging import type_name
+from mlx_recurrent.layers.linear import Linear
+from mlx_recurrent.layers.rnn import RNN
 
 T = TypeVar("T")
 

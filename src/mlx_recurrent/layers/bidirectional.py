@@ -5,17 +5,17 @@ from typing import Any, NamedTuple, TypeAlias, cast
 
 import mlx.core as mx
 
-from mlx_recurrent.both_ways import both_ways
-from mlx_recurrent.duplicate import duplicate
-from mlx_recurrent.foreign import names_ways_out
-from mlx_recurrent.judging import ReturnState, shown, type_name
-from mlx_recurrent.layers import RNN
+from mlx_recurrent.functional.both_directions import both_ways
+from mlx_recurrent.functional.foreign import names_ways_out
+from mlx_recurrent.functional.judging import ReturnState, shown, type_name
+from mlx_recurrent.functional.options import Options, Values
+from mlx_recurrent.functional.plan import Plan, together
+from mlx_recurrent.layers.duplicate import duplicate
+from mlx_recurrent.layers.rnn import RNN
+from mlx_recurrent.layers.sizes import sizes_of
+from mlx_recurrent.layers.whole_time import WholeTime, judge_method
 from mlx_recurrent.mlx_faults.loading import Loading
 from mlx_recurrent.mlx_faults.pickling import reduce_ex
-from mlx_recurrent.options import Options, Values
-from mlx_recurrent.plan import Plan, together
-from mlx_recurrent.sizes import sizes_of
-from mlx_recurrent.whole_time import WholeTime, judge_method
 
 Merge: TypeAlias = str | Callable[[mx.array, mx.array], Any] | None
 

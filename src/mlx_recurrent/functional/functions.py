@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import mlx.core as mx
 
 from mlx_recurrent import _native
-from mlx_recurrent.dispatch import Nonlinearity, StreamOrDevice
-from mlx_recurrent.judging import (
+from mlx_recurrent.functional.dispatch import Nonlinearity, StreamOrDevice
+from mlx_recurrent.functional.judging import (
     ReturnState,
     judge_array,
     judge_return_state,
@@ -16,8 +16,8 @@ from mlx_recurrent.judging import (
     shown,
     type_name,
 )
-from mlx_recurrent.masks import undrawn
-from mlx_recurrent.operands import (
+from mlx_recurrent.functional.masks import undrawn
+from mlx_recurrent.functional.operands import (
     judge,
     judge_bias,
     judge_count,
@@ -27,7 +27,7 @@ from mlx_recurrent.operands import (
     judge_projection,
     project,
 )
-from mlx_recurrent.options import (
+from mlx_recurrent.functional.options import (
     CallOptions,
     Options,
     ScanOptions,
@@ -36,8 +36,8 @@ from mlx_recurrent.options import (
     judge_keywords,
     judge_reset,
 )
-from mlx_recurrent.plan import Plan
-from mlx_recurrent.running import read, run
+from mlx_recurrent.functional.plan import Plan
+from mlx_recurrent.functional.running import read, run
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

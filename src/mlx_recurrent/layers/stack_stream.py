@@ -6,11 +6,11 @@ from typing import Any, cast
 import mlx.core as mx
 import numpy as np
 
-from mlx_recurrent.judging import judge_entries
-from mlx_recurrent.options import Values
-from mlx_recurrent.plan import Plan, together
-from mlx_recurrent.streaming import Array, Core, Stream, as_mlx_converts
-from mlx_recurrent.turns import Turns
+from mlx_recurrent.functional.judging import judge_entries
+from mlx_recurrent.functional.options import Values
+from mlx_recurrent.functional.plan import Plan, together
+from mlx_recurrent.layers.streaming import Array, Core, Stream, as_mlx_converts
+from mlx_recurrent.layers.turns import Turns
 
 
 class StackStream:

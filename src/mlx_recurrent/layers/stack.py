@@ -6,10 +6,8 @@ import mlx.core as mx
 import numpy as np
 from mlx.nn.layers.dropout import Dropout
 
-from mlx_recurrent.bidirectional import Bidirectional, Merge
-from mlx_recurrent.duplicate import duplicate
-from mlx_recurrent.foreign import names_ways_out
-from mlx_recurrent.judging import (
+from mlx_recurrent.functional.foreign import names_ways_out
+from mlx_recurrent.functional.judging import (
     ReturnState,
     broadcasts,
     judge_array,
@@ -19,23 +17,25 @@ from mlx_recurrent.judging import (
     judge_size,
     type_name,
 )
-from mlx_recurrent.layers import RNN
-from mlx_recurrent.masks import undrawn
-from mlx_recurrent.mlx_faults.loading import Loading
-from mlx_recurrent.mlx_faults.pickling import reduce_ex
-from mlx_recurrent.options import (
+from mlx_recurrent.functional.masks import undrawn
+from mlx_recurrent.functional.options import (
     CallOptions,
     Values,
     judge_keywords,
     judge_lengths,
     judge_reset,
 )
-from mlx_recurrent.padding import without_padding
-from mlx_recurrent.plan import Plan, together
-from mlx_recurrent.sizes import sizes_of
-from mlx_recurrent.stack_stream import StackStream
-from mlx_recurrent.streaming import Stream, numpy_of
-from mlx_recurrent.whole_time import judge_method
+from mlx_recurrent.functional.padding import without_padding
+from mlx_recurrent.functional.plan import Plan, together
+from mlx_recurrent.layers.bidirectional import Bidirectional, Merge
+from mlx_recurrent.layers.duplicate import duplicate
+from mlx_recurrent.layers.rnn import RNN
+from mlx_recurrent.layers.sizes import sizes_of
+from mlx_recurrent.layers.stack_stream import StackStream
+from mlx_recurrent.layers.streaming import Stream, numpy_of
+from mlx_recurrent.layers.whole_time import judge_method
+from mlx_recurrent.mlx_faults.loading import Loading
+from mlx_recurrent.mlx_faults.pickling import reduce_ex
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

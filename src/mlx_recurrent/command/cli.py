@@ -43,12 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Turn the RNN nodes of an ONNX model into a safetensors file of "
         "layers' weights, which load_weights takes, or such a file into an ONNX model.",
     )
-    from mlx_recurrent import convert as conversion
+    from mlx_recurrent.command import convert as conversion
 
     conversion.add_options(convert)
     parsed = parser.parse_args(arguments)
     if parsed.command == "doctor":
-        from mlx_recurrent import doctor
+        from mlx_recurrent.command import doctor
 
         return doctor.main()
     try:

@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_recurrent import _native
-from mlx_recurrent.dispatch import Nonlinearity, StreamOrDevice
+from mlx_recurrent.functional.dispatch import Nonlinearity, StreamOrDevice
 
 # A new function is compared at these values and their negatives: as far as functions of
 # the dtype stay finite in MLX, whose float64 has some with the range and the precision

@@ -1,0 +1,24 @@
+"""The functions, which layers call with their weights.
+
+They judge their arguments, settle dtypes and shapes, choose the path and run on it.
+"""
+
+from mlx_recurrent.functional.functions import (
+    get_num_threads,
+    matmul,
+    plan,
+    rnn,
+    scan,
+    set_num_threads,
+    step,
+)
+
+__all__ = [
+    "get_num_threads",
+    "matmul",
+    "plan",
+    "rnn",
+    "scan",
+    "set_num_threads",
+    "step",
+]

@@ -1,0 +1,1 @@
+"""The layers: they hold weights, and call functions."""
