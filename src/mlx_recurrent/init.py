@@ -14,9 +14,9 @@ import numpy.typing as npt
 from mlx.nn.layers import recurrent
 from mlx.nn.layers.base import Module
 
-from mlx_recurrent import _native
 from mlx_recurrent.functional.judging import float_of, shown, type_name
 from mlx_recurrent.functional.values import values_of
+from mlx_recurrent.mlx_faults.drawing import draws
 
 M = TypeVar("M", bound=Module)
 
@@ -49,7 +49,7 @@ def orthogonal_(layer: M) -> M:
     for rnn in _layers(layer):
         H = rnn.hidden_size
         # In float64, so that it is orthogonal to the last place of any dtype.
-        _native.random_key()
+        draws()
         q, r = np.linalg.qr(values_of(mx.random.normal((H, H))).astype(np.float64))
         # Without the signs the distribution would be that of the algorithm.
         _set(rnn, q * np.where(np.diag(r) < 0, -1, 1))

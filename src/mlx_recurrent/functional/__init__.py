@@ -5,6 +5,7 @@ They judge their arguments, settle dtypes and shapes, choose the path and run on
 
 from mlx_recurrent.functional.functions import (
     get_num_threads,
+    linear,
     matmul,
     plan,
     rnn,
@@ -15,6 +16,7 @@ from mlx_recurrent.functional.functions import (
 
 __all__ = [
     "get_num_threads",
+    "linear",
     "matmul",
     "plan",
     "rnn",

@@ -2,11 +2,13 @@
 
 import math
 import operator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import mlx.core as mx
 
 from mlx_recurrent import _native
+from mlx_recurrent.functional import dispatch
 from mlx_recurrent.functional.dispatch import Nonlinearity, StreamOrDevice
 from mlx_recurrent.functional.judging import (
     ReturnState,
@@ -28,6 +30,7 @@ from mlx_recurrent.functional.operands import (
     project,
 )
 from mlx_recurrent.functional.options import (
+    BidirectionalOptions,
     CallOptions,
     Options,
     ScanOptions,
@@ -82,7 +85,7 @@ def rnn(
     stream: StreamOrDevice = None,
     **options: "Unpack[Options]",
 ) -> mx.array | tuple[mx.array, mx.array]: ...
-@documented(CallOptions, ScanOptions, Options)
+@documented(BidirectionalOptions, CallOptions, ScanOptions, Options)
 def rnn(
     x: mx.array,
     Wxh: mx.array,
@@ -178,7 +181,7 @@ def scan(
     stream: StreamOrDevice = None,
     **options: "Unpack[ScanOptions]",
 ) -> mx.array | tuple[mx.array, mx.array]: ...
-@documented(CallOptions, ScanOptions)
+@documented(BidirectionalOptions, CallOptions, ScanOptions)
 def scan(
     z: mx.array,
     Whh: mx.array,
@@ -325,6 +328,24 @@ def matmul(
         operands["bias"] = bias
     judge_floating(operands)
     return project(x, w, bias, stream)
+
+
+def linear(
+    x: Any, weight: mx.array, bias: mx.array | None, upstream: Callable[[Any], mx.array]
+) -> mx.array:
+    """Return ``x W^T + b`` from the faster of this package's product and MLX's.
+
+    Args:
+        x (array): ``(..., K)``.
+        weight (array): ``(M, K)``; MLX's layer also takes what is no matrix.
+        bias (array, optional): ``(M,)``.
+        upstream (callable): MLX's layer, of ``x``.
+    """
+    if weight.ndim == 2 and dispatch.has_own_product(None, x, weight, bias):
+        return matmul(x, weight, bias)
+    operands = [a for a in (x, weight, bias) if isinstance(a, mx.array)]
+    _native.expect_operands(operands, None)
+    return upstream(x)
 
 
 def plan(

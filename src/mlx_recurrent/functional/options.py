@@ -35,8 +35,8 @@ Values: TypeAlias = Sequence[Any] | np.ndarray | mx.array | int
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-class CallOptions(TypedDict, total=False):
-    """The options of one call of a layer.
+class BidirectionalOptions(TypedDict, total=False):
+    """The options of one call, in both directions or one.
 
     Args:
         lengths (array, optional): How many steps each row runs: integers, of the shape
@@ -47,8 +47,6 @@ class CallOptions(TypedDict, total=False):
         reset (array, optional): Where an episode starts: booleans, leading axes +
             ``(L,)``. Nothing passes between the step before and this one, in either
             direction. Default: ``None``.
-        reverse (bool, optional): Whether time runs backwards. Outputs stay at their
-            inputs' places. Default: ``False``.
         checkpoint_every (int, optional): Keep every so many states for a derivative and
             compute the others again. The composed path keeps all. Default: ``None``.
         truncate_every (int, optional): Truncated back-propagation through time: after
@@ -57,9 +55,19 @@ class CallOptions(TypedDict, total=False):
 
     lengths: Values | None
     reset: Values | None
-    reverse: bool
     checkpoint_every: int | None
     truncate_every: int | None
+
+
+class CallOptions(BidirectionalOptions, total=False):
+    """The options of one call of a layer.
+
+    Args:
+        reverse (bool, optional): Whether time runs backwards. Outputs stay at their
+            inputs' places. Default: ``False``.
+    """
+
+    reverse: bool
 
 
 class ScanOptions(CallOptions, total=False):

@@ -1,15 +1,18 @@
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
 from mlx_recurrent.functional.foreign import names_ways_out
 from mlx_recurrent.functional.judging import ReturnState, judge_flag, type_name
-from mlx_recurrent.functional.options import Values
+from mlx_recurrent.functional.options import BidirectionalOptions, documented
 from mlx_recurrent.functional.plan import Plan
 from mlx_recurrent.layers.sizes import sizes_of
 from mlx_recurrent.layers.whole_time import WholeTime, judge_method
 from mlx_recurrent.mlx_faults.loading import Loading
 from mlx_recurrent.mlx_faults.pickling import reduce_ex
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Reversed(WholeTime, Loading):
@@ -45,17 +48,15 @@ class Reversed(WholeTime, Loading):
         self.backward = backward
 
     @names_ways_out
+    @documented(BidirectionalOptions)
     def __call__(
         self,
         x: mx.array,
         hidden: mx.array | None = None,
         *,
-        lengths: Values | None = None,
-        reset: Values | None = None,
         reverse: bool = False,
         return_state: ReturnState = False,
-        checkpoint_every: int | None = None,
-        truncate_every: int | None = None,
+        **options: "Unpack[BidirectionalOptions]",
     ) -> Any:
         """Run the layer over a sequence, from its end.
 
@@ -63,18 +64,11 @@ class Reversed(WholeTime, Loading):
             x (array): The sequence, ``NLD`` or ``LD``.
             hidden (array, optional): The state before the first step that runs, which
                 is the last one of the sequence. Default: ``None``.
-            lengths (array, optional): As for :class:`mlx_recurrent.RNN`.
-                Default: ``None``.
-            reset (array, optional): As for :class:`mlx_recurrent.RNN`.
-                Default: ``None``.
             reverse (bool, optional): Whether to turn the direction again, so that the
                 layer runs forward. Default: ``False``.
             return_state (bool or str, optional): As for :class:`mlx_recurrent.RNN`.
                 Default: ``False``.
-            checkpoint_every (int, optional): As for :class:`mlx_recurrent.RNN`.
-                Default: ``None``.
-            truncate_every (int, optional): As for :class:`mlx_recurrent.RNN`.
-                Default: ``None``.
+            options: Of the layer.
 
         Returns:
             array or tuple(array, array): What the layer returns.
@@ -86,12 +80,9 @@ class Reversed(WholeTime, Loading):
         return self.backward(
             x,
             hidden,
-            lengths=lengths,
-            reset=reset,
             reverse=not judge_flag("reverse", reverse),
             return_state=return_state,
-            checkpoint_every=checkpoint_every,
-            truncate_every=truncate_every,
+            **options,
         )
 
     def plan(

@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from mlx_recurrent import _native, atomic
+from mlx_recurrent import atomic
 from mlx_recurrent.functional.judging import dtype_name
 from mlx_recurrent.functional.values import evaluate
 from mlx_recurrent.interop.activations import (
@@ -29,6 +29,7 @@ from mlx_recurrent.layers.bidirectional import Bidirectional
 from mlx_recurrent.layers.rnn import RNN
 from mlx_recurrent.layers.stack import Stack
 from mlx_recurrent.mlx_faults import safetensors_header
+from mlx_recurrent.mlx_faults.loading import expect_file_readers
 
 _KEY = "mlx_recurrent"
 _VERSION = 1
@@ -100,7 +101,7 @@ def read(path: str | os.PathLike[str], unsaid: Unsaid) -> Any:
         RuntimeError: In a forked process, where MLX would wait for ever.
     """
     name = repr(os.fspath(path))
-    _native.expect_file_readers()  # MLX reads an open file at once
+    expect_file_readers()  # MLX reads an open file at once
     try:
         with open(path, "rb") as file:
             safetensors_header.judge(file)

@@ -1,14 +1,18 @@
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 import mlx.core as mx
 
 from mlx_recurrent.functional.both_directions import both_ways
 from mlx_recurrent.functional.foreign import names_ways_out
 from mlx_recurrent.functional.judging import ReturnState, shown, type_name
-from mlx_recurrent.functional.options import Options, Values
+from mlx_recurrent.functional.options import (
+    BidirectionalOptions,
+    Options,
+    documented,
+)
 from mlx_recurrent.functional.plan import Plan, together
 from mlx_recurrent.layers.duplicate import duplicate
 from mlx_recurrent.layers.rnn import RNN
@@ -16,6 +20,9 @@ from mlx_recurrent.layers.sizes import sizes_of
 from mlx_recurrent.layers.whole_time import WholeTime, judge_method
 from mlx_recurrent.mlx_faults.loading import Loading
 from mlx_recurrent.mlx_faults.pickling import reduce_ex
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Merge: TypeAlias = str | Callable[[mx.array, mx.array], Any] | None
 
@@ -101,16 +108,14 @@ class Bidirectional(WholeTime, Loading):
         self._judge_sizes()
 
     @names_ways_out
+    @documented(BidirectionalOptions)
     def __call__(
         self,
         x: mx.array,
         hidden: Sequence[Any] | None = None,
         *,
-        lengths: Values | None = None,
-        reset: Values | None = None,
         return_state: ReturnState = False,
-        checkpoint_every: int | None = None,
-        truncate_every: int | None = None,
+        **options: "Unpack[BidirectionalOptions]",
     ) -> Any:
         """Run both layers over a sequence.
 
@@ -119,15 +124,10 @@ class Bidirectional(WholeTime, Loading):
             hidden (tuple(array, array), optional): The state before each layer's first
                 step, which is the last one of the sequence for ``backward``. An entry
                 may be ``None``. Default: ``None``.
-            lengths (array, optional): How many steps each row has, as for :class:`RNN`.
-                Default: ``None``.
-            reset (array, optional): Where an episode starts, as for :class:`RNN`.
-                Default: ``None``.
             return_state (bool or str, optional): ``True`` returns the outputs and the
                 pair of states, ``"only"`` the pair of states alone; outputs are then
                 never stored. Default: ``False``.
-            checkpoint_every (int, optional): As for :class:`RNN`. Default: ``None``.
-            truncate_every (int, optional): As for :class:`RNN`. Default: ``None``.
+            options: Of both layers.
 
         Returns:
             array or tuple: The merged outputs (a pair where ``merge`` is ``None``); the
@@ -137,13 +137,9 @@ class Bidirectional(WholeTime, Loading):
             TypeError: If an argument is of the wrong type.
             ValueError: If a shape, a dtype or a value does not fit.
         """
-        given = {
-            "lengths": lengths,
-            "reset": reset,
-            "checkpoint_every": checkpoint_every,
-            "truncate_every": truncate_every,
+        keywords: dict[str, Any] = {
+            name: value for name, value in options.items() if value is not None
         }
-        keywords = {name: value for name, value in given.items() if value is not None}
         if return_state is not False:
             keywords["return_state"] = return_state
         if return_state is False and isinstance(self.merge, str):

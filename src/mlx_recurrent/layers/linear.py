@@ -1,10 +1,10 @@
 import mlx.core as mx
 from mlx.nn.layers import linear
 
-from mlx_recurrent import _native, functional
-from mlx_recurrent.functional import dispatch
+from mlx_recurrent import functional
 from mlx_recurrent.functional.foreign import names_ways_out
 from mlx_recurrent.functional.judging import judge_size
+from mlx_recurrent.mlx_faults.drawing import draws
 from mlx_recurrent.mlx_faults.loading import Loading
 
 
@@ -34,7 +34,7 @@ class Linear(Loading, linear.Linear):
     def __init__(self, input_dims: int, output_dims: int, bias: bool = True) -> None:
         judge_size("input_dims", input_dims, 1)
         judge_size("output_dims", output_dims, 0)
-        _native.random_key()
+        draws()
         super().__init__(input_dims, output_dims, bias)
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -45,9 +45,4 @@ class Linear(Loading, linear.Linear):
             ValueError: If its shape or dtype does not fit.
         """
         weight, bias = self["weight"], self.get("bias")
-        # MLX's layer also takes weights that are no matrix.
-        if weight.ndim == 2 and dispatch.has_own_product(None, x, weight, bias):
-            return functional.matmul(x, weight, bias)
-        operands = [a for a in (x, weight, bias) if isinstance(a, mx.array)]
-        _native.expect_operands(operands, None)
-        return super().__call__(x)
+        return functional.linear(x, weight, bias, super().__call__)

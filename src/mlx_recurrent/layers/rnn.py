@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.nn.layers import recurrent
 
-from mlx_recurrent import _native, functional
+from mlx_recurrent import functional
 from mlx_recurrent.functional.dispatch import Nonlinearity
 from mlx_recurrent.functional.foreign import names_ways_out
 from mlx_recurrent.functional.judging import (
@@ -16,6 +16,7 @@ from mlx_recurrent.functional.judging import (
     type_name,
 )
 from mlx_recurrent.functional.options import (
+    BidirectionalOptions,
     CallOptions,
     Values,
     documented,
@@ -24,6 +25,7 @@ from mlx_recurrent.functional.options import (
 )
 from mlx_recurrent.functional.plan import Plan
 from mlx_recurrent.layers.streaming import Array, Stream
+from mlx_recurrent.mlx_faults.drawing import draws
 from mlx_recurrent.mlx_faults.loading import Loading
 from mlx_recurrent.mlx_faults.pickling import reduce_ex
 
@@ -131,7 +133,7 @@ class RNN(Loading, recurrent.RNN):
             own["leak"] = judge_leaks(leak, hidden_size)
         if judge_flag("learn_hidden", learn_hidden):
             own["hidden0"] = mx.zeros((hidden_size,))
-        _native.random_key()  # for the end of this thread: MLX draws the weights
+        draws()
         super().__init__(input_size, hidden_size, bias, nonlinearity)
         if nonlinearity is not None and self.nonlinearity is not nonlinearity:
             self.nonlinearity = nonlinearity
@@ -188,7 +190,7 @@ class RNN(Loading, recurrent.RNN):
         return_state: ReturnState,
         **options: "Unpack[CallOptions]",
     ) -> mx.array | tuple[mx.array, mx.array]: ...
-    @documented(CallOptions)
+    @documented(BidirectionalOptions, CallOptions)
     def __call__(
         self,
         x: mx.array,

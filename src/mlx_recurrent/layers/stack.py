@@ -19,20 +19,23 @@ from mlx_recurrent.functional.judging import (
 )
 from mlx_recurrent.functional.masks import undrawn
 from mlx_recurrent.functional.options import (
+    BidirectionalOptions,
     CallOptions,
     Values,
+    documented,
     judge_keywords,
     judge_lengths,
     judge_reset,
 )
 from mlx_recurrent.functional.padding import without_padding
 from mlx_recurrent.functional.plan import Plan, together
+from mlx_recurrent.functional.stream_core import numpy_of
 from mlx_recurrent.layers.bidirectional import Bidirectional, Merge
 from mlx_recurrent.layers.duplicate import duplicate
 from mlx_recurrent.layers.rnn import RNN
 from mlx_recurrent.layers.sizes import sizes_of
 from mlx_recurrent.layers.stack_stream import StackStream
-from mlx_recurrent.layers.streaming import Stream, numpy_of
+from mlx_recurrent.layers.streaming import Stream
 from mlx_recurrent.layers.whole_time import judge_method
 from mlx_recurrent.mlx_faults.loading import Loading
 from mlx_recurrent.mlx_faults.pickling import reduce_ex
@@ -155,18 +158,15 @@ class Stack(Loading):
         return cls(layers, dropout, residual)
 
     @names_ways_out
+    @documented(BidirectionalOptions, CallOptions)
     def __call__(
         self,
         x: mx.array,
         hidden: Sequence[Any] | None = None,
         *,
-        lengths: Values | None = None,
-        reset: Values | None = None,
-        reverse: bool = False,
         return_all: bool = False,
         return_state: ReturnState = False,
-        checkpoint_every: int | None = None,
-        truncate_every: int | None = None,
+        **options: "Unpack[CallOptions]",
     ) -> Any:
         """Run the layers over a sequence.
 
@@ -175,19 +175,12 @@ class Stack(Loading):
             hidden (list, optional): The states before the first step, one entry for
                 each layer: an array for :class:`RNN`, a pair for
                 :class:`Bidirectional`, or ``None``. Default: ``None``.
-            lengths (array, optional): How many steps each row has, as for :class:`RNN`.
-                Default: ``None``.
-            reset (array, optional): Where an episode starts, as for :class:`RNN`.
-                Default: ``None``.
-            reverse (bool, optional): Whether every layer runs backward in time, which
-                :class:`Bidirectional` cannot. Default: ``False``.
             return_all (bool, optional): Whether the outputs are those of every layer, a
                 list, in place of the last one's. Default: ``False``.
             return_state (bool or str, optional): ``True`` returns the outputs and the
                 list of every layer's state, ``"only"`` that list alone.
                 Default: ``False``.
-            checkpoint_every (int, optional): As for :class:`RNN`. Default: ``None``.
-            truncate_every (int, optional): As for :class:`RNN`. Default: ``None``.
+            options: Of every layer.
 
         Returns:
             array or list or tuple: The outputs, ``NLH`` or ``LH``, or the list of them;
@@ -197,15 +190,7 @@ class Stack(Loading):
             TypeError: If an argument is of the wrong type.
             ValueError: If a shape, a dtype or a value does not fit.
         """
-        keywords = self._keywords(
-            CallOptions(
-                lengths=lengths,
-                reset=reset,
-                reverse=reverse,
-                checkpoint_every=checkpoint_every,
-                truncate_every=truncate_every,
-            )
-        )
+        keywords = self._keywords(options)
         return_all = judge_flag("return_all", return_all)
         states: list[Any] = []
         last = len(self.layers) - 1
@@ -220,7 +205,7 @@ class Stack(Loading):
             states.append(state)
             return y
 
-        outputs = self._through(x, hidden, lengths, run)
+        outputs = self._through(x, hidden, options.get("lengths"), run)
         if return_state == "only":
             return states
         returned = outputs if return_all else outputs[-1]

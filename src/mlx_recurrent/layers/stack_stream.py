@@ -9,8 +9,9 @@ import numpy as np
 from mlx_recurrent.functional.judging import judge_entries
 from mlx_recurrent.functional.options import Values
 from mlx_recurrent.functional.plan import Plan, together
-from mlx_recurrent.layers.streaming import Array, Core, Stream, as_mlx_converts
-from mlx_recurrent.layers.turns import Turns
+from mlx_recurrent.functional.stream_core import Core, as_mlx_converts
+from mlx_recurrent.functional.turns import Turns
+from mlx_recurrent.layers.streaming import Array, Stream
 
 
 class StackStream:

@@ -1,42 +1,25 @@
 """A layer in real time, outside the graph."""
 
-from dataclasses import replace
 from typing import Any, TypeAlias, cast
 
 import mlx.core as mx
 import numpy as np
 from mlx.nn.layers.base import Module
 
-from mlx_recurrent import _native, functional
-from mlx_recurrent.functional import composed, dispatch
 from mlx_recurrent.functional.dispatch import Nonlinearity
 from mlx_recurrent.functional.judging import type_name
-from mlx_recurrent.functional.options import (
-    BoundOptions,
-    Values,
-    judge_hidden0,
-    judge_reset_now,
-    new_share,
-)
+from mlx_recurrent.functional.options import Values, judge_reset_now
 from mlx_recurrent.functional.plan import Plan
-from mlx_recurrent.functional.tracing import trace
-from mlx_recurrent.functional.values import evaluate, values_of
+from mlx_recurrent.functional.stream_core import (
+    ComposedCore,
+    Core,
+    converted,
+    numpy_of,
+    prepare,
+)
 from mlx_recurrent.layers.duplicate import duplicate
-from mlx_recurrent.layers.turns import Turns
 
 Array: TypeAlias = np.ndarray | mx.array
-
-# What a layer's dtype is in NumPy, which has no bfloat16.
-_NUMPY: dict[mx.Dtype, np.dtype] = {
-    mx.float32: np.dtype(np.float32),
-    mx.float64: np.dtype(np.float64),
-    mx.float16: np.dtype(np.float16),
-    mx.bfloat16: np.dtype(np.float32),
-}
-
-# New memory of MLX's may keep a forked process waiting for ever: another thread of its
-# parent may have been about to take some.
-_ZERO = mx.array(0.0)
 
 
 class Stream:
@@ -101,55 +84,22 @@ class Stream:
         if isinstance(nonlinearity, Module):
             nonlinearity = duplicate(nonlinearity)
             nonlinearity.eval()
-        if hidden0 is not None and getattr(Whh, "ndim", 0) == 2:
-            judge_hidden0(hidden0, Whh.shape[0])
-        learned = (Wxh, Whh, bias, leak, hidden0)
-        arrays = [a for a in learned if isinstance(a, mx.array)]
-        _native.expect_threads(arrays)
-        dtype = mx.result_type(*arrays)
         self._lead = () if hidden is None else numpy_of("hidden", hidden).shape[:-1]
-        # Two steps like those that will come. What is found of them judges the weights.
-        features = Wxh.shape[-1] if getattr(Wxh, "ndim", 0) else 0
-        x = mx.broadcast_to(_as(_ZERO, dtype), (*self._lead, 2, features))
-        self._plan = functional.plan(
-            x,
+        prepared = prepare(
             Wxh,
             Whh,
             bias,
-            nonlinearity=nonlinearity,
+            nonlinearity,
+            self._lead,
             leak=leak,
             zoneout=zoneout,
-            training=False,
-            stream=mx.cpu,
+            hidden0=hidden0,
         )
-        self._mlx_dtype, self._dtype = dtype, _NUMPY[dtype]
-        Wxh, Whh, bias = _weights(Wxh, Whh, bias, dtype, self._plan.path == "composed")
-        self._D, self._H = Wxh.shape[1], Whh.shape[1]
-        new = self._each(new_share(leak, zoneout, dtype, mx.cpu))
-        start = None if hidden0 is None else self._converted("hidden0", hidden0)
-        self._hidden0 = start
-
-        choice = dispatch.choose(nonlinearity, mx.cpu)
-        if self._plan.path == "traced":
-            function, obstacle, _ = trace(
-                choice.nonlinearity, x, Wxh, bias, Whh, None, mx.cpu
-            )
-            choice = choice.after_reading(function, obstacle)
-        elif self._plan.path == "composed":
-            choice = choice.composed(self._plan.reason)
-        self._native: _native.Stream | None = None
-        if choice.activation is None:
-            reason = f"{self._plan.reason} (MLX evaluates every step by itself)"
-            self._plan = Plan("composed", reason)
-            f = choice.nonlinearity
-            self._core: Core = _Composed(
-                Wxh, Whh, bias, f, new, start, self._lead, dtype
-            )
-        else:
-            self._plan = replace(self._plan, threads=1, partition="none")
-            self._core = self._native = _native.Stream(
-                Wxh, bias, Whh, new, start, choice.activation, self._lead, self._dtype
-            )
+        self._core, self._plan = core, _ = prepared[:2]
+        self._mlx_dtype, self._dtype = prepared.mlx_dtype, prepared.dtype
+        self._D, self._H = prepared.D, prepared.H
+        self._hidden0 = prepared.hidden0
+        self._native = None if isinstance(core, ComposedCore) else core
         self._cores: list[Core] = [self._core]  # of a stack: those of all layers
         self.reset(hidden)
 
@@ -259,20 +209,7 @@ class Stream:
         self._core.reset(np.array(np.broadcast_to(values, shape), order="C"))
 
     def _converted(self, name: str, value: Any) -> np.ndarray:
-        """A contiguous copy in the layer's dtype."""
-        values = numpy_of(name, value)
-        with as_mlx_converts():
-            return np.array(values, self._dtype, order="C", subok=False)
-
-    def _each(self, leak: float | mx.array | None) -> np.ndarray | None:
-        """What is new in a state, of each unit, as MLX converts it."""
-        if leak is None:
-            return None
-        if isinstance(leak, mx.array):
-            return self._converted("leak", leak)
-        with as_mlx_converts():
-            value = leak if self._dtype == np.float64 else np.float32(leak)
-            return np.full(self._H, value, self._dtype)
+        return converted(name, value, self._dtype)
 
     def _judge_out(self, out: Any, shape: tuple[int, ...]) -> None:
         if not isinstance(out, np.ndarray):
@@ -285,152 +222,3 @@ class Stream:
             )
         if not out.flags.carray:
             raise ValueError("out must be contiguous, aligned and writeable")
-
-
-class _Composed:
-    """The same for a callable that the kernels cannot run, a step at a time."""
-
-    def __init__(
-        self,
-        Wxh: mx.array,
-        Whh: mx.array,
-        bias: mx.array | None,
-        nonlinearity: Nonlinearity,
-        leak: np.ndarray | None,
-        hidden0: np.ndarray | None,
-        lead: tuple[int, ...],
-        dtype: mx.Dtype,
-    ) -> None:
-        self._Wxh, self._Whh, self._bias = Wxh, Whh, bias
-        self._nonlinearity = nonlinearity
-        self._shape = (*lead, Whh.shape[1])
-        self._dtype = dtype
-        self._options: BoundOptions | None = None
-        if leak is not None:
-            self._options = BoundOptions(leak=mx.array(leak, dtype))
-        self._hidden0 = None if hidden0 is None else mx.array(hidden0, dtype)
-        self._hidden: mx.array | None = None
-        self._kept: mx.array | None = None
-        self._turns = Turns()
-
-    def run(
-        self, x: np.ndarray, out: np.ndarray | None, reset: np.ndarray | None
-    ) -> np.ndarray:
-        """Run over a step ``(..., D)`` or a chunk ``(..., L, D)``."""
-        if out is None:
-            out = np.empty((*x.shape[:-1], self._shape[-1]), _NUMPY[self._dtype])
-        is_step = x.ndim == len(self._shape)
-        with self._turns:
-            hidden = self._hidden
-            states = []
-            for t, x_t in enumerate([x] if is_step else np.moveaxis(x, -2, 0)):
-                starts = reset
-                if reset is not None and not is_step:
-                    starts = reset[..., t]
-                hidden = self._step(mx.array(x_t, self._dtype), hidden, starts)
-                states.append(hidden)
-            # Only now, when nothing can raise any more.
-            for t, state in enumerate(states):
-                out[... if is_step else (..., t, slice(None))] = numpy_of("", state)
-            self._hidden = hidden
-        return out
-
-    def state(self) -> np.ndarray:
-        """A copy of the state."""
-        with self._turns:
-            hidden = self._hidden
-        if hidden is None:
-            return np.zeros(self._shape, _NUMPY[self._dtype])
-        return numpy_of("", hidden).copy()
-
-    def reset(self, hidden: np.ndarray | None) -> None:
-        """Set the state."""
-        start = None if hidden is None else mx.array(hidden, self._dtype)
-        with self._turns:
-            self._hidden = start
-
-    def keep(self) -> None:
-        """Keep the state as it is now."""
-        self._kept = self._hidden
-
-    def restore(self) -> None:
-        """Go back to the state that was kept."""
-        self._hidden = self._kept
-
-    def _step(
-        self, x: mx.array, hidden: mx.array | None, starts: np.ndarray | None
-    ) -> mx.array:
-        z = mx.expand_dims(dispatch.product(x, self._Wxh, self._bias, None), -2)
-        options = self._options
-        if starts is not None and starts.any():
-            options = (options or BoundOptions())._replace(
-                reset=mx.array(starts[..., None]), hidden0=self._hidden0
-            )
-        _, state = composed.recurrence(
-            z, self._Whh, hidden, self._nonlinearity, [], True, options, None
-        )
-        if state.shape != self._shape:
-            raise ValueError(
-                f"nonlinearity returned shape {state.shape}, but must return "
-                f"{self._shape}"
-            )
-        state = state.astype(self._dtype)
-        evaluate(state)
-        return state
-
-
-# What runs a stream.
-Core: TypeAlias = _native.Stream | _Composed
-
-
-def _weights(
-    Wxh: mx.array,
-    Whh: mx.array,
-    bias: mx.array | None,
-    dtype: mx.Dtype,
-    copies: bool,
-) -> tuple[mx.array, mx.array, mx.array | None]:
-    """Return evaluated weights in a dtype, the bias ``(H,)``."""
-    # The kernels make their own copies. What is there is read where it lies: a forked
-    # process may have no thread for another operation. Others have to be copied in any
-    # case: MLX's arrays can be written into.
-    convert = mx.array if copies else _as
-    Wxh, Whh = convert(Wxh, dtype), convert(Whh, dtype)
-    if bias is not None:
-        bias = convert(bias, dtype)
-        if bias.shape != Wxh.shape[:1]:
-            if bias.size != 1 and bias.size != bias.shape[-1]:
-                raise ValueError(
-                    f"bias must have shape {Wxh.shape[:1]} for a stream, but has shape "
-                    f"{bias.shape}"
-                )
-            bias = mx.broadcast_to(bias.reshape(bias.shape[-1:]), Wxh.shape[:1])
-    evaluate(*(a for a in (Wxh, Whh, bias) if a is not None))
-    return Wxh, Whh, bias
-
-
-def as_mlx_converts() -> np.errstate:
-    """Return a context in which NumPy rounds and overflows without a warning."""
-    return np.errstate(over="ignore", under="ignore", invalid="ignore")
-
-
-def _as(a: mx.array, dtype: mx.Dtype) -> mx.array:
-    return a if a.dtype == dtype else a.astype(dtype)
-
-
-def numpy_of(name: str, value: Any) -> np.ndarray:
-    """The same numbers in NumPy; where it can be, in the same memory."""
-    if isinstance(value, mx.array):
-        if value.dtype == mx.bfloat16:
-            value = value.astype(mx.float32)
-        value = values_of(value)
-    elif not isinstance(value, np.ndarray):
-        if not hasattr(value, "__dlpack__"):
-            raise TypeError(
-                f"{name} must be a NumPy or MLX array, but is {type_name(value)}"
-            )
-        value = np.from_dlpack(value)
-    values = cast(np.ndarray, value)
-    if values.dtype.kind not in "biuf":
-        raise ValueError(f"{name} must hold real numbers, but has dtype {values.dtype}")
-    return values

@@ -9,6 +9,11 @@ from mlx.utils import tree_flatten
 from mlx_recurrent import _native
 
 
+def expect_file_readers() -> None:
+    """Raise ``RuntimeError`` in a forked child where MLX cannot read files."""
+    _native.expect_file_readers()
+
+
 class Loading(Module):
     """A module whose :meth:`load_weights` does not leave a forked child waiting."""
 
