@@ -1,4 +1,8 @@
-"""Problems with optional terms: their inputs, keywords, truth and plain MLX twin."""
+"""Problems with optional terms: their inputs, keywords, truth and plain MLX twin.
+
+The twin rounds as upstream's layer does, so its error is the measure of the product's
+(``Problem.check``): nothing here asks the product what is right.
+"""
 
 import math
 
@@ -7,7 +11,7 @@ import numpy as np
 
 import reference
 from conftest import ACTIVATIONS, DTYPES, UPSTREAM, draw
-from tolerances import wide
+from tolerances import close, wide
 
 ARGUMENTS = reference.TERMS_ARGUMENTS
 NO_TERMS = {
@@ -168,26 +172,59 @@ class Problem:
 
     def gradients(self, d_outputs, d_last):
         """The reference's, in the order of the arrays."""
-        cotangents = [
-            np.where(np.isnan(wide(d)), 0, wide(d)) for d in (d_outputs, d_last)
-        ]
-        grads = reference.terms_rnn_grad(
+        cotangents = [wide(without_nan(d)) for d in (d_outputs, d_last)]
+        found = reference.terms_rnn_grad(
             self.primals, self.activation, self.terms, *cotangents
         )
-        by_name = dict(zip(ARGUMENTS, grads, strict=True))
+        by_name = dict(zip(ARGUMENTS, found, strict=True))
         return [by_name[name] for name in self.names]
 
     def tangents(self, tangents):
         """The reference's tangents, for tangents in the order of the arrays."""
         by_name = dict(zip(self.names, tangents, strict=True))
         values = [by_name.get(name) for name in ARGUMENTS]
-        values = [None if v is None else wide(v) for v in values]
-        values[0] = np.where(np.isnan(values[0]), 0, values[0])
+        values = [None if v is None else wide(without_nan(v)) for v in values]
         return list(
             reference.terms_rnn_tangent(
                 self.primals, values, self.activation, self.terms
             )
         )
+
+    def check(self, got):
+        """Outputs and last states are right."""
+        labels = ["outputs", "state"]
+        for label, *each in zip(labels, got, self.plain(), self.truth(), strict=True):
+            close(*each, label)
+
+    def check_gradients(self, run, cotangents):
+        """The gradients of what ``run`` makes of the arrays are right, of each array.
+
+        NaN may stand in the padding of the cotangents.
+        """
+        values = self.arrays.values()
+        got = grads(run, values, cotangents)
+        expected = grads(self.plain, values, [without_nan(d) for d in cotangents])
+        truth = self.gradients(*cotangents)
+        for name, *each in zip(self.names, got, expected, truth, strict=True):
+            close(*each, f"gradient of {name}")
+
+    def check_tangents(self, run, tangents):
+        """The tangents of what ``run`` makes of the arrays are right."""
+        values = list(self.arrays.values())
+        got = mx.jvp(run, values, tangents)[1]
+        clean = [without_nan(t) for t in tangents]
+        expected = mx.jvp(self.plain, values, clean)[1]
+        for each in zip(got, expected, self.tangents(tangents), strict=True):
+            close(*each, "tangent")
+
+    def cotangents(self):
+        """Random ones of the outputs and the last states."""
+        shapes = (*self.lead, self.L, self.H), (*self.lead, self.H)
+        return [draw(self.rng, shape, self.dtype) for shape in shapes]
+
+    def directions(self):
+        """Random tangents of the arrays."""
+        return [draw(self.rng, a.shape, self.dtype) for a in self.arrays.values()]
 
     def plain(self, *values):
         """What users write: a loop over rows and steps in MLX's own operations."""
@@ -200,6 +237,7 @@ class Problem:
         reset = None if reset is None else np.reshape(reset, (rows, self.L))
         kept = None if kept is None else mx.array(kept.reshape(rows, self.L, self.H))
         zeros = mx.zeros((self.H,), dtype)
+        every = self.get("truncate_every")
 
         def factors(m, n):
             m = m.reshape(rows, -1)[n]
@@ -212,7 +250,8 @@ class Problem:
             leak = mx.array(leak, dtype)
 
         # Not by indexing, whose gradient MLX cannot differentiate forwards.
-        xs = _unstacked(arrays["x"], rows, self.L, self.D)
+        x = mx.broadcast_to(arrays["x"], (*self.lead, self.L, self.D))
+        xs = _unstacked(x, rows, self.L, self.D)
         xs = [_unstacked(row, self.L, self.D) for row in xs]
         if "hidden" in arrays:
             hiddens = _unstacked(arrays["hidden"], rows, self.H)
@@ -228,15 +267,11 @@ class Problem:
             for i, t in enumerate(
                 reversed(places) if self.get("reverse", False) else places
             ):
+                if i and every and i % every == 0:
+                    q = mx.stop_gradient(q)
                 border = t + 1 if self.get("reverse", False) else t
                 if reset is not None and (border == t or i > 0) and reset[n, border]:
                     q = arrays.get("hidden0")
-                if (
-                    i
-                    and self.get("truncate_every")
-                    and i % self.get("truncate_every") == 0
-                ):
-                    q = None if q is None else mx.stop_gradient(q)
                 x_t = x[t] if m_x is None else x[t] * factors(m_x, n)
                 a = x_t @ arrays["Wxh"].T
                 if "bias" in arrays:
@@ -266,6 +301,10 @@ def _unstacked(a, count, *shape):
     if count == 0:
         return []
     return [piece.reshape(shape) for piece in mx.split(a.reshape(count, *shape), count)]
+
+
+def without_nan(a):
+    return mx.where(mx.isnan(a), 0, a).astype(a.dtype)
 
 
 def problem(rng, lead=(3,), L=6, D=3, H=5, **fixed):

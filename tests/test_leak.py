@@ -1,5 +1,7 @@
 """Leaks, as numbers and as parameters, and what zoneout is in evaluation."""
 
+from functools import partial
+
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
@@ -10,17 +12,15 @@ from mlx.utils import tree_flatten
 import mlx_recurrent
 from conftest import DTYPES, array, draw
 from mlx_recurrent import RNN
-from optional import grads, problem
-from tolerances import all_close, close, equal, wide
+from optional import problem
+from tolerances import equal
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("leak", [0.05, 0.3, 0.95])
 def test_a_number_is_an_equal_array(rng, path, leak, dtype):
     p = problem(rng, leak=leak, dtype=dtype)
-    expected = p.plain()
-    for a, b, c in zip(p(path), expected, p.truth(), strict=True):
-        close(a, b, c)
+    p.check(p(path))
     for a, b in zip(p(path), p(path, leak=mx.full((5,), leak, dtype)), strict=True):
         equal(a, b)
 
@@ -38,12 +38,10 @@ def test_learned(rng, path, dtype):
     """Its gradient, also where it is 1: there the state before has no other effect."""
     p = problem(rng, dtype=dtype)
     p.arrays["leak"] = array([1.0, 0.5, 0.25, 1.0, 0.75], dtype)
-    d = draw(rng, (3, 6, 5), dtype), draw(rng, (3, 5), dtype)
-    got = grads(lambda *v: p(path, *v), p.arrays.values(), d)
-    expected = grads(p.plain, p.arrays.values(), d)
-    by_name = lambda g: dict(zip(p.names, g, strict=True))  # noqa: E731
-    all_close(by_name(got), by_name(expected), by_name(p.gradients(*d)))
-    assert (by_name(got)["leak"] != 0).all()
+    d = p.cotangents()
+    p.check_gradients(partial(p, path), d)
+    *_, leak = p.gradients(*d)
+    assert (leak != 0).all()
 
 
 @pytest.mark.parametrize("leak", [1.0, 0.0])
@@ -67,8 +65,8 @@ def test_zoneout_in_evaluation(rng, path, leak):
     """The expectation over masks: the leak times what is not kept."""
     p = problem(rng, leak=leak, zoneout=0.25, training=False)
     got = p(path)
-    for a, b, c in zip(got, p.plain(), p.truth(), strict=True):
-        close(a, b, c)
+    p.check(got)
+    p.check_gradients(partial(p, path), p.cotangents())
     if leak != "array":
         factor = (1.0 if leak is None else leak) * 0.75
         expected = p(path, leak=factor, zoneout=0.0)
@@ -112,7 +110,7 @@ def test_a_learned_leak_may_leave_its_range(rng):
     x = draw(rng, (2, 6, 3), mx.float32)
     p = problem(rng, (2,), hidden=False)
     p.arrays = {"x": x, **layer.parameters()}
-    close(layer(x), p.plain()[0], p.truth()[0])
+    p.check(layer(x, return_state=True))
 
 
 def test_a_constant_of_the_layer():
@@ -148,7 +146,9 @@ def test_a_learned_initial_state(rng):
     equal(layer(x), plain(x, mx.broadcast_to(layer.hidden0, (2, 5))))
     given = draw(rng, (2, 5), mx.float32)
     equal(layer(x, given), plain(x, given))
-    gradient = mx.grad(lambda p: layer.update(p)(x).sum())(layer.parameters())
-    hidden0 = layer.hidden0
-    expected = mx.grad(lambda h: plain(x, mx.broadcast_to(h, (2, 5))).sum())(hidden0)
-    close(gradient["hidden0"], expected, wide(expected))
+
+
+def test_gradients_of_a_learned_initial_state(rng, path):
+    p = problem(rng, hidden=False, hidden0=True)
+    p.check_gradients(partial(p, path), p.cotangents())
+    p.check_tangents(partial(p, path), p.directions())

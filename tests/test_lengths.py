@@ -1,6 +1,7 @@
 """Rows of several lengths: nothing of the padding reaches anything."""
 
 import itertools
+from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -8,25 +9,13 @@ import numpy as np
 import pytest
 
 import mlx_recurrent
-import reference
-from conftest import DTYPES, draw
+from conftest import DTYPES, draw, upstream_layer
 from mlx_recurrent import RNN
 from optional import grads, problem
 from tolerances import close, equal, wide
 
 LENGTHS = [4, 0, 6, 1]
 both_ways = pytest.mark.parametrize("reverse", [False, True])
-
-
-def alone(p, path, n, **keywords):
-    """The results for a row alone, cut to its length."""
-    length = int(p.get("lengths")[n])
-    row = {"x": p.arrays["x"][n, :length]}
-    if "hidden" in p.arrays:
-        row["hidden"] = p.arrays["hidden"][n]
-    return path(
-        p.activation, **{**p.arrays, **row}, reverse=p.get("reverse", False), **keywords
-    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -36,28 +25,17 @@ def test_a_padded_batch_is_each_row_alone(rng, path, reverse, hidden, dtype):
     p = problem(rng, (4,), lengths=LENGTHS, reverse=reverse, hidden=hidden, dtype=dtype)
     p.arrays["x"] = p.in_padding(p.arrays["x"])
     outputs, last = p(path)
-    truth, true_last = p.truth()
+    p.check([outputs, last])
     for n, length in enumerate(LENGTHS):
-        row, state = alone(p, path, n, return_state=True)
-        close(outputs[n, :length], row, truth[n, :length])
-        close(last[n], state, true_last[n])
         equal(outputs[n, length:], mx.zeros((6 - length, 5), dtype))
 
 
 @both_ways
-def test_gradients_of_a_row_alone(rng, path, reverse):
-    p = problem(rng, (1,), lengths=[4], reverse=reverse)
-    d = draw(rng, (1, 6, 5), p.dtype), draw(rng, (1, 5), p.dtype)
-    got = grads(lambda *v: p(path, *v), p.arrays.values(), d)
-    truth = p.gradients(*d)
-    q = problem(rng, (1,), L=4, reverse=reverse)
-    q.arrays = {**p.arrays, "x": p.arrays["x"][:, :4]}
-    short = grads(lambda *v: q(path, *v), q.arrays.values(), (d[0][:, :4], d[1]))
-    for name, a, b, c in zip(p.names, got, short, truth, strict=True):
-        if name == "x":
-            equal(a[:, 4:], mx.zeros((1, 2, 3)))
-            a, c = a[:, :4], c[:, :4]
-        close(a, b, c, name)
+def test_gradients_are_those_of_the_rows(rng, path, reverse):
+    p = problem(rng, (4,), lengths=LENGTHS, reverse=reverse)
+    p.arrays["x"] = p.in_padding(p.arrays["x"])
+    outputs, last = p.cotangents()
+    p.check_gradients(partial(p, path), [p.in_padding(outputs), last])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
@@ -152,12 +130,9 @@ def test_one_sequence(rng, path, length):
 def test_leading_axes_of_hidden(rng, path):
     """The batch is that of hidden, which x broadcasts to."""
     p = problem(rng, (3,), lengths=[2, 6, 0])
-    x = p.arrays["x"][0]
-    p.arrays["x"] = mx.broadcast_to(x, (3, 6, 3))
-    expected = p(path)
-    p.arrays["x"] = x
-    for a, b, c in zip(p(path), expected, p.truth(), strict=True):
-        close(a, b, c)
+    p.arrays["x"] = p.arrays["x"][0]
+    p.check(p(path))
+    p.check_gradients(partial(p, path), p.cotangents())
 
 
 @pytest.mark.parametrize("lead, L", [((0,), 4), ((2,), 0), ((0, 2), 0)])
@@ -209,17 +184,12 @@ def test_values_that_depend_on_a_transforms_argument(rng, path):
 @both_ways
 def test_values_that_cannot_be_read_are_clamped(rng, path, reverse):
     p = problem(rng, (3,), reverse=reverse, hidden=False, lengths=[0, 6, 2])
-    expected = p(path)
 
     def f(x, lengths):
         return p(path, x, *list(p.arrays.values())[1:], lengths=lengths)
 
-    compiled = mx.compile(f)(p.arrays["x"], mx.array([-3, 9, 2]))
-    for a, b, c in zip(compiled, expected, p.truth(), strict=True):
-        close(a, b, c)
-    mapped = mx.vmap(f)(p.arrays["x"], mx.array([-3, 9, 2]))
-    for a, b, c in zip(mapped, expected, p.truth(), strict=True):
-        close(a, b, c)
+    for transform in (mx.compile, mx.vmap):
+        p.check(transform(f)(p.arrays["x"], mx.array([-3, 9, 2])))
 
 
 def test_the_callable_runs_once_a_step_for_all_rows(rng):
@@ -263,22 +233,26 @@ def test_callables_that_are_singular_at_zero(rng, reverse, make):
     """What a callable captures gets the gradient of the rows that run."""
     p = problem(rng, (3,), hidden=False)
     x, *weights = p.arrays.values()
-    scale = draw(rng, (5,), mx.float32) + 2
+    scale, c = draw(rng, (5,), mx.float32) + 2, draw(rng, (3, 4, 5), mx.float32)
 
-    def loss(rows, lengths):
-        def f(x, scale, *weights):
-            return mlx_recurrent.rnn(
-                x, *weights, nonlinearity=make(scale), reverse=reverse, lengths=lengths
-            )[:, :4].sum()
+    def ours(x, scale, *weights):
+        x = mx.concatenate([x, mx.full((3, 2, 3), mx.nan)], 1)
+        y = mlx_recurrent.rnn(
+            x, *weights, nonlinearity=make(scale), reverse=reverse, lengths=[4, 4, 4]
+        )
+        return y[:, :4]
 
-        return mx.grad(f, (0, 1, 2, 3, 4))(rows, scale, *weights)
+    def theirs(x, scale, *weights):
+        step = slice(None, None, -1) if reverse else slice(None)
+        return upstream_layer(x, *weights, make(scale))(x[:, step])[:, step]
 
-    padded = mx.concatenate([x[:, :4], mx.full((3, 2, 3), mx.nan)], 1)
-    got = loss(padded, [4, 4, 4])
-    expected = loss(padded[:, :4], None)
-    for a, b in zip(got, expected, strict=True):
-        a = a[:, :4] if a.ndim == 3 else a
-        close(a, b, wide(b))
+    def gradients(run, dtype=mx.float32):
+        values = [a.astype(dtype) for a in (x[:, :4], scale, *weights)]
+        return mx.vjp(run, values, [c.astype(dtype)])[1]
+
+    results = gradients(ours), gradients(theirs), gradients(theirs, mx.float64)
+    for got, expected, truth in zip(*results, strict=True):
+        close(got, expected, wide(truth))
 
 
 def test_modules_with_parameters(rng):
@@ -298,13 +272,10 @@ def test_modules_with_parameters(rng):
 
 
 def test_scan(rng):
-    z, Whh = draw(rng, (3, 6, 5), mx.float32), draw(rng, (5, 5), mx.float32, 0.4)
-    got = mlx_recurrent.scan(z, Whh, lengths=[3, 6, 0], reverse=True)
-    terms = reference.Terms(np.array([3, 6, 0]), reverse=True)
-    primals = [wide(z), np.eye(5), wide(Whh), None, None, None, None]
-    truth, _ = reference.terms_rnn(primals, "tanh", terms)
-    expected = mlx_recurrent.rnn(z, mx.eye(5), Whh, lengths=[3, 6, 0], reverse=True)
-    close(got, expected, truth)
+    p = problem(rng, D=5, lengths=[3, 6, 0], reverse=True, bias=False, hidden=False)
+    p.arrays["Wxh"] = mx.eye(5)
+    z, _, Whh = p.arrays.values()
+    p.check(mlx_recurrent.scan(z, Whh, **p.keywords, return_state=True))
 
 
 def test_exporting(rng, tmp_path):

@@ -1,14 +1,15 @@
 """Random combinations of all optional terms, against the reference."""
 
+from functools import partial
+
 import mlx.core as mx
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import draw
 from optional import Problem, grads
-from tolerances import DIFFERENCE, close, equal, largest, wide
+from tolerances import DIFFERENCE, equal, largest, wide
 
 SINGLE = [mx.float32, mx.float64]
 
@@ -30,29 +31,16 @@ def examples(count, **fixed):
     return decorate
 
 
-def check(problem, path, function, truth):
-    """What a function makes of the product, of plain operations and in truth."""
-    got = function(lambda *v: problem(path, *v))
-    expected = function(problem.plain)
-    for i, (a, b, c) in enumerate(zip(got, expected, truth, strict=True)):
-        close(a, b, np.asarray(c), f"result {i}")
-
-
 def test_values(path):
     @examples(80)
     def run(problem):
         problem.arrays["x"] = problem.in_padding(problem.arrays["x"])
-        check(problem, path, lambda f: f(*problem.arrays.values()), problem.truth())
+        problem.check(problem(path))
 
 
-def cotangents(problem):
-    shapes = (*problem.lead, problem.L, problem.H), (*problem.lead, problem.H)
-    outputs, last = (draw(problem.rng, s, problem.dtype) for s in shapes)
-    return [problem.in_padding(outputs), last]
-
-
-def without_nan(arrays):
-    return [mx.where(mx.isnan(a), 0, a).astype(a.dtype) for a in arrays]
+def has_a_kink(problem):
+    """Where a rounding decides on which side of it a number is."""
+    return problem.activation == "relu" and problem.dtype not in SINGLE
 
 
 def test_gradients(path):
@@ -60,31 +48,23 @@ def test_gradients(path):
 
     @examples(80)
     def run(problem):
-        if problem.activation == "relu" and problem.dtype not in SINGLE:
-            return  # a rounding decides on which side of the kink it is
+        if has_a_kink(problem):
+            return
         problem.arrays["x"] = problem.in_padding(problem.arrays["x"])
-        values, d = problem.arrays.values(), cotangents(problem)
-        got = grads(lambda *v: problem(path, *v), values, d)
-        expected = grads(problem.plain, values, without_nan(d))
-        truth = problem.gradients(*d)
-        for name, a, b, c in zip(problem.names, got, expected, truth, strict=True):
-            close(a, b, c, name)
+        outputs, last = problem.cotangents()
+        d = problem.in_padding(outputs), last
+        problem.check_gradients(partial(problem, path), d)
 
 
 def test_tangents(path):
     @examples(60)
     def run(problem):
-        if problem.activation == "relu" and problem.dtype not in SINGLE:
+        if has_a_kink(problem):
             return
-        values = list(problem.arrays.values())
-        tangents = [draw(problem.rng, a.shape, problem.dtype) for a in values]
-        expected = mx.jvp(problem.plain, values, tangents)[1]
-        values[0] = problem.arrays["x"] = problem.in_padding(values[0])
-        tangents[0] = problem.in_padding(tangents[0])
-        got = mx.jvp(lambda *v: problem(path, *v), values, tangents)[1]
-        truth = problem.tangents(tangents)
-        for a, b, c in zip(got, expected, truth, strict=True):
-            close(a, b, c)
+        x, *others = problem.directions()
+        problem.arrays["x"] = problem.in_padding(problem.arrays["x"])
+        tangents = [problem.in_padding(x), *others]
+        problem.check_tangents(partial(problem, path), tangents)
 
 
 def flat(arrays):
@@ -112,9 +92,9 @@ HIGHER = {
 def test_other_transforms(path, name):
     @examples(12, dtype=mx.float64, lead=(2,), L=3, D=2, H=3)
     def run(problem):
-        values, d = list(problem.arrays.values()), without_nan(cotangents(problem))
-        tangents = [draw(problem.rng, a.shape, problem.dtype) for a in values]
-        got = flat(HIGHER[name](lambda *v: problem(path, *v), values, d, tangents))
+        values, d = list(problem.arrays.values()), problem.cotangents()
+        tangents = problem.directions()
+        got = flat(HIGHER[name](partial(problem, path), values, d, tangents))
         truth = flat(HIGHER[name](problem.plain, values, d, tangents))
         assert largest(got - truth) <= DIFFERENCE * largest(truth)
 

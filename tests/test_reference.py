@@ -8,8 +8,8 @@ import pytest
 
 import reference
 from conftest import ACTIVATIONS
-from optional import NO_TERMS, Problem
-from tolerances import reference_close
+from optional import NO_TERMS, Problem, grads
+from tolerances import reference_close, wide
 
 SHAPES = {"row": (), "batch": (3,), "two_axes": (2, 3)}
 FUNCTIONS = {
@@ -260,6 +260,24 @@ def test_no_terms_are_the_plain_recurrence(seed):
     expected = reference.rnn(*problem.primals[:5], problem.activation)
     reference_close(outputs, expected)
     reference_close(last, expected[..., -1, :])
+
+
+@pytest.mark.parametrize("seed", range(80))
+def test_the_twin_in_plain_operations_agrees(seed):
+    """What is wrong there would excuse as much in what is compared with it."""
+    problem = combination(seed)
+    values, tangents = problem.arrays.values(), problem.directions()
+    d = problem.cotangents()
+    for got, truth in (
+        (problem.plain(), problem.truth()),
+        (grads(problem.plain, values, d), problem.gradients(*d)),
+        (
+            mx.jvp(problem.plain, list(values), tangents)[1],
+            problem.tangents(tangents),
+        ),
+    ):
+        for a, b in zip(got, truth, strict=True):
+            reference_close(wide(a), np.asarray(b))
 
 
 @pytest.mark.parametrize(

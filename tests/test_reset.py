@@ -1,37 +1,18 @@
 """Episodes: nothing passes from one to the next, in either direction."""
 
-import itertools
+from functools import partial
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from conftest import DTYPES, draw
+from conftest import DTYPES
 from optional import grads, problem
-from tolerances import close, equal, wide
+from tolerances import equal, wide
 
 both_ways = pytest.mark.parametrize("reverse", [False, True])
 both_starts = pytest.mark.parametrize("hidden0", [False, True])
 STARTS = np.array([[0, 0, 1, 0, 0, 1], [0, 0, 0, 0, 0, 0], [1, 1, 0, 0, 1, 0]], bool)
-
-
-def pieces(p, path, n):
-    """The outputs of a row's episodes, run one by one, and the state after the last."""
-    borders = [0, *(np.flatnonzero(STARTS[n, 1:]) + 1), p.L]
-    runs = list(itertools.pairwise(borders))
-    reverse = p.get("reverse", False)
-    outputs = [None] * len(runs)
-    state = p.arrays["hidden"][n] if "hidden" in p.arrays else p.arrays.get("hidden0")
-    order = list(enumerate(runs))
-    for i, (k, (first, end)) in enumerate(reversed(order) if reverse else order):
-        if i > 0 or (not reverse and STARTS[n, 0]):
-            state = p.arrays.get("hidden0")
-        row = {"x": p.arrays["x"][n, first:end], "hidden": state}
-        arrays = {k: v for k, v in p.arrays.items() if k != "hidden0"} | row
-        outputs[k], state = path(
-            p.activation, **arrays, reverse=reverse, return_state=True
-        )
-    return mx.concatenate(outputs), state
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -49,30 +30,14 @@ def test_episodes_are_sequences_of_their_own(
         hidden=hidden,
         dtype=dtype,
     )
-    outputs, last = p(path)
-    truth, true_last = p.truth()
-    for n in range(3):
-        row, state = pieces(p, path, n)
-        close(outputs[n], row, truth[n])
-        close(last[n], state, true_last[n])
+    p.check(p(path))
 
 
 @both_starts
 @both_ways
 def test_gradients_of_episodes(rng, path, reverse, hidden0):
     p = problem(rng, reset=STARTS, reverse=reverse, hidden0=hidden0)
-    d = draw(rng, (3, 6, 5), p.dtype), draw(rng, (3, 5), p.dtype)
-
-    def by_pieces(*values):
-        arrays, p.arrays = p.arrays, dict(zip(p.names, values, strict=True))
-        rows = [pieces(p, path, n) for n in range(3)]
-        p.arrays = arrays
-        return [mx.stack(same) for same in zip(*rows, strict=True)]
-
-    got = grads(lambda *v: p(path, *v), p.arrays.values(), d)
-    expected = grads(by_pieces, p.arrays.values(), d)
-    for name, a, b, c in zip(p.names, got, expected, p.gradients(*d), strict=True):
-        close(a, b, c, name)
+    p.check_gradients(partial(p, path), p.cotangents())
 
 
 @both_starts
@@ -167,5 +132,4 @@ def test_as_an_argument_of_transforms(rng, path):
 
     x, hidden = p.arrays["x"], p.arrays["hidden"]
     mapped = mx.vmap(f)(x, hidden, mx.array(STARTS.astype(np.int32)))
-    for a, b, c in zip(mapped, p(path), p.truth(), strict=True):
-        close(a, b, c)
+    p.check(mapped)

@@ -1,25 +1,34 @@
 """One step of a layer."""
 
+from functools import partial
+
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import pytest
 
 from conftest import ACTIVATIONS, COMPOSED, DTYPES, NATIVE, TRACED, draw
 from mlx_recurrent import RNN
-from tolerances import close, equal, wide
+from optional import problem
+from tolerances import equal
 
 PATHS = {"native": NATIVE, "traced": TRACED, "composed": COMPOSED}
 each_path = pytest.mark.parametrize("functions", PATHS.values(), ids=PATHS)
 
 
-def step_by_step(layer, x, hidden=None, reset=None):
+def steps(p, functions, *values):
+    """Outputs and the last state of a layer that runs step by step."""
+    arrays = dict(zip(p.names, values, strict=True)) if values else dict(p.arrays)
+    x, state = arrays.pop("x"), arrays.pop("hidden", None)
+    layer = RNN(p.D, p.H, nonlinearity=functions[p.activation])
+    for name, a in arrays.items():
+        setattr(layer, name, a)
     states = []
-    for t in range(x.shape[-2]):
-        now = None if reset is None else reset[..., t]
-        hidden = layer.step(x[..., t, :], hidden, reset=now)
-        states.append(hidden)
-    return mx.stack(states, -2)
+    for t in range(p.L):
+        now = p.get("reset")
+        now = None if now is None else now[..., t]
+        state = layer.step(x[..., t, :], state, reset=now)
+        states.append(state)
+    return [mx.stack(states, -2), state]
 
 
 @each_path
@@ -27,45 +36,27 @@ def step_by_step(layer, x, hidden=None, reset=None):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("lead", [(), (3,), (2, 2)])
 def test_steps_are_the_sequence(rng, lead, dtype, activation, functions):
-    terms = dict(leak=mx.full((5,), 0.5), learn_hidden=True) if lead else {}
-    layer = RNN(3, 5, nonlinearity=functions[activation], **terms)
-    if terms:
-        layer.hidden0 = draw(rng, (5,), mx.float32)
-    layer.set_dtype(dtype)
-    x, h = draw(rng, (*lead, 6, 3), dtype), draw(rng, (*lead, 5), dtype)
-    reset = rng.random((*lead, 6)) < 0.3
-    exact = RNN(3, 5, nonlinearity=functions[activation], **terms)
-    exact.update(layer.parameters())
-    exact.set_dtype(mx.float64)
-    h64, x64 = h.astype(mx.float64), x.astype(mx.float64)
-    close(step_by_step(layer, x), layer(x), wide(exact(x64)))
-    close(step_by_step(layer, x, h), layer(x, h), wide(exact(x64, h64)))
-    expected, truth = layer(x, h, reset=reset), exact(x64, h64, reset=reset)
-    close(step_by_step(layer, x, h, reset), expected, wide(truth))
+    terms = {"activation": activation, "dtype": dtype}
+    if lead:
+        terms |= {"leak": "array", "hidden0": True}
+    for given in ({"hidden": False}, {}, {"reset": True}):
+        p = problem(rng, lead, **terms, **given)
+        p.check(steps(p, functions))
 
 
-def test_gradients_of_steps(rng):
-    layer, x = RNN(3, 5, leak=0.5), draw(rng, (2, 6, 3), mx.float32)
-
-    def loss(run):
-        return nn.value_and_grad(layer, lambda layer: run(layer, x).square().sum())
-
-    (value, got), (expected, tree) = (
-        loss(step_by_step)(layer),
-        loss(lambda layer, x: layer(x))(layer),
-    )
-    close(value, expected, wide(expected))
-    for name in tree:
-        close(got[name], tree[name], wide(tree[name]))
+@each_path
+def test_gradients_of_steps(rng, functions):
+    p = problem(rng, leak="array", hidden0=True, reset=True)
+    p.check_gradients(partial(steps, p, functions), p.cotangents())
+    p = problem(rng, hidden=False)
+    p.check_tangents(partial(steps, p, functions), p.directions())
 
 
-def test_reset_starts_from_the_learned_state(rng):
-    layer = RNN(3, 5, learn_hidden=True)
-    layer.hidden0 = draw(rng, (5,), mx.float32)
-    x, h = draw(rng, (2, 3), mx.float32), draw(rng, (2, 5), mx.float32)
-    got = layer.step(x, h + mx.array([[np.nan], [0]]), reset=[1, 0])
-    expected = layer.step(x, mx.stack([layer.hidden0, h[1]]))
-    close(got, expected, wide(expected))
+@each_path
+def test_reset_starts_from_the_learned_state(rng, functions):
+    p = problem(rng, (2,), L=1, hidden0=True, reset=np.array([[True], [False]]))
+    p.arrays["hidden"] += mx.array([[np.nan], [0]])
+    p.check(steps(p, functions))
 
 
 def test_new_masks_at_each_step(rng):
@@ -76,14 +67,15 @@ def test_new_masks_at_each_step(rng):
     equal(layer.step(x), layer.step(x))
 
 
-def test_compiled_and_mapped(rng):
-    layer, h = RNN(3, 5, leak=0.5), draw(rng, (4, 5), mx.float32)
-    x = draw(rng, (4, 3), mx.float32)
-    expected = layer.step(x, h, reset=[1, 0, 0, 1])
-    reset = mx.array([True, False, False, True])
-    f = lambda x, h, r: layer.step(x, h, reset=r)  # noqa: E731
-    close(mx.compile(f)(x, h, reset), expected, wide(expected))
-    close(mx.vmap(f)(x, h, reset), expected, wide(expected))
+@each_path
+def test_compiled_and_mapped(rng, functions):
+    p = problem(rng, (4,), L=1, leak="array", reset=np.array([[1], [0], [0], [1]]))
+    layer = RNN(p.D, p.H, nonlinearity=functions["tanh"], leak=p.arrays["leak"])
+    layer.update({name: p.arrays[name] for name in ("Wxh", "Whh", "bias")})
+    given = p.arrays["x"][:, 0], p.arrays["hidden"], mx.array(p.keywords["reset"][:, 0])
+    for transform in (mx.compile, mx.vmap):
+        state = transform(lambda x, h, r: layer.step(x, h, reset=r))(*given)
+        p.check([state[:, None], state])
 
 
 @pytest.mark.parametrize(
