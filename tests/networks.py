@@ -222,6 +222,25 @@ def check(
     model.update(tree_unflatten(list(zip(inputs, given, strict=True)))["model"])
 
 
+def check_outputs(got, model, x, hidden=None, **keywords):
+    """What a run of a model gave agrees with the reference: of a stack its last layer.
+
+    Args:
+        got (array or tuple): The outputs, a pair where a model has ``merge=None``.
+        keywords: Those of ``network``.
+    """
+
+    def outputs(xp, of):
+        arrays = (model.parameters(), x, hidden)
+        tree, *inputs = tree_map(lambda a: None if a is None else of(a), arrays)
+        y, _ = network(xp, tree, *inputs, **keywords)
+        return leaves({"y": y[-1] if isinstance(y, list) else y}).values()
+
+    given = leaves({"y": got}).values()
+    for each in zip(given, outputs(mx, lambda a: a), outputs(np, wide), strict=True):
+        close(*each)
+
+
 def in_dtype(model, dtype):
     """The model with its weights in a dtype."""
     model.update(tree_map(lambda a: a.astype(dtype), model.parameters()))

@@ -9,7 +9,7 @@ from mlx.utils import tree_flatten
 import mlx_recurrent
 from conftest import DTYPES, array, draw, name_of
 from mlx_recurrent import RNN, Bidirectional, Stack, accelerate, exporting
-from networks import MERGES, check, in_dtype
+from networks import MERGES, check, check_outputs, in_dtype
 from tolerances import agree, equal
 
 
@@ -87,15 +87,12 @@ def test_going_on_from_states(rng):
     """Forward from the first part's state, backward from the last part's."""
     x = draw(rng, (2, 9, 3), mx.float64)
     model = in_dtype(Bidirectional(RNN(3, 4), merge=None), mx.float64)
-    forward, backward = model(x)
-    (_, late), (_, after) = model(x[:, 5:], return_state=True)
-    (early, _), (before, _) = model(x[:, :5], (None, after), return_state=True)
-    agree(early, forward[:, :5])
-    del late
-    (late, _), _ = model(x[:, 5:], (before, None), return_state=True)
-    agree(late, forward[:, 5:])
-    _, first = model(x[:, :5], [None, after])
-    agree(first, backward[:, :5])
+    _, before = model(x[:, :5], return_state=True)
+    _, after = model(x[:, 5:], return_state=True)
+    early = model(x[:, :5], (None, after[1]))
+    late = model(x[:, 5:], [before[0], None])
+    whole = [mx.concatenate(parts, 1) for parts in zip(early, late, strict=True)]
+    check_outputs(whole, model, x, merge=None)
 
 
 class TestANewLayerLikeForward:
@@ -186,11 +183,10 @@ def test_each_direction_draws_its_own_masks(rng):
 
 def test_resets_in_both_directions(rng):
     """The pieces run alone."""
-    x = draw(rng, (2, 7, 3), mx.float64)
-    reset = mx.array([[0, 0, 0, 1, 0, 0, 0], [0, 0, 0, 1, 0, 0, 0]], mx.bool_)
-    model = in_dtype(Bidirectional(RNN(3, 4)), mx.float64)
-    pieces = mx.concatenate([model(x[:, :3]), model(x[:, 3:])], 1)
-    agree(model(x, reset=reset), pieces)
+    reset = np.zeros((2, 7), bool)
+    reset[0, [0, 3]] = reset[1, 5] = True
+    model = Bidirectional(RNN(3, 4))
+    check(rng, model, draw(rng, (2, 7, 3), mx.float32), pair(rng, (2, 4)), reset=reset)
 
 
 @pytest.mark.parametrize("keywords", [{"checkpoint_every": 2}, {"truncate_every": 3}])
@@ -212,15 +208,14 @@ def test_keywords_reach_both_layers(rng, keywords):
 def test_transforms(rng):
     model = Bidirectional(RNN(3, 4))
     x, h = draw(rng, (4, 5, 3), mx.float32), pair(rng, (4, 4))
-    expected = model(x, h)
-    lengths = mx.array([5, 0, 2, 3])
-    padded = model(x, h, lengths=lengths)
-    equal(mx.compile(model)(x, h), expected)
-    run = mx.compile(lambda x, h, n: model(x, h, lengths=n))
-    equal(run(x, h, lengths), padded)
-    agree(mx.vmap(model)(x, h), expected)
+    lengths = [5, 0, 2, 3]
+    run = lambda x, h, n: model(x, h, lengths=n)  # noqa: E731
+    for transform in (mx.compile, mx.vmap):
+        check_outputs(transform(model)(x, h), model, x, h)
+        got = transform(run)(x, h, mx.array(lengths))
+        check_outputs(got, model, x, h, lengths=lengths)
     with exporting():
-        agree(model(x, h), expected)
+        check_outputs(model(x, h), model, x, h)
 
 
 def test_shapeless(rng):
@@ -235,7 +230,8 @@ def test_shapeless(rng):
     shapeless = mx.compile(run, shapeless=True)
     for n, steps, lengths in ((4, 5, [5, 0, 2, 3]), (3, 4, [4, 0, 2])):
         part = x[:n, :steps], f[:n], b[:n]
-        agree(shapeless(*part, mx.array(lengths)), run(*part, lengths))
+        got = shapeless(*part, mx.array(lengths))
+        check_outputs(got, model, part[0], part[1:], lengths=lengths)
 
 
 @pytest.mark.parametrize("merge", [m for m in MERGES if m])
@@ -314,8 +310,8 @@ def test_directions_may_be_stacks(rng):
     model = Bidirectional(Stack.build(3, 4, 2), Stack.build(3, 4, 2))
     x = draw(rng, (2, 5, 3), mx.float32)
     outputs, (forward, backward) = model(x, return_state=True)
-    equal(outputs[..., :4], model.forward(x))
-    agree(outputs[..., 4:], model.backward(x[:, ::-1])[:, ::-1])
+    check_outputs(outputs[..., :4], model.forward, x)
+    check_outputs(outputs[..., 4:], model.backward, x, reverse=True)
     equal(outputs[:, -1, :4], forward[1])
     equal(outputs[:, 0, 4:], backward[1])
 

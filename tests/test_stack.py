@@ -10,7 +10,7 @@ from mlx.utils import tree_flatten
 
 from conftest import DTYPES, draw, name_of
 from mlx_recurrent import RNN, Bidirectional, Stack, accelerate, exporting
-from networks import check, in_dtype
+from networks import check, check_outputs, in_dtype
 from tolerances import agree, equal
 
 
@@ -119,9 +119,8 @@ def test_every_return(rng):
 def test_going_on_from_states(rng):
     x = draw(rng, (2, 9, 3), mx.float32)
     model = Stack.build(3, 4, 3)
-    _, states = model(x[:, :5], return_state=True)
-    rest = model(x[:, 5:], states)
-    agree(rest, model(x)[:, 5:])
+    first, states = model(x[:, :5], return_state=True)
+    check_outputs(mx.concatenate([first, model(x[:, 5:], states)], 1), model, x)
 
 
 def test_a_layer_without_a_state_among_others(rng):
@@ -148,7 +147,10 @@ def test_stacks_in_a_stack(rng):
     outputs, states = model(x, return_state=True)
     equal(outputs, model.layers[1](inner(x)))
     assert [type(s) for s in states] == [list, mx.array]
-    agree(model(x[:, 3:], model(x[:, :3], return_state="only")), outputs[:, 3:])
+    flat = Stack([*inner.layers, model.layers[1]])
+    check_outputs(outputs, flat, x)
+    rest = model(x[:, 3:], model(x[:, :3], return_state="only"))
+    check_outputs(mx.concatenate([outputs[:, :3], rest], 1), flat, x)
 
 
 def test_anything_that_is_called_like_a_layer(rng):
@@ -179,8 +181,7 @@ def test_resets(rng):
     reset = np.zeros((2, 7), bool)
     reset[:, 3] = True
     model = Stack([RNN(3, 4), Bidirectional(RNN(4, 4)), RNN(8, 8)], residual=True)
-    pieces = mx.concatenate([model(x[:, :3]), model(x[:, 3:])], 1)
-    agree(model(x, reset=reset), pieces)
+    check(rng, model, x, residual=True, reset=reset)
 
 
 class TestDropout:
@@ -323,17 +324,18 @@ class TestBuild:
 def test_transforms(rng):
     model = Stack([RNN(3, 3), Bidirectional(RNN(3, 3), merge="sum")], residual=True)
     x = draw(rng, (4, 5, 3), mx.float32)
-    lengths = mx.array([5, 0, 2, 3])
-    padded = model(x, lengths=lengths)
+    lengths = [5, 0, 2, 3]
 
     def run(x, lengths):
         return model(x, lengths=lengths)
 
-    agree(mx.compile(run)(x, lengths), padded)
-    mapped = mx.vmap(run)(x[:, None], lengths[:, None])
-    agree(mapped[:, 0], padded)
+    def right(got):
+        check_outputs(got, model, x, lengths=lengths, merge="sum", residual=True)
+
+    right(mx.compile(run)(x, mx.array(lengths)))
+    right(mx.vmap(run)(x[:, None], mx.array(lengths)[:, None])[:, 0])
     with exporting():
-        agree(run(x, lengths), padded)
+        right(run(x, lengths))
 
 
 def test_shapeless(rng):
@@ -347,7 +349,9 @@ def test_shapeless(rng):
 
     shapeless = mx.compile(run, shapeless=True)
     for n, steps, lengths in ((4, 5, [5, 0, 2, 3]), (3, 4, [4, 0, 2])):
-        agree(shapeless(x[:n, :steps], mx.array(lengths)), run(x[:n, :steps], lengths))
+        part, how = x[:n, :steps], {"merge": "sum", "residual": True}
+        got = shapeless(part, mx.array(lengths))
+        check_outputs(got, model, part, lengths=lengths, **how)
 
 
 def test_training_step(rng):
