@@ -172,7 +172,10 @@ class Problem:
 
     def gradients(self, d_outputs, d_last):
         """The reference's, in the order of the arrays."""
-        cotangents = [wide(without_nan(d)) for d in (d_outputs, d_last)]
+        cotangents = [
+            d if isinstance(d, np.ndarray) else wide(without_nan(d))
+            for d in (d_outputs, d_last)
+        ]
         found = reference.terms_rnn_grad(
             self.primals, self.activation, self.terms, *cotangents
         )
@@ -253,6 +256,9 @@ class Problem:
         x = mx.broadcast_to(arrays["x"], (*self.lead, self.L, self.D))
         xs = _unstacked(x, rows, self.L, self.D)
         xs = [_unstacked(row, self.L, self.D) for row in xs]
+        if "bias" in arrays:
+            biases = mx.broadcast_to(arrays["bias"], (self.L, self.H))
+            biases = _unstacked(biases, self.L, self.H)
         if "hidden" in arrays:
             hiddens = _unstacked(arrays["hidden"], rows, self.H)
 
@@ -275,7 +281,7 @@ class Problem:
                 x_t = x[t] if m_x is None else x[t] * factors(m_x, n)
                 a = x_t @ arrays["Wxh"].T
                 if "bias" in arrays:
-                    a = a + arrays["bias"]
+                    a = a + biases[t]
                 if q is not None:
                     p = q if m_h is None else q * factors(m_h, n)
                     a = a + p @ arrays["Whh"].T

@@ -561,11 +561,9 @@ ZONEOUT, RECURRENT_DROPOUT, INPUT_DROPOUT = range(3)
 
 def hits(key, mask, probability, rows, steps, units):
     """Which elements a mask hits: booleans (rows, steps, units)."""
-    words = np.zeros((rows, steps, units), np.uint64)
-    for j in range(units):
-        n, t = np.indices((rows, steps))
-        block = 16 * (j // 64) + j % 16
-        words[:, :, j] = threefry(key, [block, t, n, mask])[j % 64 // 16]
+    n, t, j = np.indices((rows, steps, units))
+    block, word = 16 * (j // 64) + j % 16, j % 64 // 16
+    words = np.choose(word, threefry(key, [block, t, n, mask]))
     return words < round(probability * 2**32)
 
 
