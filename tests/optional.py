@@ -242,8 +242,7 @@ class Problem:
         zeros = mx.zeros((self.H,), dtype)
         every = self.get("truncate_every")
 
-        def factors(m, n):
-            m = m.reshape(rows, -1)[n]
+        def factors(m):
             return mx.array(m, mx.float64).astype(dtype)
 
         leak = arrays.get("leak", self.get("leak"))
@@ -253,18 +252,15 @@ class Problem:
             leak = mx.array(leak, dtype)
 
         # Not by indexing, whose gradient MLX cannot differentiate forwards.
-        x = mx.broadcast_to(arrays["x"], (*self.lead, self.L, self.D))
-        xs = _unstacked(x, rows, self.L, self.D)
-        xs = [_unstacked(row, self.L, self.D) for row in xs]
-        if "bias" in arrays:
-            biases = mx.broadcast_to(arrays["bias"], (self.L, self.H))
-            biases = _unstacked(biases, self.L, self.H)
+        zs = self._projected(arrays, None if m_x is None else factors(m_x))
+        zs = [_unstacked(row, self.L, self.H) for row in zs]
         if "hidden" in arrays:
             hiddens = _unstacked(arrays["hidden"], rows, self.H)
+        if m_h is not None:
+            m_h = _unstacked(factors(m_h), rows, self.H)
 
         outputs, last = [], []
         for n in range(rows):
-            x = xs[n]
             q = arrays.get("hidden0")
             if "hidden" in arrays:
                 q = hiddens[n]
@@ -278,12 +274,9 @@ class Problem:
                 border = t + 1 if self.get("reverse", False) else t
                 if reset is not None and (border == t or i > 0) and reset[n, border]:
                     q = arrays.get("hidden0")
-                x_t = x[t] if m_x is None else x[t] * factors(m_x, n)
-                a = x_t @ arrays["Wxh"].T
-                if "bias" in arrays:
-                    a = a + biases[t]
+                a = zs[n][t]
                 if q is not None:
-                    p = q if m_h is None else q * factors(m_h, n)
+                    p = q if m_h is None else q * m_h[n]
                     a = a + p @ arrays["Whh"].T
                 h = UPSTREAM[self.activation](a)
                 q = zeros if q is None else q
@@ -301,6 +294,21 @@ class Problem:
         if not last:
             return [outputs, mx.zeros((*self.lead, self.H), dtype)]
         return [outputs, mx.stack(last).reshape(*self.lead, self.H)]
+
+    def _projected(self, arrays, m_x):
+        """The projection of all steps at once, as upstream's: a list of rows."""
+        x = arrays["x"]
+        if x.size == 0 or math.prod(self.lead) == 0:
+            return []  # MLX's sum of an empty cotangent may not end
+        if "lengths" in self.keywords:
+            x = self.in_padding(x, 0)
+        if m_x is not None:
+            x = x * m_x[..., None, :]
+        z = x @ arrays["Wxh"].T
+        if "bias" in arrays:
+            z = z + arrays["bias"]
+        z = mx.broadcast_to(z, (*self.lead, self.L, self.H))
+        return _unstacked(z, math.prod(self.lead), self.L, self.H)
 
 
 def _unstacked(a, count, *shape):

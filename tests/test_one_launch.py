@@ -290,15 +290,32 @@ def test_nan_of_one_direction_stays_there(rng, apart):
 
 
 def test_shapeless(rng, apart):
-    """Another number of steps, as long as one launch is worth it."""
-    pair = pair_of(rng, {})
-    _, *weights = pair.values
-    shapeless = mx.compile(lambda x: pair.ours(x, *weights), shapeless=True)
+    """Another number of steps, as long as one launch is worth it; gradients too."""
+    pair = pair_of(rng, {"hidden": True})
+
+    def both(c, *values):
+        return [pair.ours(*values), *mx.vjp(pair.ours, values, [c])[1]]
+
+    shapeless = mx.compile(both, shapeless=True)
     for steps in (8, 10):
-        x = draw(rng, (N, steps, D), mx.float32)
+        pair.x = draw(rng, (N, steps, D), mx.float32)
         for side in pair.sides:
-            side.problem.arrays["x"], side.problem.L = x, steps
-        got, expected = shapeless(x), pair.plain(x, *weights)
-        truth, _ = pair.truth(np.zeros(got.shape))
-        close(got, expected, truth)
+            side.problem.arrays["x"], side.problem.L = pair.x, steps
+        c, values = draw(rng, (N, steps, 2 * H), mx.float32), pair.values
+        truth, gradients = pair.truth(wide(c))
+        expected = [pair.plain(*values), *mx.vjp(pair.plain, values, [c])[1]]
+        got = shapeless(c, *values)
+        for each in zip(got, expected, [truth, *gradients], strict=True):
+            close(*each)
     assert not apart
+
+
+def test_where_it_would_save_nothing(rng, apart):
+    """One thread, or little to do."""
+    pair = pair_of(rng, {})
+    mlx_recurrent.set_num_threads(1)
+    pair.check()
+    assert len(apart) == 1
+    mlx_recurrent.set_num_threads(2)
+    pair_of(rng, {"D": 3, "H": 5, "bias": (5,)}).check()
+    assert len(apart) == 2
