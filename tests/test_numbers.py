@@ -29,6 +29,7 @@ from conftest import (
     ours,
     traced,
     upstream,
+    upstream_layer,
 )
 from mlx_recurrent import RNN, _native
 from tolerances import (
@@ -85,6 +86,94 @@ def test_zeros_of_both_signs(path, activation, dtype):
     # And with products, of zeros too.
     problem = problem.of(hidden=array(z, dtype), Whh=array(np.eye(17), dtype))
     same_zeros(call(path, problem), call(upstream, problem))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("D, H", [(1, 2), (2, 1), (1, 17), (3, 5), (16, 33)])
+def test_a_bias_of_zeros_of_both_signs(rng, path, D, H, activation, dtype):
+    """For any sizes but one feature of one unit, where MLX makes -0 of zeros alone."""
+    zeros = {"x": (2, 2, D), "bias": (H,), "hidden": (2, H)}
+    problem = case(rng, (2, 2, D, H), dtype, activation).of(
+        **{n: array(rng.choice([0.0, -0.0], s), dtype) for n, s in zeros.items()}
+    )
+    same_zeros(call(path, problem), call(upstream, problem))
+
+
+def number(value):
+    """A constant of a program, of the dtype of an array."""
+    return lambda a: mx.array(value, a.dtype)
+
+
+def of_a_constant(operation, value):
+    """An operation on a number and a constant, either way around."""
+    constant = number(value)
+    return [
+        lambda a: operation(a, constant(a)),
+        lambda a: operation(constant(a), a),
+        lambda a: operation(constant(a), constant(a) * a),
+    ]
+
+
+# In MLX the erf of a zero is -0, and the sine +0, whatever the zero's sign.
+ONE = """negative abs square sqrt rsqrt exp expm1 log log2 log10 log1p sigmoid tanh cos
+tan sinh cosh arcsin arccos arctan arcsinh arccosh arctanh floor ceil round sign"""
+TWO = """add subtract multiply divide maximum minimum power arctan2 logaddexp
+remainder"""
+PROGRAMS = {
+    **{name: [getattr(mx, name)] for name in ONE.split()},
+    **{
+        f"{name} {value}": of_a_constant(getattr(mx, name), value)
+        for name in TWO.split()
+        for value in (0.0, -0.0, 1.0, -2.0)
+    },
+    "where": [
+        lambda a: mx.where(a > 0, number(1)(a), number(-0.0)(a)),
+        lambda a: mx.where(a > 0, number(0.0)(a), number(-0.0)(a)),
+        lambda a: mx.where(a > 0, a, mx.full(a.shape, -0.0, a.dtype)),
+        lambda a: mx.where(a != 0, a, -a),
+    ],
+    "of constants alone": [
+        lambda a: mx.where(a > 0, a, -number(0.0)(a)),
+        lambda a: mx.where(a > 0, a, number(0.0)(a) * number(-3)(a)),
+        lambda a: a + mx.minimum(number(0.0)(a), number(-0.0)(a)),
+        lambda a: number(1)(a) / number(-0.0)(a) + 0 * a,
+    ],
+    "casts": [
+        lambda a: mx.where(a > 0, a, mx.array(-0.0).astype(a.dtype)),
+        lambda a: mx.where(a > 0, a, mx.array(-0.0, mx.bfloat16).astype(a.dtype)),
+        lambda a: -(a > 0).astype(a.dtype),
+    ],
+    "powers": [lambda a, k=k: a**k for k in (1, 2, 3, 4, 5, 0.5, -1)],
+    "result": [lambda a: mx.full(a.shape, -0.0, a.dtype)],
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_zeros_of_both_signs_in_programs(name, dtype):
+    """What a callable is read to be, in the kernels and as it is run again in MLX."""
+    values = [0.0, 1e-30, 0.3, 0.5, 1.0, 1.5, 2.0, 2.5, 100.0, np.inf]
+    a = array([*values, *(-v for v in values)], dtype)
+    for k, f in enumerate(PROGRAMS[name]):
+        b = a * 1  # not evaluated, as an argument is
+        traced = _native.read(f(b), b).trace(dtype)
+        expected = f(a)
+        for run in (_native.pointwise(a, traced, None), _native.replay(a, traced)):
+            same_zeros(run, expected, label=f"{name} {k}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_zeros_of_both_signs_of_a_callable(rng, dtype):
+    """A constant of -0 in a layer's nonlinearity, which gives it on as a state."""
+    problem = case(rng, (3, 4, 5, 17), dtype)
+    f = lambda a: mx.where(a > 0.5, a, number(-0.0)(a))  # noqa: E731
+    given = [problem.x, problem.Wxh, problem.Whh, problem.bias]
+    got = mlx_recurrent.rnn(*given, problem.hidden, nonlinearity=f)
+    assert RNN(5, 17, nonlinearity=f).plan(mx.zeros((3, 4, 5), dtype)).path == "traced"
+    expected = upstream_layer(*given, f)(problem.x, problem.hidden)
+    assert np.signbit(wide(got)).any()
+    same_zeros(got, expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

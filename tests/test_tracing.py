@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 import re
 import threading
 
@@ -117,6 +118,13 @@ def test_equal_graphs_are_one_function():
     assert traced(lambda b: mx.tanh(b) * 0.5) == one
     assert traced(lambda a: mx.tanh(a) * 0.25) != one
     assert traced(lambda a: mx.tanh(a) * 0.5, mx.float64) != one
+    zero, minus, nan = (traced(lambda a, k=k: a * k) for k in (0.0, -0.0, math.nan))
+    assert zero != minus and traced(lambda a: a * math.nan) == nan
+
+
+def test_a_constant_that_is_not_a_number(operands):
+    """Of two steps it is one number."""
+    agree(lambda a: mx.where(a > 9, math.nan, mx.tanh(a)), operands, "traced")
 
 
 @pytest.mark.parametrize("numbers", [3, 300])

@@ -54,9 +54,10 @@ struct Simd<double> {
 template <class C>
 using Vec = typename Simd<C>::vec;
 
+// A difference, not a sum, keeps -0.
 template <class C>
 INLINE Vec<C> splat(C value) {
-  return Vec<C>{} + value;
+  return value - Vec<C>{};
 }
 
 template <class V, class P>

@@ -334,16 +334,18 @@ void check_operation(
 void check_select(
     const KernelTable& table,
     Type type,
+    double constant,
     const std::vector<Values>& inputs,
     std::vector<std::string>& faults) {
   Instruction code = {Op::select, 3, 0, 1, 2};
-  double constant = 0.75;
   Program program = {&code, 1, &constant, 1, 2, 1, 3};
   Values got = computed(table, type, program, inputs);
   for (size_t i = 0; i < got.size(); ++i) {
     double x = inputs[0][i], y = inputs[1][i];
     double expected = x != 0 ? y : constant;
-    if (got[i] != expected && !(std::isnan(got[i]) && std::isnan(expected))) {
+    bool same =
+        got[i] == expected && std::signbit(got[i]) == std::signbit(expected);
+    if (!same && !(std::isnan(got[i]) && std::isnan(expected))) {
       faults.push_back(fault(type, "select", x, y, got[i], expected));
       return;
     }
@@ -362,7 +364,9 @@ std::vector<std::string> check_operations(const KernelTable& table) {
       check_operation(
           table, type, operation, operation.one ? one : two, faults);
     }
-    check_select(table, type, two, faults);
+    for (double constant : {0.75, -0.0}) {
+      check_select(table, type, constant, two, faults);
+    }
   }
   return faults;
 }
