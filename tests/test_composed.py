@@ -11,7 +11,8 @@ import pytest
 from mlx.utils import tree_flatten
 
 import mlx_recurrent
-from conftest import case, draw, unreadable, upstream_layer
+import optional
+from conftest import array, case, draw, unreadable, upstream_layer
 from mlx_recurrent import RNN
 from tolerances import EPS, LINEAR, all_close, close, equal, wide
 
@@ -400,6 +401,133 @@ def test_scan(rng):
     truth = theirs(*map(widened, (z, Whh, h)))
     got = mlx_recurrent.scan(z, Whh, h, nonlinearity=unreadable(mx.sin))
     close(got, theirs(z, Whh, h), wide(truth))
+
+
+BIASES = {"steps": (6, 5), "one_row": (1, 5), "one_number": (1,), "scalar": ()}
+
+
+@pytest.mark.parametrize("shape", BIASES.values(), ids=BIASES)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"input_dropout": 0.4},
+        {"lengths": [6, 2, 0]},
+        {"lengths": [6, 2, 0], "reverse": True, "input_dropout": 0.4},
+        {"leak": 0.3},
+        {"zoneout": 0.3, "recurrent_dropout": 0.3},
+    ],
+    ids="-".join,
+)
+def test_a_bias_that_broadcasts_beside_terms(rng, path, options, shape):
+    """It is added after the dropout, and nothing of the padding passes by it."""
+    p = optional.problem(rng, **options)
+    p.arrays["bias"] = draw(rng, shape, mx.float32)
+    p.arrays["x"] = p.in_padding(p.arrays["x"])
+    # Not around zero: where a sum over all steps cancels, luck decides its error.
+    d = [draw(rng, shape, p.dtype) + 2 for shape in ((3, 6, 5), (3, 5))]
+    values = list(p.arrays.values())
+    expected = mx.vjp(p.plain, [p.in_padding(values[0], 0), *values[1:]], d)
+    got = mx.vjp(lambda *v: p(path, *v), values, [p.in_padding(d[0]), d[1]])
+    truth = p.truth(), p.gradients(*d)
+    for three in zip(got, expected, truth, strict=True):
+        for a, b, c in zip(*three, strict=True):
+            close(a, b, np.asarray(c))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("lead", [(), (3,)])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_gradient_of_a_norm_beside_lengths(rng, reverse, lead, bias):
+    """Also of rows that do not begin, where nothing is added to zeros."""
+    norm = lambda a: a / mx.linalg.norm(a, axis=-1, keepdims=True)  # noqa: E731
+    lengths = np.array(4 if lead == () else [6, 4, 0])
+    p = optional.problem(rng, lead, bias=bias, hidden=False)
+    values, c = list(p.arrays.values()), draw(rng, (*lead, 6, 5), mx.float32)
+
+    def ours(*v):
+        arrays = dict(zip(p.names, v, strict=True))
+        return mlx_recurrent.rnn(
+            **arrays, nonlinearity=norm, lengths=lengths, reverse=reverse
+        )
+
+    def theirs(*v):
+        """Each row alone, by upstream's layer, the right way around."""
+        x, *weights = v
+        turn = slice(None, None, -1 if reverse else None)
+        made = []
+        for row, n in zip(x.reshape(-1, 6, 3), lengths.flat, strict=True):
+            y = mx.zeros((0, 5), x.dtype)
+            if n:
+                layer = upstream_layer(row, *weights, nonlinearity=norm)
+                y = layer(row[: int(n)][turn])[turn]
+            made.append(mx.pad(y, [(0, 6 - int(n)), (0, 0)]))
+        return mx.stack(made).reshape(c.shape)
+
+    def gradients(run, values, c):
+        return mx.vjp(run, values, [c])[1]
+
+    got = gradients(ours, [p.in_padding(values[0]), *values[1:]], p.in_padding(c))
+    expected = gradients(theirs, values, c)
+    truth = gradients(theirs, list(map(widened, values)), widened(c))
+    for name, *three in zip(p.names, got, expected, map(wide, truth), strict=True):
+        close(*three, name)
+
+
+NARROW = {
+    "x": ["x"],
+    "x and Wxh": ["x", "Wxh"],
+    "Whh": ["Whh"],
+    "bias": ["bias"],
+    "hidden": ["hidden"],
+    "hidden0": ["hidden0"],
+    "leak": ["leak"],
+    "all but hidden0": ["x", "Wxh", "Whh", "bias", "hidden", "leak"],
+    "all but leak": ["x", "Wxh", "Whh", "bias", "hidden", "hidden0"],
+}
+
+
+@pytest.mark.parametrize("narrow", NARROW.values(), ids=NARROW)
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"input_dropout": 0.4, "recurrent_dropout": 0.4},
+        {"lengths": [6, 2, 0], "reset": np.eye(3, 6, 1, bool), "reverse": True},
+        {"reset": np.eye(3, 6, 1, bool), "zoneout": 0.3},
+        {"training": False, "zoneout": 0.3},
+    ],
+    ids="-".join,
+)
+def test_narrower_dtypes_beside_terms(rng, path, options, dtype, narrow):
+    """The result has the widest, and the numbers are rounded to no other."""
+    p = optional.problem(rng, leak="array", hidden0=True, **options)
+    for name in narrow:
+        p.arrays[name] = p.arrays[name].astype(dtype)
+    d = draw(rng, (3, 6, 5), mx.float32), draw(rng, (3, 5), mx.float32)
+    got, slopes = mx.vjp(lambda *v: p(path, *v), list(p.arrays.values()), list(d))
+    # A state to begin with has no say where there is another, and no reset.
+    unsaid = narrow == NARROW["all but hidden0"] and "reset" not in options
+    expected = dtype if unsaid else mx.float32
+    assert got[0].dtype == got[1].dtype == expected
+    assert [a.dtype for a in slopes] == [a.dtype for a in p.arrays.values()]
+    if len(narrow) > 2:
+        return  # the projection is narrow, but on the native path
+    single = [a.astype(mx.float32) for a in p.arrays.values()]
+    values, gradients = mx.vjp(p.plain, single, list(d))
+    truth = [*p.truth(), *p.gradients(*d)]
+    for a, b, c in zip([*got, *slopes], [*values, *gradients], truth, strict=True):
+        close(a, b.astype(a.dtype), c)
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+def test_a_leaky_state_is_rounded_once(rng, path, dtype):
+    """Not its parts: it is the nearest number of the dtype."""
+    x, q = (draw(rng, (3, 5), dtype) for _ in range(2))
+    leak = array(rng.uniform(0, 1, 5), dtype)
+    eye, none = mx.eye(5, dtype=dtype), mx.zeros((5, 5), dtype)
+    got = path("identity", x[:, None], eye, none, None, q, leak=leak)[:, 0]
+    k = wide(leak)
+    equal(got, array((1 - k) * wide(q) + k * wide(x), dtype))
 
 
 def with_terms(layer):

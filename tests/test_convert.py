@@ -167,6 +167,7 @@ def layer_arrays(**others):
 
 
 TANH = ["--nonlinearity", "tanh"]
+SUM, SUM_AGAIN = (Bidirectional(RNN(size, H), merge="sum") for size in (D, H))
 
 
 @pytest.mark.parametrize(
@@ -215,6 +216,22 @@ TANH = ["--nonlinearity", "tanh"]
             },
             TANH,
             "does not say what the network makes of two directions: give --merge",
+        ),
+        (
+            # Neither the last layer's sizes tell it, nor those that a sum also has.
+            dict(tree_flatten(Stack([RNN(D, H), Bidirectional(RNN(H, H))]))),
+            TANH,
+            "does not say what layers.1 makes of two directions: give --merge",
+        ),
+        (
+            dict(tree_flatten(Stack([SUM, RNN(H, H)]))),
+            TANH,
+            "does not say what layers.0 makes of two directions: give --merge",
+        ),
+        (
+            dict(tree_flatten(Stack([SUM, SUM_AGAIN, RNN(H, H)]))),
+            [*TANH, "--merge", "concat"],
+            "layers[1] must take the 8 features that layers[0] gives, but takes 4",
         ),
         (
             {

@@ -9,10 +9,11 @@ import pytest
 
 import mlx_recurrent
 import reference
-from conftest import DTYPES, draw
+from conftest import DTYPES, draw, ours, traced
 from mlx_recurrent import RNN
-from optional import draw_key, problem
-from tolerances import equal, wide
+from mlx_recurrent.functional import masks
+from optional import draw_key, grads, problem
+from tolerances import DIFFERENCE, equal, wide
 
 RANDOM = ["zoneout", "input_dropout", "recurrent_dropout"]
 each = pytest.mark.parametrize("name", RANDOM)
@@ -52,6 +53,34 @@ def test_the_masks_are_the_generators(path, name, units):
     np.testing.assert_array_equal(
         outputs == 0, np.broadcast_to(expected, outputs.shape)
     )
+
+
+# More than 16 bits tell apart; the composed path takes its time for each step.
+@pytest.mark.parametrize("N, L", [(1, 5_000), (1, 70_000), (70_000, 1)])
+@pytest.mark.parametrize("run", [ours, traced, None], ids=["native", "traced", "hits"])
+@each
+def test_masks_of_many_steps_and_rows(run, name, N, L):
+    mask, steps = getattr(reference, name.upper()), L if name == "zoneout" else 1
+    if run is None:
+        key = draw_key()
+        got = masks.hits(masks.Mask(mask), 0.3, mx.array(key), (N,), steps, 1)
+    else:
+        outputs, key = seen(run, name, 0.3, N, L, 1)
+        got = outputs == 0
+    expected = reference.hits(key, mask, 0.3, N, steps, 1)
+    np.testing.assert_array_equal(got, np.broadcast_to(expected, got.shape))
+
+
+@each
+def test_masks_of_many_steps_in_derivatives(rng, name):
+    """Gradients of each row by shared weights, which take the masks as arrays."""
+    p = problem(rng, (1,), L=5_000, D=1, H=1, dtype=mx.float64, **{name: 0.3})
+    d = [draw(rng, (2, *s), p.dtype) for s in ((1, 5_000, 1), (1, 1))]
+    values = list(p.arrays.values())
+    got = mx.vmap(lambda *d: grads(lambda *v: p(ours, *v), values, d))(*d)
+    for i in range(2):
+        for a, truth in zip(got, p.gradients(*(a[i] for a in d)), strict=True):
+            assert np.abs(wide(a[i]) - truth).max() <= DIFFERENCE * np.abs(truth).max()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

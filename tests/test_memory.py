@@ -6,7 +6,7 @@ import pytest
 import mlx_recurrent
 from conftest import Case, array, draw, gradients, upstream
 from mlx_recurrent import _native
-from tolerances import MEMORY_SLACK, WORKSPACE, close
+from tolerances import MEMORY_SLACK, SCRATCH_KEPT, WORKSPACE, close
 
 N, L, D, H = 4, 65536, 4, 32
 OUTPUT = 4 * N * L * H
@@ -159,3 +159,20 @@ def test_scratch_is_used_again(rng):
     assert held() == held() == before
     _native.release_scratch()
     assert mx.get_active_memory() < before
+
+
+@pytest.mark.parametrize("sizes", [[6_100, 6_100], [2_900, 3_500, 4_100, 4_700, 300]])
+def test_no_more_scratch_is_kept_than_is_small(sizes):
+    """Half types are widened in it: 4 bytes for each weight."""
+    mx.synchronize()
+    _native.release_scratch()
+    before = mx.get_active_memory()
+    for H in sizes:
+        arrays = [mx.zeros(s, mx.float16) for s in ((2, 2, 1), (H, 1), (H, H))]
+        assert peak(lambda *a: mlx_recurrent.rnn(*a), *arrays) >= 4 * H * H
+    for H in sizes:
+        arrays = [mx.zeros(s, mx.float16) for s in ((2, 2, 1), (H, 1), (H, H))]
+        mx.eval(mlx_recurrent.rnn(*arrays))
+        del arrays
+        mx.synchronize()
+        assert mx.get_active_memory() - before <= SCRATCH_KEPT

@@ -75,6 +75,12 @@ def flat(arrays):
 HIGHER = {
     "grad of grad": lambda f, v, d, t: grads(lambda *v: grads(f, v, d), v, t),
     "jvp of grad": lambda f, v, d, t: mx.jvp(lambda *v: grads(f, v, d), v, t)[1],
+    "grad of grad by the cotangents": lambda f, v, d, t: grads(
+        lambda *d: grads(f, v, d), d, t
+    ),
+    "hessian": lambda f, v, d, t: grads(
+        lambda *v: grads(f, v, [a * b * b for a, b in zip(d, f(*v), strict=True)]), v, t
+    ),
     "grad of jvp": lambda f, v, d, t: grads(lambda *v: mx.jvp(f, v, t)[1], v, d),
     "grad of grad of checkpoint": lambda f, v, d, t: grads(
         lambda *v: grads(mx.checkpoint(f), v, d), v, t

@@ -11,7 +11,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from conftest import draw, unreadable, upstream_layer
+from conftest import DTYPES, array, draw, unreadable, upstream_layer
 from mlx_recurrent import RNN, _native, rnn
 from mlx_recurrent.functional import tracing
 from tolerances import close, equal, wide
@@ -82,6 +82,76 @@ def test_operations(f, expected):
 )
 def test_obstacles(f, words):
     assert re.search(words, reading(f).obstacle)
+
+
+def runs_as_read(f, a):
+    """What the kernels and MLX make of what a callable is read to be."""
+    b = a * 1  # not evaluated, as an argument is
+    found = _native.read(f(b), b)
+    assert not found.obstacle
+    traced = found.trace(a.dtype)
+    return _native.pointwise(a, traced, None), _native.replay(a, traced)
+
+
+DECISIONS = {
+    "and": lambda p, q: p & q,
+    "or": lambda p, q: p | q,
+    "xor": lambda p, q: p ^ q,
+    "not": lambda p, q: ~p,
+    "logical_and": mx.logical_and,
+    "logical_or": mx.logical_or,
+    "logical_not": lambda p, q: mx.logical_not(p),
+    "equal": lambda p, q: p == q,
+    "not_equal": lambda p, q: p != q,
+    "greater": lambda p, q: p > q,
+    "greater_equal": lambda p, q: p >= q,
+    "less": lambda p, q: p < q,
+    "less_equal": lambda p, q: p <= q,
+    "where": lambda p, q: mx.where(p, q, ~q),
+}
+
+
+@pytest.mark.parametrize("decide", DECISIONS.values(), ids=DECISIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_decisions(decide, dtype):
+    """For each pair of truth values, of conditions and of numbers as conditions."""
+    a = array([-1.0, -0.0, 0.0, 0.5, 1.0, 2.0, math.nan], dtype)
+    for p, q in (
+        (lambda a: a > 0, lambda a: a > 0.7),
+        (lambda a: a > 0.7, lambda a: a > 0),
+        (lambda a: a > 0, lambda a: a < 0.7),
+        (lambda a: a < 0.7, lambda a: a > 0),
+        (lambda a: a.astype(mx.bool_), lambda a: a == 0.5),
+    ):
+        f = lambda a, p=p, q=q: mx.where(decide(p(a), q(a)), a, 3 - a)  # noqa: E731
+        for got in runs_as_read(f, a):
+            equal(got, f(a))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("of", DTYPES)
+@pytest.mark.parametrize("by", DTYPES)
+def test_constants_are_rounded(dtype, of, by):
+    """To each dtype that they are cast to, on the way to that of the argument."""
+    value = 1001.37
+    f = lambda a: a - mx.array(value, of).astype(by).astype(a.dtype)  # noqa: E731
+    a = array([1.0, 1000.0, 1001.0, 1002.0], dtype)
+    for got in runs_as_read(f, a):
+        equal(got, f(a))
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+@pytest.mark.parametrize("L", [1, 2, 5])
+def test_roundings_that_the_kernels_do_not_make(operands, L, dtype):
+    """A callable that works with them is not traced, not even for one step."""
+    x, *weights = (a.astype(dtype) for a in operands)
+    f = lambda a: (a + 1000) - 1000  # noqa: E731
+    theirs = upstream_layer(x, *weights, f)(x[:, :L])
+    equal(rnn(x[:, :L], *weights, nonlinearity=f), theirs)
+    layer = RNN(5, H, nonlinearity=f)
+    layer.set_dtype(dtype)
+    plan = layer.plan(x[:, :L])
+    assert plan.path == "composed" and "in MLX" in plan.reason
 
 
 def test_half_types_may_compute_in_float32():

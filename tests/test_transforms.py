@@ -37,7 +37,7 @@ from conftest import (
 )
 from mlx_recurrent import RNN
 from optional import grads
-from tolerances import agree, all_close, close, equal, wide
+from tolerances import DIFFERENCE, agree, all_close, close, equal, wide
 
 both_paths = pytest.mark.parametrize(
     "run", [ours, traced, composed], ids=["native", "traced", "composed"]
@@ -712,6 +712,69 @@ def test_vmap_of_grad(rng, axes, run):
     expected = {n: mx.stack([g[n] for g in each]) for n in ARGUMENTS}
     each = [p.gradients(c) for p in problems]
     all_close(got, expected, {n: np.stack([g[n] for g in each]) for n in ARGUMENTS})
+
+
+ROWS = ["x", "hidden"]
+RANDOM = {
+    "zoneout": {"zoneout": 0.4},
+    "recurrent_dropout": {"recurrent_dropout": 0.4},
+    "input_dropout": {"input_dropout": 0.4},
+    "all": {
+        "zoneout": 0.3,
+        "recurrent_dropout": 0.3,
+        "input_dropout": 0.3,
+        "leak": 0.7,
+    },
+}
+
+
+@both_paths
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("options", RANDOM.values(), ids=RANDOM)
+def test_vmap_of_grad_with_masks(rng, options, times, run):
+    """By weights that all examples share: the masks are those of each call alone."""
+    p = optional.problem(rng, (3,), L=4, H=20, **options)
+    d = [draw(rng, (2,) * times + s, p.dtype) + 2 for s in ((3, 4, 20), (3, 20))]
+    rows = {n: draw(rng, (2,) * times + p.arrays[n].shape, p.dtype) for n in ROWS}
+
+    def of(f):
+        def function(d, last, x, hidden):
+            given = {"x": x, "hidden": hidden}
+            values = [given.get(n, a) for n, a in p.arrays.items()]
+            return optional.grads(f, values, [d, last])
+
+        return function
+
+    mapped = of(lambda *v: p(run, *v))
+    for _ in range(times):
+        mapped = mx.vmap(mapped)
+    got = mapped(*d, *rows.values())
+    for place in np.ndindex((2,) * times):
+        p.arrays |= {n: a[place] for n, a in rows.items()}
+        one = [a[place] for a in d]
+        expected, truth = optional.grads(p.plain, p.arrays.values(), one), p.gradients
+        for name, a, b, c in zip(p.names, got, expected, truth(*one), strict=True):
+            close(a[place], b, c, name)
+
+
+@both_paths
+@pytest.mark.parametrize("L, lengths", [(4, [0, 4, 2]), (4, [0, 0, 0]), (0, [0] * 3)])
+@pytest.mark.parametrize("with_states", [False, True])
+def test_hessian_by_a_state_without_steps(rng, with_states, L, lengths, run):
+    """The last state of a row that does not begin is the one before it."""
+    p = optional.problem(rng, L=L, lengths=lengths, dtype=mx.float64)
+    v, hidden = draw(rng, (3, 5), p.dtype), p.arrays["hidden"]
+
+    def hessian(f):
+        def loss(h):
+            arrays = [h if n == "hidden" else a for n, a in p.arrays.items()]
+            states, last = f(*arrays)
+            return (last**3).sum() + ((states**3).sum() if with_states else 0)
+
+        return mx.grad(lambda h: (mx.grad(loss)(h) * v).sum())(hidden)
+
+    got, truth = hessian(lambda *a: p(run, *a)), wide(hessian(p.plain))
+    assert np.abs(wide(got) - truth).max() <= DIFFERENCE * np.abs(truth).max()
 
 
 @both_paths

@@ -72,6 +72,8 @@ CLOSED_LOOP = 0.95
 # Memory: a part of the output for odds and ends, and bytes that no length changes.
 MEMORY_SLACK = 0.02
 WORKSPACE = 4 * 2**20
+# Scratch that stays for the next call, at most, in bytes.
+SCRATCH_KEPT = 2**27
 # What thousands of repetitions may add, in bytes: to MLX's arrays, which use buffers
 # again that are a little larger; to the process, with its allocators and interpreter.
 ACTIVE = 2**12

@@ -299,6 +299,17 @@ std::vector<Case> listed_cases() {
       }
     }
   }
+  // Places in time, and in the batch, that take more than 16 bits.
+  for (Entry entry : {Entry::forward, Entry::backward, Entry::mask}) {
+    for (auto axis : {&Case::N, &Case::L}) {
+      Case c = draw(static_cast<int64_t>(entry), random.whole(0, kTypes - 1));
+      c.N = c.L = c.D = c.H = 1;
+      c.*axis = 70'000;
+      c.zoneout = 300;
+      c.drawn = static_cast<int64_t>(Drawn::zoneout);
+      add(c, axis);
+    }
+  }
   return cases;
 }
 
