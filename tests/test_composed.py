@@ -233,6 +233,17 @@ def test_called_with_what_upstream_gives(rng, x, weights, hidden, lead):
     assert seen[0] == seen[1]
 
 
+@pytest.mark.parametrize("hidden", [None, mx.float16, mx.float32])
+def test_scan_is_called_with_what_upstream_gives(rng, hidden):
+    """z is not widened to the weight before a product needs it."""
+    z, Whh = draw(rng, (3, 4, H), mx.float16), draw(rng, (H, H), mx.float32)
+    h = None if hidden is None else draw(rng, (3, H), hidden)
+    ours, theirs = Recorder(), Recorder()
+    got = mlx_recurrent.scan(z, Whh, h, nonlinearity=ours)
+    expected = upstream_layer(z, mx.eye(H, dtype=z.dtype), Whh, None, theirs)(z, h)
+    assert ours.seen == theirs.seen and got.dtype == expected.dtype
+
+
 def test_called_in_order():
     """A state of its own: the t-th call belongs to step t."""
     counter = itertools.count()
@@ -338,6 +349,24 @@ def test_dtype_of_the_result_may_change(rng):
     close(layer(x), theirs(x), wide(exact(widened(x))))
 
 
+def test_a_wider_state_widens_its_own_step(rng):
+    """float32 at first, float16 later: what each call is given is upstream's."""
+
+    def make(seen):
+        def f(a):
+            seen.append(a.dtype)
+            return mx.tanh(a).astype(mx.float32 if len(seen) < 3 else mx.float16)
+
+        return f
+
+    values = [draw(rng, s, mx.float16, 0.3) for s in ((3, 5, H), (H, H), (H, H), (H,))]
+    ours, theirs = [], []
+    got = mlx_recurrent.rnn(*values, nonlinearity=unreadable(make(ours)))
+    expected = upstream_layer(*values, make(theirs))(values[0])
+    # Ours is called once before, where it is read.
+    assert ours[-5:] == theirs and got.dtype == expected.dtype == mx.float32
+
+
 def test_one_step_may_change_the_size(rng):
     layer, theirs, exact = layers(lambda: lambda a: a[..., :2])
     x = draw(rng, (3, 1, 5), mx.float32)
@@ -362,6 +391,19 @@ def test_fewer_states_than_units(rng):
 
     truth = {n: wide(a) for n, a in grads(theirs, mx.float64).items()}
     all_close(grads(ours, mx.float32), grads(theirs, mx.float32), truth)
+
+
+def test_hidden_where_there_are_fewer_states_than_units():
+    x, weights = mx.zeros((3, 7, 5)), [mx.zeros(s) for s in ((H, 5), (H, 6), (H,))]
+    with pytest.raises(ValueError, match=r"hidden must have shape \(\.\.\., 6\)"):
+        mlx_recurrent.rnn(x, *weights, mx.zeros((3, H)), nonlinearity=nn.glu)
+
+
+@pytest.mark.parametrize("f", [lambda a: a[..., :1], lambda a: a[None], lambda a: a[0]])
+def test_a_result_of_another_shape_beside_terms(f):
+    layer = RNN(5, H, nonlinearity=f)
+    with pytest.raises(ValueError, match=r"nonlinearity returned .* as it was given"):
+        layer(mx.zeros((3, 1, 5)), lengths=[1, 0, 1])
 
 
 def test_exceptions_pass_through():
@@ -517,6 +559,47 @@ def test_narrower_dtypes_beside_terms(rng, path, options, dtype, narrow):
     truth = [*p.truth(), *p.gradients(*d)]
     for a, b, c in zip([*got, *slopes], [*values, *gradients], truth, strict=True):
         close(a, b.astype(a.dtype), c)
+
+
+@pytest.mark.parametrize("own", ["leak", "hidden0"])
+@pytest.mark.parametrize("L", [0, 1, 2])
+def test_own_arrays_have_a_say_in_the_dtype(path, own, L):
+    """Also in that of one step, which makes no product, and of none."""
+    x, W = mx.ones((2, L, 4), mx.float16), mx.ones((4, 4), mx.float16)
+    given = {own: mx.full((4,), 0.5)}
+    for hidden in (None, mx.ones((2, 4), mx.float16)):
+        outputs, last = path(
+            "tanh",
+            x,
+            W,
+            W,
+            None,
+            hidden,
+            return_state=True,
+            **given,
+            reset=mx.ones((2, L), mx.bool_),
+        )
+        assert outputs.dtype == last.dtype == mx.float32
+
+
+def test_dtype_of_a_state_without_steps(path):
+    x, W = mx.ones((2, 0, 4), mx.float16), mx.ones((4, 4))
+    hidden = mx.ones((2, 4), mx.float16)
+    outputs, last = path("tanh", x, W, W, None, hidden, return_state=True)
+    assert outputs.dtype == last.dtype == mx.float32
+    equal(last, hidden.astype(mx.float32))
+
+
+@pytest.mark.parametrize("name", ["zoneout", "input_dropout", "recurrent_dropout"])
+def test_masks_where_x_broadcasts_to_hidden(rng, path, name):
+    """Each row of hidden has its own, though all have one input."""
+    p = optional.problem(rng, H=20, **{name: 0.4})
+    whole = p.arrays["x"]
+    p.arrays["x"] = mx.broadcast_to(whole[0], whole.shape)
+    expected, truth = p.plain(), p.truth()
+    p.arrays["x"] = whole[0]
+    for a, b, c in zip(p(path), expected, truth, strict=True):
+        close(a, b, c)
 
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])

@@ -219,7 +219,7 @@ SUM, SUM_AGAIN = (Bidirectional(RNN(size, H), merge="sum") for size in (D, H))
         ),
         (
             # Neither the last layer's sizes tell it, nor those that a sum also has.
-            dict(tree_flatten(Stack([RNN(D, H), Bidirectional(RNN(H, H))]))),
+            dict(tree_flatten(Stack([RNN(2 * H, H), Bidirectional(RNN(H, H))]))),
             TANH,
             "does not say what layers.1 makes of two directions: give --merge",
         ),
@@ -232,6 +232,11 @@ SUM, SUM_AGAIN = (Bidirectional(RNN(size, H), merge="sum") for size in (D, H))
             dict(tree_flatten(Stack([SUM, SUM_AGAIN, RNN(H, H)]))),
             [*TANH, "--merge", "concat"],
             "layers[1] must take the 8 features that layers[0] gives, but takes 4",
+        ),
+        (
+            dict(tree_flatten(Stack([Bidirectional(RNN(D, H)), RNN(2 * H, H)]))),
+            [*TANH, "--merge", "mul"],
+            "layers[1] must take the 4 features that layers[0] gives, but takes 8",
         ),
         (
             {

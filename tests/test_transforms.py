@@ -723,7 +723,7 @@ RANDOM = {
         "zoneout": 0.3,
         "recurrent_dropout": 0.3,
         "input_dropout": 0.3,
-        "leak": 0.7,
+        "leak": "array",
     },
 }
 

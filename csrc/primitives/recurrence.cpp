@@ -596,7 +596,8 @@ Arrays RecurrenceVJP::composed(
       mx::array d = layer.projected
           ? delta
           : matmul(delta, transposed(inputs[layer.Wxh()], s), {}, s);
-      outputs.push_back(terms.with_input_factors(d));
+      // Zero in the padding, also for what stands there in its own cotangent.
+      outputs.push_back(terms.valid(terms.with_input_factors(d)));
     } else if (i == layer.Whh) {
       outputs.push_back(outer_sum(delta, terms.seen(), sets, s));
     } else if (i == layer.Wxh()) {
