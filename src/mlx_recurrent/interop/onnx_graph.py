@@ -11,22 +11,26 @@ from onnx import NodeProto, external_data_helper, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from mlx_recurrent.interop.onnx import LARGEST
-from mlx_recurrent.interop.onnx_operators import RULES, moved
+from mlx_recurrent.interop.onnx_operators import RULES, of_one_number
 from mlx_recurrent.interop.onnx_tensors import (
     Axis,
+    Dims,
     Fixed,
-    Loose,
+    Last,
     Opaque,
     Output,
     Padding,
+    Parts,
     Run,
     Source,
     Spread,
     Tracked,
     Value,
     attributes_of,
+    by_node,
     label_of,
     last_run,
+    origins_of,
     whole_input_of,
     why_of,
 )
@@ -45,6 +49,7 @@ _MOVES = frozenset(
     }
 )
 _FOLDED = _MOVES | {"Cast", "Identity"}
+_INTEGERS = (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
 # How many numbers nodes may make of constants for each byte of them. Exporters take
 # weights apart and put them together; more is a small file that asks for much memory.
 _MADE_OF_A_BYTE = 8
@@ -102,7 +107,8 @@ class Graph:
                     for d in shape.shape.dim
                 ]
             axes = tuple(Axis(size) for size in sizes)
-            self.values[given.name] = Tracked(axes, Source(given.name))
+            source = Source(given.name, axes, shape.elem_type in _INTEGERS)
+            self.values[given.name] = Tracked(axes, source)
         for tensor in self.graph.initializer:
             self.values[tensor.name] = self._constant(tensor)
         for tensor in self.graph.sparse_initializer:
@@ -120,7 +126,8 @@ class Graph:
 
     def _node(self, node: NodeProto, inputs: list[Value]) -> list[Value]:
         kind = node.op_type
-        missing: Value = Opaque(f"is made by the node {label_of(node)!r} ({kind})")
+        origins = origins_of(*inputs)
+        missing: Value = Opaque(f"is made{origins and ' of '}{origins}{by_node(node)}")
         made: list[Value] = [missing] * len(node.output)
         for value in inputs:
             if isinstance(value, Opaque):
@@ -133,7 +140,8 @@ class Graph:
         if kind == "Constant":
             found = self._constant_node(node)
         elif kind == "ConstantOfShape":
-            found = Spread(self._fill(node))
+            sizes = inputs[0].entries if isinstance(inputs[0], Dims) else ()
+            found = Spread(self._fill(node), sizes)
         elif (
             kind in _FOLDED
             and inputs
@@ -144,7 +152,7 @@ class Graph:
             with suppress(IndexError, ZeroDivisionError):  # axes that are not there
                 found = rule(node, inputs)
         if found is None and kind in _MOVES:
-            found = moved(node, inputs)
+            found = of_one_number(node, inputs)
         if found is None:
             return made
         return found if isinstance(found, list) else [found]
@@ -157,10 +165,12 @@ class Graph:
         if isinstance(x, Tracked) and len(x.axes) == 3:
             batch, time = x.axes[:2] if batch_first else x.axes[1::-1]
             before = last_run(x.of)
-            if before is not None and (time, batch) != (before.time, before.batch):
+            if isinstance(x.of, (Parts, Last)):
+                obstacle = f"whose X {why_of(x)}"
+            elif time.order is not None or x.axes[2].order is not None:
+                obstacle = "whose X has steps or features in the order of its lengths"
+            elif before is not None and (time, batch) != (before.time, before.batch):
                 obstacle = f"whose X has not the axes of {before.label!r} in its places"
-            elif isinstance(x.of, Output) and x.of.part is not None:
-                obstacle = f"whose X is one direction of {x.of.run.label!r} alone"
             elif x.masked not in (
                 None,
                 Padding(whole_input_of(inputs[4]), time, batch),
@@ -179,8 +189,10 @@ class Graph:
             axes = (batch, time, direction, features)
         else:
             axes = (time, direction, batch, features)
-        state = Loose(states=frozenset({run}))
-        return [Tracked(axes, Output(run)), state]
+        ends = (direction, batch, features)
+        if batch_first:
+            ends = (batch, direction, features)
+        return [Tracked(axes, Output(run, axes)), Tracked(ends, Last(run, ends))]
 
     def _constant(self, tensor: onnx.TensorProto) -> Fixed:
         def load() -> np.ndarray:

@@ -3,8 +3,9 @@
 A rule returns ``None`` for what it does not know.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import onnx
@@ -14,23 +15,28 @@ from mlx_recurrent.interop.onnx_tensors import (
     DIRECTIONS,
     MOST_AXES,
     MOST_PARTS,
+    WHOLE,
     Axis,
     Counted,
     Dims,
     Fixed,
     Joined,
-    Loose,
+    Last,
     Mask,
     Opaque,
+    Order,
     Output,
     Padding,
+    Part,
+    Parts,
+    Permutation,
     Residual,
-    Run,
     Source,
     Spread,
     Tracked,
     Value,
     attributes_of,
+    by_node,
     label_of,
     last_run,
     padding_of,
@@ -59,11 +65,10 @@ def _cast(node: NodeProto, inputs: list[Value]) -> Value:
         onnx.TensorProto.INT32,
         onnx.TensorProto.INT64,
     )
-    if is_integer and isinstance(value, (Dims, Counted, Spread, Loose)):
-        return value
-    if is_integer and isinstance(value, Tracked) and len(value.axes) == 1:
-        return value
-    return None
+    known = isinstance(value, (Dims, Counted, Spread, Permutation))
+    if isinstance(value, Tracked) and isinstance(value.of, Source):
+        known = value.of.integers
+    return value if is_integer and known else None
 
 
 def _transpose(node: NodeProto, inputs: list[Value]) -> Value:
@@ -128,24 +133,35 @@ def _reshape(node: NodeProto, inputs: list[Value]) -> Value:
     # The directions into the features.
     *lead, direction, features = axes if len(axes) > 1 else (None, None)
     if (
-        isinstance(value.of, Output)
+        isinstance(value.of, (Output, Last))
         and direction is not None
         and features is not None
         and (direction.kind, features.kind) == ("direction", "features")
     ):
         width = Axis(features.size and 2 * features.size, "features")
         found = _matched(value.axes, (*lead, width), sizes, exact)
-        if found is not None:
+        if found is not None and isinstance(value.of, Output):
             run = value.of.run
             return Tracked(found, Joined("concat", run, run), value.masked)
+        return None if found is None else replace(value, axes=found)
     return None
 
 
 def _split(node: NodeProto, inputs: list[Value]) -> list[Value] | None:
     value, axis = inputs[0], attributes_of(node).get("axis", 0)
-    if len(node.output) != 2:
+    number = len(node.output)
+    if not isinstance(value, Tracked) or (size := value.axes[axis].size) is None:
         return None
-    parts = [_part(value, axis, i) for i in range(2)]
+    sizes = _integers(node, inputs, 1, "split")
+    if sizes is None and len(inputs) == 1 and size % number == 0:
+        sizes = [size // number] * number
+    if sizes is None or len(sizes) != number or sum(sizes) != size:
+        return None
+    ends = [sum(sizes[: i + 1]) for i in range(number)]
+    parts = [
+        _picked(node, value, axis, range(end - n, end))
+        for n, end in zip(sizes, ends, strict=True)
+    ]
     return None if None in parts else parts
 
 
@@ -165,37 +181,90 @@ def _slice(node: NodeProto, inputs: list[Value]) -> Value:
         return _of_one_number(value)
     if not isinstance(value, Tracked):
         return None
-    size = value.axes[axis].size if -len(value.axes) <= axis < len(value.axes) else 0
+    size = value.axes[axis].size
     if start == 0 and end >= (size or 2**31 - 1):
         return value
-    kept = range(size or 0)[start:end]
-    return _part(value, axis, kept[0]) if len(kept) == 1 else None
+    return _picked(node, value, axis, range(size or 0)[start:end])
 
 
 def _gather(node: NodeProto, inputs: list[Value]) -> Value:
     value, indices = inputs[:2]
-    numbers = _numbers(indices)
-    if not isinstance(indices, Fixed) or numbers is None:
-        return None
     axis = attributes_of(node).get("axis", 0)
+    if isinstance(indices, Permutation):
+        return _permuted(value, axis, indices)
+    numbers = _numbers(indices)
+    if not isinstance(indices, Fixed) or numbers is None or indices.array.ndim > 1:
+        return None
+    scalar = indices.array.ndim == 0
     if isinstance(value, Dims):
-        entries = tuple(value.entries[i] for i in numbers)
-        return Dims(entries, indices.array.ndim == 0)
-    if isinstance(value, Tracked) and len(numbers) == 1:
-        (index,) = numbers
-        part = _part(value, axis, index % 2) if -2 <= index < 2 else None
-        if isinstance(part, Tracked) and indices.array.ndim == 0:
-            place = axis % len(part.axes)
-            return replace(part, axes=part.axes[:place] + part.axes[place + 1 :])
-        return part
-    return None
+        return Dims(tuple(value.entries[i] for i in numbers), scalar)
+    if not isinstance(value, Tracked):
+        return None
+    part = _picked(node, value, axis, numbers)
+    if isinstance(part, Tracked) and scalar:
+        place = axis % len(part.axes)
+        return replace(part, axes=part.axes[:place] + part.axes[place + 1 :])
+    return part
+
+
+def _permuted(value: Value, axis: int, by: Permutation) -> Value:
+    """Return rows in an order, or back in their own."""
+    if not isinstance(value, Tracked):
+        return None
+    place = axis % len(value.axes)
+    old = value.axes[place]
+    if by.inverse:
+        new = old.base if old.order is by.order else None
+    else:
+        same = old.order is None and old.size in (None, by.axis.size)
+        new = Axis(old.size, old.kind, by.order, old) if same else None
+    if new is None:
+        return None
+    return replace(value, axes=(*value.axes[:place], new, *value.axes[place + 1 :]))
+
+
+def _topk(node: NodeProto, inputs: list[Value]) -> list[Value] | None:
+    """All of the lengths in order, and the order."""
+    lengths, number = inputs[0], inputs[1]
+    if not isinstance(lengths, Tracked) or not whole_input_of(lengths):
+        return None
+    (axis,) = lengths.axes if len(lengths.axes) == 1 else (Axis(None),)
+    if isinstance(number, Dims):
+        whole = number.entries == (axis,)
+    else:
+        whole = axis.size is not None and _numbers(number) == [axis.size]
+    if not whole or axis.order is not None:
+        return None
+    order = Order(by_node(node))
+    ordered = Axis(axis.size, axis.kind, order, axis)
+    return [replace(lengths, axes=(ordered,)), Permutation(order, ordered)]
+
+
+def _scatter(node: NodeProto, inputs: list[Value]) -> Value:
+    """0, 1, ... at the places that a permutation names: its inverse."""
+    under, by, numbers = inputs
+    if not isinstance(by, Permutation) or attributes_of(node).get("reduction"):
+        return None
+    size, rows = by.axis.size, (by.axis,)
+    if isinstance(under, Spread):
+        fits = under.sizes == rows
+    else:
+        fits = isinstance(under, Fixed) and under.array.shape == (size,)
+    if isinstance(numbers, Counted):
+        fits &= numbers.axes == rows
+    else:
+        fits &= size is not None and _numbers(numbers) == list(range(size))
+    return replace(by, inverse=True) if fits and not by.inverse else None
 
 
 def _shape(node: NodeProto, inputs: list[Value]) -> Value:
-    if not isinstance(inputs[0], Tracked):
+    value = inputs[0]
+    if isinstance(value, Permutation):
+        return Dims((value.axis,))
+    if not isinstance(value, Tracked):
         return None
     attributes = attributes_of(node)
-    entries = inputs[0].axes[attributes.get("start", 0) : attributes.get("end")]
+    entries = value.axes[attributes.get("start", 0) : attributes.get("end")]
     return Dims(tuple(1 if a.kind == "one" else a for a in entries))
 
 
@@ -251,9 +320,11 @@ def _where(node: NodeProto, inputs: list[Value]) -> Value:
     rank = len(value.axes)
     if len(mask.axes) > rank or not (isinstance(zero, Fixed) and _is_number(zero, 0)):
         return None
+    if zero.array.ndim > rank:
+        return None
     padding = mask.padding
     for over, axis in zip(_padded(mask.axes, rank), value.axes, strict=True):
-        if over is padding.time and axis is not over:
+        if (over is padding.time and axis is not over) or axis.order is not over.order:
             return None
         if over is padding.rows:
             padding = replace(padding, rows=axis)
@@ -269,11 +340,28 @@ def _concat(node: NodeProto, inputs: list[Value]) -> Value:
                 return None
             entries += more
         return Dims(tuple(entries))
+    axis = attributes_of(node)["axis"]
     joined = _joined("concat", inputs)
-    if joined is None:
-        return None
-    axis = attributes_of(node)["axis"] % len(joined.axes)
-    return joined if joined.axes[axis].kind == "features" else None
+    if joined is not None and joined.axes[axis].kind == "features":
+        return joined
+    return _stacked(node, inputs, axis)
+
+
+def _stacked(node: NodeProto, inputs: list[Value], axis: int) -> Value:
+    """Return parts one after another."""
+    first = inputs[0]
+    entries: list[Part] = []
+    for value in inputs:
+        if not isinstance(value, Tracked) or not isinstance(first, Tracked):
+            return None
+        more = entries_of(value, axis)
+        place = axis % len(value.axes)
+        if more is None or not _same_axes(first, value, but=place):
+            return None
+        if value.masked != first.masked or len(entries) + len(more) > MOST_PARTS:
+            return None
+        entries += more
+    return _parts(node, first, axis, entries) if isinstance(first, Tracked) else None
 
 
 def _add(node: NodeProto, inputs: list[Value]) -> Value:
@@ -294,26 +382,17 @@ def _div(node: NodeProto, inputs: list[Value]) -> Value:
     return _mean(value, divisor.array, 2) if isinstance(divisor, Fixed) else None
 
 
-def _reduce_sum(node: NodeProto, inputs: list[Value]) -> Value:
-    return _reduced("sum", node, inputs)
-
-
-def _reduce_mean(node: NodeProto, inputs: list[Value]) -> Value:
-    return _reduced("mean", node, inputs)
-
-
-def _reduce_prod(node: NodeProto, inputs: list[Value]) -> Value:
-    return _reduced("mul", node, inputs)
-
-
 def _reduced(merge: str, node: NodeProto, inputs: list[Value]) -> Value:
     value, axes = inputs[0], _integers(node, inputs, 1, "axes")
+    keeps = attributes_of(node).get("keepdims", 1)
+    if isinstance(value, Dims) and merge == "mul" and len(value.entries) == 1:
+        return replace(value, scalar=not keeps)
     if not isinstance(value, Tracked) or axes is None or len(axes) != 1:
         return None
     place = axes[0] % len(value.axes)
     if value.axes[place].kind != "direction" or not isinstance(value.of, Output):
         return None
-    ones = (Axis(1, "one"),) if attributes_of(node).get("keepdims", 1) else ()
+    ones = (Axis(1, "one"),) if keeps else ()
     run = value.of.run
     return Tracked(
         value.axes[:place] + ones + value.axes[place + 1 :],
@@ -322,45 +401,17 @@ def _reduced(merge: str, node: NodeProto, inputs: list[Value]) -> Value:
     )
 
 
-def moved(node: NodeProto, inputs: list[Value]) -> list[Value] | None:
-    """Parts of inputs or states, whatever the order: for the call to sort out."""
-    names: set[str] = set()
-    states: set[Run] = set()
-    disordered = _disordered(node, inputs)
-    for value in inputs[: len(inputs) if node.op_type == "Concat" else 1]:
-        if isinstance(value, Loose):
-            names |= value.inputs
-            states |= value.states
-            if value.disordered:  # along axes that may be others by now
-                disordered = frozenset(range(3))
-        elif isinstance(value, Tracked) and isinstance(value.of, Source):
-            names.add(value.of.name)
-        elif isinstance(value, Spread):
-            if (same := _of_one_number(value)) is None:
-                return None
-            return [same] * len(node.output)
-        else:
-            return None
-    if len(names) + len(states) > MOST_PARTS:
-        return None
-    by = f"is made by the node {label_of(node)!r} ({node.op_type})"
-    loose = Loose(frozenset(names), frozenset(states), by, disordered)
-    return [loose] * len(node.output)
-
-
-def _disordered(node: NodeProto, inputs: list[Value]) -> frozenset[int]:
-    """Return the axes, of three, along which a node may change the order."""
-    kind, along = node.op_type, attributes_of(node).get("axis", 0)
-    if kind == "Concat":
-        return frozenset({along % 3} if len(inputs) > 1 else ())
-    if kind == "Gather":
-        numbers = _numbers(inputs[1])
-        return frozenset({along % 3} if numbers is None or len(numbers) > 1 else ())
-    if kind == "Slice":
-        steps = _integers(node, inputs, 4, "steps") if len(inputs) > 4 else [1]
-        ordered = steps is not None and min(steps, default=1) > 0
-        return frozenset(() if ordered else range(3))
-    return frozenset()
+def of_one_number(node: NodeProto, inputs: list[Value]) -> list[Value] | None:
+    """Return one number repeated, wherever a node moves it."""
+    values = inputs if node.op_type == "Concat" else inputs[:1]
+    found = [_of_one_number(value) for value in values]
+    numbers = {
+        same.of.array.reshape(-1)[0] if isinstance(same.of, Fixed) else same.of
+        for same in found
+        if isinstance(same, Spread)
+    }
+    same_all = None not in found and len(numbers) == 1
+    return found[:1] * len(node.output) if same_all else None
 
 
 def _integers(
@@ -398,15 +449,42 @@ def _of_one_number(value: Value) -> Value:
     return value if isinstance(value, Spread) else None
 
 
-def _part(value: Value, axis: int, i: int) -> Value:
-    """Return one direction of an output, its axis of size one."""
-    if not isinstance(value, Tracked) or not isinstance(value.of, Output):
+def entries_of(value: Tracked, axis: int, open_size: int = 0) -> list[Part] | None:
+    """Return the parts along an axis, ``None`` if there are none to speak of."""
+    place, of = value.axes[axis], value.of
+    if isinstance(of, Parts):
+        known = place.kind == "parts" or (place.size == 1 == len(of.entries))
+        return list(of.entries) if known else None
+    if not isinstance(of, (Source, Output, Last)):
         return None
-    place = axis % len(value.axes)
-    if value.axes[place].kind != "direction":
+    kinds = ("given",) if isinstance(of, Source) else ("direction", "one")
+    size = place.size or open_size
+    if place in of.axes and place.kind in kinds and 0 < size <= MOST_PARTS:
+        return [Part(of, of.axes.index(place), i) for i in range(size)]
+    if place.kind != "one":
         return None
-    axes = (*value.axes[:place], Axis(1, "one"), *value.axes[place + 1 :])
-    return Tracked(axes, Output(value.of.run, i), value.masked)
+    ones = [i for i, a in enumerate(of.axes) if a.size == 1 and a.kind in kinds]
+    return [Part(of, ones[0] if ones else WHOLE, 0)]
+
+
+def _picked(node: NodeProto, value: Tracked, axis: int, i: Sequence[int]) -> Value:
+    """Return entries of an axis."""
+    entries = entries_of(value, axis)
+    if entries is None or not i or not -len(entries) <= min(i) <= max(i) < len(entries):
+        return None
+    return _parts(node, value, axis, [entries[index] for index in i])
+
+
+def _parts(node: NodeProto, value: Tracked, axis: int, entries: list[Part]) -> Tracked:
+    """Return a value as these parts along an axis, or as the whole that they are."""
+    place, first = axis % len(value.axes), entries[0]
+    new = Axis(1, "one") if first.axis == WHOLE else first.of.axes[first.axis]
+    of: Source | Output | Last | Parts = first.of
+    if entries != [Part(first.of, first.axis, i) for i in range(new.size or 0)]:
+        of = Parts(tuple(entries), by_node(node))
+        new = Axis(len(entries), "parts") if len(entries) > 1 else Axis(1, "one")
+    axes = (*value.axes[:place], new, *value.axes[place + 1 :])
+    return replace(value, axes=axes, of=of)
 
 
 def _matched(
@@ -453,14 +531,12 @@ def _joined(merge: str, inputs: list[Value]) -> Tracked | None:
     a, b = inputs
     if not (isinstance(a, Tracked) and isinstance(b, Tracked)):
         return None
-    if not (isinstance(a.of, Output) and isinstance(b.of, Output)):
-        return None
-    if merge != "concat" and _place(b) < _place(a):
+    if merge != "concat" and _direction(b) == 0:
         a, b = b, a
-    assert isinstance(a.of, Output) and isinstance(b.of, Output)
-    forward, backward = a.of.run, b.of.run
-    if (_place(a), _place(b)) != (0, 1) or a.masked != b.masked:
+    if (_direction(a), _direction(b)) != (0, 1) or a.masked != b.masked:
         return None
+    forward, backward = last_run(a.of), last_run(b.of)
+    assert forward is not None and backward is not None
     if forward is not backward and (
         forward.x != backward.x
         or forward.directions + backward.directions != 2
@@ -468,7 +544,10 @@ def _joined(merge: str, inputs: list[Value]) -> Tracked | None:
         or backward.obstacle
     ):
         return None
-    if not _same_axes(a, b, but_features=merge == "concat"):
+    last = len(a.axes) - 1
+    if a.axes[-1].kind == "one" or not _same_axes(
+        a, b, but=last if merge == "concat" else None
+    ):
         return None
     axes = a.axes
     if merge == "concat":
@@ -478,22 +557,25 @@ def _joined(merge: str, inputs: list[Value]) -> Tracked | None:
     return Tracked(axes, Joined(merge, forward, backward), a.masked)
 
 
-def _place(value: Tracked) -> int:
-    """Return the direction of an output: 0 is forward, 1 backward, 2 both."""
-    assert isinstance(value.of, Output)
-    if value.of.part is not None:
-        return value.of.part
-    return DIRECTIONS.index(value.of.run.direction)
+def _direction(value: Tracked) -> int | None:
+    """Return which direction's outputs a value is, 0 or 1."""
+    of = value.of
+    if isinstance(of, Parts) and isinstance(of.entries[0].of, Output):
+        return of.entries[0].index if len(of.entries) == 1 else None
+    if isinstance(of, Output) and of.run.directions == 1:
+        return DIRECTIONS.index(of.run.direction)
+    return None
 
 
-def _same_axes(a: Tracked, b: Tracked, but_features: bool = False) -> bool:
-    if len(a.axes) != len(b.axes) or a.axes[-1].kind == "one":
+def _same_axes(a: Tracked, b: Tracked, but: int | None = None) -> bool:
+    if len(a.axes) != len(b.axes):
         return False
+    last = len(a.axes) - 1
     return all(
-        x is y
+        i == but
+        or x is y
         or (x.kind == y.kind == "one")
-        or (i == len(a.axes) - 1 and (but_features or None in (x.size, y.size)))
-        or (i == len(a.axes) - 1 and x.size == y.size)
+        or (i == last and (None in (x.size, y.size) or x.size == y.size))
         for i, (x, y) in enumerate(zip(a.axes, b.axes, strict=True))
     )
 
@@ -511,7 +593,8 @@ def _residual(inputs: list[Value]) -> Tracked | None:
         # A Stack leaves out what its input has behind the lengths.
         is_open = bool(padding.lengths) and isinstance(x.of, Source)
         masked = x.masked == padding or (x.masked is None and not is_open)
-        whole = whole and masked and not run.obstacle
+        whole = whole and masked and not run.obstacle and y.axes[-1].kind != "one"
+        whole = whole and not isinstance(y.of, Parts)
         if whole and run.x == x.of and _same_axes(y, x):
             return Tracked(y.axes, Residual(y.of, x.of), y.masked)
     return None
@@ -523,6 +606,7 @@ def _mean(value: Value, factor: np.ndarray, rule: float) -> Value:
         and isinstance(value.of, Joined)
         and value.of.merge == "sum"
         and factor.size == 1
+        and factor.ndim <= len(value.axes)
         and factor.reshape(-1)[0] == rule
     ):
         return replace(value, of=replace(value.of, merge="mean"))
@@ -541,15 +625,17 @@ RULES: dict[str, Callable[[NodeProto, list[Value]], Value | list[Value]]] = {
     "Less": _less,
     "Mul": _mul,
     "Range": _range,
-    "ReduceMean": _reduce_mean,
-    "ReduceProd": _reduce_prod,
-    "ReduceSum": _reduce_sum,
+    "ReduceMean": partial(_reduced, "mean"),
+    "ReduceProd": partial(_reduced, "mul"),
+    "ReduceSum": partial(_reduced, "sum"),
     "Reshape": _reshape,
+    "ScatterElements": _scatter,
     "Shape": _shape,
     "Slice": _slice,
     "Split": _split,
     "Squeeze": _squeeze,
     "Tile": _tile,
+    "TopK": _topk,
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
     "Where": _where,

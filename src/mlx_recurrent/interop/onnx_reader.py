@@ -14,20 +14,23 @@ from mlx_recurrent.functional.judging import shown
 from mlx_recurrent.functional.values import evaluate
 from mlx_recurrent.interop.activations import Activation, complete, nonlinearity_of
 from mlx_recurrent.interop.onnx_graph import Graph
+from mlx_recurrent.interop.onnx_operators import entries_of
 from mlx_recurrent.interop.onnx_tensors import (
     DIRECTIONS,
+    WHOLE,
     Axis,
     Expression,
     Fixed,
     Joined,
-    Loose,
-    Opaque,
+    Last,
+    Order,
     Output,
+    Part,
+    Parts,
     Run,
     Source,
     Spread,
     Tracked,
-    inputs_of,
     label_of,
     last_run,
     padding_of,
@@ -77,22 +80,10 @@ class Reader:
     def network(self) -> Any:
         """Return the layers of the whole graph."""
         self._judge_runs()
-        ends: list[Expression] = []
-        states: list[Expression] = []
-        for output in self.graph.graph.output:
-            value = self.graph.values.get(output.name)
-            if isinstance(value, Tracked) and (run := last_run(value.of)) is not None:
-                if value.masked not in (None, padding_of(run)):
-                    self._refuse_rest(
-                        f"has the output {output.name!r}, masked by other lengths than "
-                        f"the sequence_lens of {run.label!r}"
-                    )
-                ends.append(value.of)
-            elif isinstance(value, Loose) and value.states and not value.inputs:
-                states += [Output(run) for run in value.states]
-            else:
-                why = value.why if isinstance(value, Opaque) else "is of no RNN node"
-                self._refuse_rest(f"has the output {output.name!r}, which {why}")
+        ends, lasts = self._ends()
+        states: list[Expression] = [
+            Output(run) for entries in lasts.values() for run, _ in entries
+        ]
         steps: list[Step] = []
         for i, end in enumerate(ends + states):
             found = self._chain(end, is_end=True, is_state=i >= len(ends))
@@ -108,10 +99,36 @@ class Reader:
                     f"{steps[-1].forward.label!r}"
                 )
         self._judge_ends(ends, steps)
+        self._judge_lasts(lasts, steps)
         for run in known:
             if run.obstacle:
                 self._refuse_rest(f"has the RNN node {run.label!r}, {run.obstacle}")
-        return self._built(steps)
+        return self._built(steps, whole=True)
+
+    def _ends(self) -> tuple[list[Expression], dict[str, list[tuple[Run, int]]]]:
+        """Return what the graph gives: outputs, and last states by their names."""
+        ends: list[Expression] = []
+        lasts: dict[str, list[tuple[Run, int]]] = {}
+        for output in self.graph.graph.output:
+            value, name = self.graph.values.get(output.name), output.name
+            has = f"has the output {name!r}"
+            if not isinstance(value, Tracked):
+                self._refuse_rest(f"{has}, which {why_of(value)}")
+            of, run = value.of, last_run(value.of)
+            if states := _states_of(of):
+                lasts[name] = states
+            elif run is None or (isinstance(of, Parts) and len(of.entries) > 1):
+                self._refuse_rest(f"{has}, which {why_of(value)}")
+            elif value.masked not in (None, padding_of(run)):
+                self._refuse_rest(
+                    f"{has}, masked by other lengths than the sequence_lens of "
+                    f"{run.label!r}"
+                )
+            else:
+                ends.append(of)
+            for order in (axis.order for axis in value.axes if axis.order):
+                self._refuse_rest(f"{has}, whose rows are in the order made{order.by}")
+        return ends, lasts
 
     def chosen(self, names: Sequence[str]) -> Any:
         """Return the layers of RNN nodes by their names, in their order."""
@@ -153,10 +170,11 @@ class Reader:
         self, end: Expression, is_end: bool = False, is_state: bool = False
     ) -> list[Step]:
         """Return the layers up to an expression, the first one first."""
-        if isinstance(end, Source):
+        if isinstance(end, (Source, Last)):
             return []
-        if isinstance(end, Output):
-            run = end.run
+        if isinstance(end, (Output, Parts)):
+            run = last_run(end)
+            assert run is not None
             merge = None if is_end and not is_state else "concat"
             return [*self._chain(run.x), Step(run, run, merge)]
         if isinstance(end, Joined):
@@ -173,11 +191,11 @@ class Reader:
         parts: dict[Run, set[int]] = {}
         whole: set[Run] = set()
         for end in ends:
-            if isinstance(end, Output) and end.part is not None:
-                parts.setdefault(end.run, set()).add(end.part)
+            run = last_run(end)
+            assert run is not None
+            if isinstance(end, Parts):
+                parts.setdefault(run, set()).add(end.entries[0].index)
             else:
-                run = last_run(end)
-                assert run is not None
                 whole.add(run)
             found = self._chain(end, is_end=True)
             *before, last = found
@@ -198,8 +216,28 @@ class Reader:
                     f"has an output that is one direction of {run.label!r} alone"
                 )
 
-    def _built(self, steps: list[Step]) -> Any:
+    def _judge_lasts(
+        self, lasts: dict[str, list[tuple[Run, int]]], steps: list[Step]
+    ) -> None:
+        """Refuse last states in another order than the layers', or a direction's."""
+        order = [entry for run in _runs_of(steps) for entry in _directions_of(run)]
+        for name, entries in lasts.items():
+            if entries != [entry for entry in order if entry in entries]:
+                self._refuse_rest(
+                    f"has the output {name!r}, of last states in another order than "
+                    "the layers'"
+                )
+        given = {entry for entries in lasts.values() for entry in entries}
+        for run in {run for run, _ in given}:
+            if not given.issuperset(_directions_of(run)):
+                self._refuse_rest(
+                    "has an output that is the last state of one direction of "
+                    f"{run.label!r} alone"
+                )
+
+    def _built(self, steps: list[Step], whole: bool = False) -> Any:
         self._judge_lengths(steps)
+        self._judge_states(steps, whole)
         try:
             return self._network_of(steps)
         except ValueError as error:
@@ -367,25 +405,64 @@ class Reader:
                     "has one for all (hidden0): make it an input of the graph",
                 )
             return mx.array(np.ascontiguousarray(states[:, 0]), dtype=dtype)
-        if inputs_of(value):
-            rows = 0 if run.attributes.get("layout", 0) == 1 else 1
-            if isinstance(value, Loose) and rows in value.disordered:
-                self._refuse_run(
-                    run,
-                    "initial_h",
-                    f"it {value.by}, which may put the rows into another order",
+        return None  # the call's hidden
+
+    def _judge_states(self, steps: list[Step], whole: bool) -> None:
+        """Refuse states that are no inputs of their own, in the layers' order."""
+        taken: dict[Source, list[Part]] = {}
+        runs = _runs_of(steps)
+        used = {whole_input_of(run.inputs[i]) for run in runs for i in (0, 4)}
+        for run in runs:
+            value, why = run.inputs[5], ""
+            if value is None or isinstance(value, (Fixed, Spread)):
+                continue
+            source, parts = self._states(run)
+            before = taken.setdefault(source, [])
+            if source.name in used:
+                why = "the same input as X or sequence_lens"
+            elif len({*before, *parts}) < len(before) + len(parts):
+                why = "given twice, where each layer and direction has its own"
+            elif (before + parts) != sorted(before + parts, key=lambda p: p.index):
+                why = "in another order than that of the layers and directions"
+            if why:
+                self._refuse_run(run, "initial_h", f"it {why_of(value)}, {why}")
+            before += parts
+        for source, parts in taken.items():
+            axis = parts[0].axis
+            size = 1 if axis == WHOLE else source.axes[axis].size
+            if whole and size is not None and len(parts) < size:
+                self.graph.refuse(
+                    f"has the input {source.name!r} of {size} states, of which the RNN "
+                    f"nodes take {len(parts)} alone as initial_h"
                 )
-            return None  # the call's hidden
-        if isinstance(value, Loose) and value.states:
-            before = ", ".join(repr(r.label) for r in value.states)
-            self._refuse_run(
-                run, "initial_h", f"it is the last state of {before}, not an input"
-            )
-        self._refuse_run(run, "initial_h", f"it {why_of(value)}")
+
+    def _states(self, run: Run) -> tuple[Source, list[Part]]:
+        """Return the input that a node's states are of, and which parts of it."""
+        value, parts = run.inputs[5], None
+        places = (1, 0, 2) if run.attributes.get("layout", 0) == 1 else (0, 1, 2)
+        if isinstance(value, Tracked) and len(value.axes) == 3:
+            _, rows, features = (value.axes[i] for i in places)
+            parts = entries_of(value, places[0], run.directions)
+        if parts and len(parts) == run.directions and isinstance(parts[0].of, Source):
+            source, axis = parts[0].of, parts[0].axis
+            own = [a for i, a in enumerate(source.axes) if i != axis and a.size != 1]
+            mine = [a for a in (rows.base or rows, features) if a.size != 1]
+            if own == mine and all((p.of, p.axis) == (source, axis) for p in parts):
+                if rows.order is _order_of(run):
+                    return source, parts
+                self._refuse_run(
+                    run, "initial_h", "its rows are in another order than those of X"
+                )
+        self._refuse_run(
+            run,
+            "initial_h",
+            f"it {why_of(value)}, where a layer's call takes hidden: it must be an "
+            "input of its own, with rows and features in their order",
+        )
 
     def _judge_lengths(self, steps: list[Step]) -> None:
         seen: dict[str, Run] = {}
-        for run in (run for step in steps for run in step.runs):
+        for run in _runs_of(steps):
             value = run.inputs[4]
             if isinstance(value, Spread) and value.of is run.time:
                 value = None
@@ -393,12 +470,16 @@ class Reader:
                 if (value.array == run.time.size).all():
                     value = None
             if value is not None and not whole_input_of(value):
-                constant = isinstance(value, (Fixed, Spread))
-                why = "is a constant" if constant else why_of(value)
                 self._refuse_run(
                     run,
                     "sequence_lens",
-                    f"it {why}, where a layer's call takes lengths: make it an input",
+                    f"it {why_of(value)}, where a layer's call takes lengths: make it "
+                    "an input",
+                )
+            orders = {axis.order for axis in getattr(value, "axes", ())}
+            if orders - {_order_of(run)}:
+                self._refuse_run(
+                    run, "sequence_lens", "its rows are in another order than X's"
                 )
             seen[whole_input_of(value)] = run
         if len(seen) > 1:
@@ -445,3 +526,35 @@ class Reader:
         self, run: Run, name: str, rule: str, found: mx.array
     ) -> NoReturn:
         self._refuse_run(run, name, f"its shape must be {rule}, but is {found.shape}")
+
+
+def _runs_of(steps: Sequence[Step]) -> list[Run]:
+    """Return the nodes in the layers' order, forward before backward."""
+    runs = (run for step in steps for run in (step.forward, step.backward))
+    return list(dict.fromkeys(runs))
+
+
+def _order_of(run: Run) -> Order | None:
+    """Return the order of a node's rows: X's or, where X is unknown, the lengths'."""
+    lengths = run.inputs[4]
+    if run.obstacle and isinstance(lengths, Tracked) and lengths.axes:
+        return lengths.axes[0].order
+    return run.batch.order
+
+
+def _directions_of(run: Run) -> list[tuple[Run, int]]:
+    return [(run, i) for i in range(run.directions)]
+
+
+def _states_of(of: Expression) -> list[tuple[Run, int]]:
+    """Return the directions whose last states these are, if it is nothing else."""
+    found: list[tuple[Run, int]] = []
+    entries = of.entries if isinstance(of, Parts) else ()
+    if isinstance(of, Last):
+        entries = (Part(of, WHOLE, 0),)
+    for part in entries:
+        if not isinstance(part.of, Last):
+            return []
+        states = _directions_of(part.of.run)
+        found += states if part.axis == WHOLE else [states[part.index]]
+    return found

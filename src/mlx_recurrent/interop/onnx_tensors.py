@@ -14,17 +14,30 @@ from onnx import NodeProto, helper
 
 DIRECTIONS = ("forward", "reverse", "bidirectional")
 # What a graph is followed up to, so that a small file cannot ask for much memory: the
-# axes that NumPy has, and inputs and states put together.
+# axes that NumPy has, and parts of inputs and states put together.
 MOST_AXES = 64
 MOST_PARTS = 256
+WHOLE = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """The order of rows by their lengths, known by its identity, and what made it."""
+
+    by: str
 
 
 @dataclass(frozen=True, eq=False)
 class Axis:
-    """An axis, known by its identity; ``size`` is ``None`` where the graph is open."""
+    """An axis, known by its identity; ``size`` is ``None`` where the graph is open.
+
+    One that was put into an order has that, and the axis before: its ``base``.
+    """
 
     size: int | None
     kind: str = "given"
+    order: Order | None = None
+    base: "Axis | None" = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,17 +84,44 @@ class Run:
 
 @dataclass(frozen=True)
 class Source:
-    """An input of the graph."""
+    """An input of the graph, and whether it holds integers."""
 
     name: str
+    axes: tuple[Axis, ...] = ()
+    integers: bool = False
 
 
 @dataclass(frozen=True)
 class Output:
-    """What an RNN node gives, of both directions or of one."""
+    """What an RNN node gives for each step."""
 
     run: Run
-    part: int | None = None
+    axes: tuple[Axis, ...] = ()
+
+
+@dataclass(frozen=True)
+class Last:
+    """The last state that an RNN node gives."""
+
+    run: Run
+    axes: tuple[Axis, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """An entry of an axis; ``WHOLE`` is no axis, and all that there is."""
+
+    of: Source | Output | Last
+    axis: int
+    index: int
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Parts, along the axis of the kind ``parts`` if there are more than one."""
+
+    entries: tuple[Part, ...]
+    by: str
 
 
 @dataclass(frozen=True)
@@ -101,7 +141,7 @@ class Residual:
     x: "Expression"
 
 
-Expression: TypeAlias = Source | Output | Joined | Residual
+Expression: TypeAlias = Source | Output | Last | Parts | Joined | Residual
 
 
 @dataclass(frozen=True)
@@ -158,6 +198,7 @@ class Spread:
     """A constant, or the size of an axis, repeated along axes of any size."""
 
     of: "Fixed | Axis"
+    sizes: tuple[int | Axis, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -176,21 +217,12 @@ class Mask:
 
 
 @dataclass(frozen=True)
-class Loose:
-    """Moved parts of inputs of the graph or of last states.
+class Permutation:
+    """The indices that put the rows of an axis into an order, or back."""
 
-    Args:
-        inputs (frozenset): The inputs' names.
-        states (frozenset): The nodes of the states.
-        by (str): What moved them.
-        disordered (frozenset): The axes, of three, along which they may have another
-            order.
-    """
-
-    inputs: frozenset[str] = frozenset()
-    states: frozenset[Run] = frozenset()
-    by: str = ""
-    disordered: frozenset[int] = frozenset()
+    order: Order
+    axis: Axis
+    inverse: bool = False
 
 
 @dataclass(frozen=True)
@@ -201,7 +233,7 @@ class Opaque:
 
 
 Value: TypeAlias = (
-    Tracked | Fixed | Dims | Spread | Counted | Mask | Loose | Opaque | None
+    Tracked | Fixed | Dims | Spread | Counted | Mask | Permutation | Opaque | None
 )
 
 
@@ -216,22 +248,30 @@ def attributes_of(node: NodeProto) -> dict[str, Any]:
 def why_of(value: Value) -> str:
     if isinstance(value, Opaque):
         return value.why
-    if isinstance(value, Loose):
-        return value.by or "is the last state of an RNN node"
     if isinstance(value, Tracked):
-        if isinstance(value.of, Source):
-            return f"is the input {value.of.name!r}"
-        return f"has {len(value.axes)} axes"
-    return "is missing" if value is None else "is computed"
+        by = value.of.by if isinstance(value.of, Parts) else ""
+        return f"is {by and 'made of '}{origins_of(value)}{by}"
+    if value is None:
+        return "is missing"
+    return "is a constant" if isinstance(value, (Fixed, Spread)) else "is computed"
 
 
-def inputs_of(value: Value) -> frozenset[str]:
-    """Return the inputs that a value is a part of, and of nothing else."""
-    if isinstance(value, Tracked) and isinstance(value.of, Source):
-        return frozenset({value.of.name})
-    if isinstance(value, Loose) and not value.states:
-        return value.inputs
-    return frozenset()
+def origins_of(*values: Value) -> str:
+    """Return what values come from, in words."""
+    found = []
+    for of in (value.of for value in values if isinstance(value, Tracked)):
+        for origin in [e.of for e in of.entries] if isinstance(of, Parts) else [of]:
+            if isinstance(origin, Source):
+                found.append(f"the input {origin.name!r}")
+            elif isinstance(origin, Last):
+                found.append(f"the last state of {origin.run.label!r}")
+            elif (run := last_run(origin)) is not None:
+                found.append(f"the outputs of {run.label!r}")
+    return " and ".join(dict.fromkeys(found))
+
+
+def by_node(node: NodeProto) -> str:
+    return f" by the node {label_of(node)!r} ({node.op_type})"
 
 
 def whole_input_of(value: Value) -> str:
@@ -251,4 +291,6 @@ def last_run(of: Expression) -> Run | None:
         return last_run(of.outputs)
     if isinstance(of, Joined):
         return of.forward
+    if isinstance(of, Parts):
+        return last_run(of.entries[0].of)
     return of.run if isinstance(of, Output) else None
