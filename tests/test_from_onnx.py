@@ -376,7 +376,7 @@ def test_two_nodes_as_two_directions(rng):
     # The other way round there is no such layer.
     nodes[-1] = node("Concat", "sb sf", "Y", axis=2)
     model = graph(rng, nodes, {"Y": ["L", "N", 2 * H]}, INTEGERS, shapes=shapes)
-    with pytest.raises(ValueError, match=r"'Y', which is made by .*Concat"):
+    with pytest.raises(ValueError, match=r"'Y', which is made of .*Concat"):
         from_onnx(model)
 
 
@@ -522,7 +522,7 @@ LENS = {"sequence_lens": ["N"]}
         (
             [node("Tanh", "X", "t"), rnn(1, "t", "Y")],
             {},
-            r"'rnn1', whose X is made by the node 'the Tanh' \(Tanh\)",
+            r"'rnn1', whose X is made of the input 'X' by the node 'the Tanh' \(Tanh\)",
         ),
         (
             [
@@ -531,7 +531,7 @@ LENS = {"sequence_lens": ["N"]}
                 node("Relu", "s", "Y"),
             ],
             {},
-            r"'Y', which is made by the node 'the Relu' \(Relu\)",
+            r"of the outputs of 'rnn1' by the node 'the Relu' \(Relu\)",
         ),
         (
             [rnn(1, "X", "Y", lens="lens")],
@@ -541,7 +541,7 @@ LENS = {"sequence_lens": ["N"]}
         (
             [rnn(1, "X", "Y", "h"), node("Relu", "X", "h")][::-1],
             {},
-            "initial_h: it is made by the node 'the Relu'",
+            "initial_h: it is made of the input 'X' by the node 'the Relu'",
         ),
         (
             [*STACK[:2], rnn(2, "s1", "Y", "y1_h")],
@@ -719,7 +719,7 @@ def test_the_padding_of_an_input_is_no_part_of_a_residual(rng):
     for node in model.graph.node:
         if node.name == "layers.0.residual_Add":
             node.input[1] = "X"
-    with pytest.raises(ValueError, match=r"is made by the node .*residual_Add"):
+    with pytest.raises(ValueError, match=r"is made of .*residual_Add"):
         from_onnx(model)
 
 
@@ -793,7 +793,7 @@ def test_lengths_and_states_that_would_be_lost(rng, chosen):
         from_onnx(model, node=chosen)
     nodes = [node("Tanh", "h", "t"), rnn(1, "X", "Y", "t")]
     model = graph(rng, nodes, outputs, inputs={"h": [1, "N", H]})
-    with pytest.raises(ValueError, match=r"initial_h: it is made by .*\(Tanh\)"):
+    with pytest.raises(ValueError, match=r"initial_h: it is made of .*\(Tanh\)"):
         from_onnx(model, node=chosen)
 
 
@@ -821,15 +821,171 @@ def test_rows_in_another_order_are_refused(rng):
     with pytest.raises(ValueError, match=r"sequence_lens: .*\(Gather\)"):
         from_onnx(graph(rng, nodes, outputs, turned, {"sequence_lens": [2]}))
     nodes = [node("Gather", "h turned", "t", axis=1), rnn(1, "X", "Y", "t")]
-    with pytest.raises(ValueError, match=r"initial_h: .*\(Gather\), which may put"):
+    with pytest.raises(
+        ValueError, match=r"initial_h: it is made of the input 'h' .*Gather"
+    ):
         from_onnx(graph(rng, nodes, outputs, turned, {"h": [1, 2, H]}))
     nodes = [
         node("Split", "h ones", "a b", axis=1),
         node("Concat", "b a", "t", axis=1),
         rnn(1, "X", "Y", "t"),
     ]
-    with pytest.raises(ValueError, match=r"initial_h: .*\(Concat\), which may put"):
+    with pytest.raises(
+        ValueError, match=r"initial_h: it is made of the input 'h' .*Concat"
+    ):
         from_onnx(graph(rng, nodes, outputs, INTEGERS, {"h": [1, 2, H]}))
+
+
+STATE = {"h": [2, "N", H]}
+HALF = [
+    node("Split", "h ones", "h1 h2", axis=0),
+    rnn(1, "X", "y1", "h1"),
+    node("Squeeze", "y1 one", "s1"),
+]
+
+
+def test_a_state_of_which_each_layer_has_a_part(rng):
+    outputs = {"Y": [None] * 4}
+    nodes = [*HALF, rnn(2, "s1", "Y", "h2")]
+    model = graph(rng, nodes, outputs, INTEGERS, STATE, **TWO)
+    x, h = draw(rng, (N, L, D), mx.float32), draw(rng, (2, N, H), mx.float32)
+    inputs = {"X": np.array(mx.swapaxes(x, 0, 1)), "h": np.array(h)}
+    y = array(in_evaluator(model, inputs)[0][:, 0], mx.float32)
+    agree(mx.swapaxes(from_onnx(model)(x, list(h)), 0, 1), y)
+    # One of the nodes has its part alone.
+    equal(from_onnx(model, node="rnn2").Whh, from_onnx(model).layers[1].Whh)
+    for second, said in (
+        ("h1", "'rnn2' with initial_h: it is .* 'h' .*, given twice"),
+        ("", "input 'h' of 2 states, of which the RNN nodes take 1 alone"),
+        ("h", "'rnn2' with initial_h: it is the input 'h', where"),
+        ("y1_h", "'rnn2' with initial_h: it is the last state of 'rnn1', where"),
+    ):
+        nodes[-1] = rnn(2, "s1", "Y", second)
+        model = graph(rng, nodes, outputs, INTEGERS, STATE, **TWO)
+        with pytest.raises(ValueError, match=said):
+            from_onnx(model)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_parts_of_a_state_for_two_nodes_as_two_directions(rng, turned):
+    parts = ["h2", "h1"] if turned else ["h1", "h2"]
+    nodes = [
+        HALF[0],
+        rnn(1, "X", "f", parts[0]),
+        rnn(2, "X", "b", parts[1], direction="reverse"),
+        node("Concat", "f b", "Y", axis=3),
+    ]
+    shapes = [(1, D, H), (1, D, H)]
+    model = graph(rng, nodes, {"Y": [None] * 4}, INTEGERS, STATE, shapes=shapes)
+    if turned:
+        with pytest.raises(
+            ValueError, match=r"'rnn2' .* in another order"
+        ):
+            from_onnx(model)
+        return
+    x, h = draw(rng, (N, L, D), mx.float32), draw(rng, (2, N, H), mx.float32)
+    inputs = {"X": np.array(mx.swapaxes(x, 0, 1)), "h": np.array(h)}
+    y = array(in_evaluator(model, inputs)[0][:, 0], mx.float32)
+    agree(mx.swapaxes(from_onnx(model)(x, list(h)), 0, 1), y)
+
+
+@pytest.mark.parametrize("layout", [0, 1])
+def test_axes_of_a_state_are_known_by_their_places(rng, layout):
+    own = ["N", 1, H] if layout else [1, "N", H]
+    for perm, shape, taken in (
+        ([0, 1, 2], own, True),
+        ([1, 0, 2], [own[1], own[0], H], True),
+        ([0, 2, 1], [own[0], H, own[1]], layout == 1),  # an axis of one may be anywhere
+        ([2, 1, 0], [H, own[1], own[0]], False),
+    ):
+        nodes = [
+            node("Transpose", "h", "t", perm=perm),
+            rnn(1, "X", "Y", "t", layout=layout),
+        ]
+        model = graph(rng, nodes, {"Y": [None] * 4}, INTEGERS, {"h": shape})
+        if taken:
+            assert type(from_onnx(model)) is RNN
+        else:
+            with pytest.raises(ValueError, match="rows and features in their order"):
+                from_onnx(model)
+
+
+@pytest.mark.parametrize("chosen", [None, "rnn1"])
+def test_part_of_a_state_is_not_taken_for_zeros(rng, chosen):
+    nodes = [
+        *zero_state()[:-1],
+        node("ConstantOfShape", "shape", "zeros"),
+        node("Concat", "zeros h", "both", axis=0),
+        rnn(1, "X", "Y", "both", direction="bidirectional"),
+    ]
+    constants = {**INTEGERS, "hidden": np.array([H])}
+    inputs = {"h": [1, "N", H]}
+    model = graph(rng, nodes, {"Y": [None] * 4}, constants, inputs, **BOTH)
+    with pytest.raises(ValueError, match=r"initial_h: it is made of the input 'h' by"):
+        from_onnx(model, node=chosen)
+
+
+def test_other_uses_of_a_states_input(rng):
+    square = {"shapes": [(1, H, H)], "constants": INTEGERS}
+    nodes = [rnn(1, "X", "Y", "X")]
+    model = graph(rng, nodes, {"Y": [None] * 4}, inputs={"X": [1, "N", H]}, **square)
+    with pytest.raises(ValueError, match="the input 'X', the same input as X or"):
+        from_onnx(model)
+    nodes = [rnn(1, "X", "Y", "h"), node("Identity", "h", "again")]
+    outputs = {"Y": [None] * 4, "again": [None] * 3}
+    model = graph(rng, nodes, outputs, inputs={"h": [1, "N", H]})
+    with pytest.raises(ValueError, match="output 'again', which is the input 'h'"):
+        from_onnx(model)
+
+
+def test_lengths_are_integers_from_the_start(rng):
+    nodes = [
+        node("Cast", "ends", "lens", to=onnx.TensorProto.INT32),
+        rnn(1, "X", "Y", lens="lens"),
+    ]
+    model = graph(rng, nodes, {"Y": [None] * 4}, inputs={"ends": ["N"]})
+    with pytest.raises(ValueError, match=r"of the input 'ends' by .*\(Cast\)"):
+        from_onnx(model)
+
+
+def test_inputs_that_have_a_default_are_that(rng):
+    """As ONNX Runtime takes them where nothing is given."""
+    model = graph(
+        rng, [rnn(1, "X", "Y", "h")], {"Y": [None] * 4}, inputs={"h": [1, "N", H]}
+    )
+    row = draw(rng, (1, 1, H), mx.float32)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(row), "h"))
+    kind = onnx.TensorProto.FLOAT
+    model.graph.input.append(helper.make_tensor_value_info("1W", kind, [1, H, D]))
+    layer = from_onnx(model)
+    equal(layer.hidden0, row[0, 0])
+    equal(layer.Wxh, array(tensors(model)["1W"][0], mx.float32))
+    lens = graph(
+        rng, [rnn(1, "X", "Y", lens="sequence_lens")], {"Y": [None] * 4}, inputs=LENS
+    )
+    ends = numpy_helper.from_array(np.int32([2, 1]), "sequence_lens")
+    lens.graph.initializer.append(ends)
+    with pytest.raises(ValueError, match="sequence_lens: it is a constant"):
+        from_onnx(lens)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "constants"),
+    [
+        ([node("Split", "y sizes", "Y rest", axis=1)], {"sizes": np.array([2, 0])}),
+        ([node("Gather", "y at", "Y", axis=1)], {"at": np.array([[0]])}),
+        ([node("Concat", "f f", "Y", axis=3)], {}),
+        ([node("Concat", "b f", "Y", axis=1)], {}),
+    ],
+    ids=["all and none", "two axes of one", "forward twice", "turned"],
+)
+def test_directions_that_are_put_together_otherwise_are_refused(rng, nodes, constants):
+    nodes = [*SPLIT, *nodes]
+    rank = 5 if "at" in constants else 4
+    outputs = {"Y": [None] * rank}
+    model = graph(rng, nodes, outputs, {**INTEGERS, **constants}, **BOTH)
+    with pytest.raises(ValueError, match=r"the output 'Y'|one direction of 'rnn1'"):
+        from_onnx(model)
 
 
 @pytest.mark.parametrize("column", [[1], [0, 2], [0]], ids=str)
@@ -877,7 +1033,7 @@ def test_a_reshape_of_open_axes(rng, sizes, taken):
     if taken:
         assert type(from_onnx(model)) is RNN
     else:
-        with pytest.raises(ValueError, match=r"'rnn1', whose X is made by .*\(Resha"):
+        with pytest.raises(ValueError, match=r"'rnn1', whose X is made of .*\(Resha"):
             from_onnx(model)
 
 

@@ -320,8 +320,6 @@ def _where(node: NodeProto, inputs: list[Value]) -> Value:
     rank = len(value.axes)
     if len(mask.axes) > rank or not (isinstance(zero, Fixed) and _is_number(zero, 0)):
         return None
-    if zero.array.ndim > rank:
-        return None
     padding = mask.padding
     for over, axis in zip(_padded(mask.axes, rank), value.axes, strict=True):
         if (over is padding.time and axis is not over) or axis.order is not over.order:
@@ -606,7 +604,6 @@ def _mean(value: Value, factor: np.ndarray, rule: float) -> Value:
         and isinstance(value.of, Joined)
         and value.of.merge == "sum"
         and factor.size == 1
-        and factor.ndim <= len(value.axes)
         and factor.reshape(-1)[0] == rule
     ):
         return replace(value, of=replace(value.of, merge="mean"))
