@@ -584,23 +584,131 @@ def test_what_a_layer_does_not_have_is_refused(rng, nodes, keywords, said):
         from_onnx(model)
 
 
-def test_other_recurrent_operators_are_named():
-    value = helper.make_tensor_value_info
-    lstm = helper.make_node("LSTM", ["X", "W", "R"], ["Y"], "the lstm", hidden_size=4)
-    kind = onnx.TensorProto.FLOAT
-    model = helper.make_model(
-        helper.make_graph(
-            [lstm],
-            "graph",
-            [
-                value("X", kind, ["L", "N", 3]),
-                value("W", kind, [1, 16, 3]),
-                value("R", kind, [1, 16, 4]),
-            ],
-            [value("Y", kind, ["L", 1, "N", 4])],
-        )
+def body(nodes, inputs, outputs, name="body"):
+    """A graph for an attribute, of float32."""
+    infos = [
+        [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in names]
+        for names in (inputs, outputs)
+    ]
+    return helper.make_graph(nodes, name, *infos)
+
+
+def recurrent(kind, name, domain=""):
+    given, made = ["X", "W", "R"], ["Y"]
+    return helper.make_node(kind, given, made, name, domain=domain, hidden_size=H)
+
+
+def steps(wrapped):
+    """A loop that was unrolled, its weights through an operator, as exporters do."""
+    nodes, h = [], "X"
+    for i in range(3):
+        if wrapped:
+            nodes.append(helper.make_node(wrapped, ["R"], [f"R{i}"]))
+        nodes += [
+            helper.make_node("MatMul", [h, f"R{i}" if wrapped else "R"], [f"m{i}"]),
+            helper.make_node("Tanh", [f"m{i}"], [f"h{i}" if i < 2 else "Y"]),
+        ]
+        h = f"h{i}"
+    return nodes
+
+
+LOOP = helper.make_node(
+    "Loop",
+    ["many", "", "X"],
+    ["Y"],
+    "the loop",
+    body=helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["goes"]),
+            helper.make_node("Tanh", ["h"], ["next"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("i", onnx.TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", onnx.TensorProto.BOOL, []),
+            helper.make_tensor_value_info("h", onnx.TensorProto.FLOAT, None),
+        ],
+        [
+            helper.make_tensor_value_info("goes", onnx.TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next", onnx.TensorProto.FLOAT, None),
+        ],
+    ),
+)
+SCAN = helper.make_node(
+    "Scan",
+    ["h", "X"],
+    ["last", "Y"],
+    "the scan",
+    num_scan_inputs=1,
+    body=body(
+        [
+            helper.make_node("Add", ["a", "x"], ["b"]),
+            helper.make_node("Identity", ["b"], ["y"]),
+        ],
+        ["a", "x"],
+        ["b", "y"],
+    ),
+)
+
+
+def branches(kind):
+    graph = body([recurrent(kind, "inner")], [], ["Y"])
+    return helper.make_node(
+        "If", ["yes"], ["Y"], "the if", then_branch=graph, else_branch=graph
     )
-    with pytest.raises(ValueError, match="no RNN node, but LSTM 'the lstm'"):
+
+
+WITHOUT = {
+    "LSTM": ([recurrent("LSTM", "the lstm")], "but LSTM 'the lstm', which is not read"),
+    "GRU": ([recurrent("GRU", "")], "but GRU 'Y', which is not read"),
+    "another domain": (
+        [recurrent("RNN", "rnn", "com.example")],
+        "but RNN 'rnn' of the domain 'com.example'; only ONNX's own",
+    ),
+    "If": ([branches("RNN")], r"but RNN 'inner' in the node 'the if' \(If\); only"),
+    "LSTM in If": ([branches("LSTM")], r"but LSTM 'inner' in the node 'the if' \(If\)"),
+    "Loop": ([LOOP], "but Loop 'the loop', a loop over steps; take the layer itself"),
+    "Scan": ([SCAN], "but Scan 'the scan', a loop over steps; take the layer itself"),
+    "function": (
+        [helper.make_node("Layer", ["X", "W", "R"], ["Y"], domain="own")],
+        "but RNN 'inner' in the function 'Layer'; only",
+    ),
+    "unrolled": (steps(""), "but 3 products with the same weights, a loop that was"),
+    "unrolled, Keras": (steps("Identity"), r"but 3 products .* dynamo=False \(PyTorch"),
+    "unrolled, turned": (steps("Transpose"), "but 3 products with the same weights"),
+    "nothing": (
+        [helper.make_node("Relu", ["X"], ["Y"])],
+        r"has no RNN node: export with dynamo=False .*from_torch, from_keras",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WITHOUT)
+def test_what_there_is_in_place_of_an_rnn_node_is_named(what):
+    nodes, said = WITHOUT[what]
+    value = helper.make_tensor_value_info
+    inputs = [value(n, onnx.TensorProto.FLOAT, None) for n in ("X", "W", "R", "h")]
+    inputs.append(value("yes", onnx.TensorProto.BOOL, []))
+    inputs.append(value("many", onnx.TensorProto.INT64, []))
+    layer = helper.make_function(
+        "own",
+        "Layer",
+        ["X", "W", "R"],
+        ["Y"],
+        [recurrent("RNN", "inner")],
+        [helper.make_opsetid("", 17)],
+    )
+    for info in inputs[:4]:
+        info.type.tensor_type.shape.SetInParent()
+    y = value("Y", onnx.TensorProto.FLOAT, [])
+    domains = [("", 17), ("own", 1), ("com.example", 1)]
+    model = helper.make_model(
+        helper.make_graph(nodes, "graph", inputs, [y]),
+        opset_imports=[helper.make_opsetid(*domain) for domain in domains],
+        functions=[layer] if what == "function" else [],
+        ir_version=8,
+    )
+    with pytest.raises(ValueError, match=said):
         from_onnx(model)
 
 
@@ -878,9 +986,7 @@ def test_parts_of_a_state_for_two_nodes_as_two_directions(rng, turned):
     shapes = [(1, D, H), (1, D, H)]
     model = graph(rng, nodes, {"Y": [None] * 4}, INTEGERS, STATE, shapes=shapes)
     if turned:
-        with pytest.raises(
-            ValueError, match=r"'rnn2' .* in another order"
-        ):
+        with pytest.raises(ValueError, match=r"'rnn2' .* in another order"):
             from_onnx(model)
         return
     x, h = draw(rng, (N, L, D), mx.float32), draw(rng, (2, N, H), mx.float32)

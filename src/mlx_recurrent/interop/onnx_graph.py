@@ -1,6 +1,9 @@
 """An ONNX graph with RNN nodes, followed node by node."""
 
+import itertools
 import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -50,6 +53,9 @@ _MOVES = frozenset(
 )
 _FOLDED = _MOVES | {"Cast", "Identity"}
 _INTEGERS = (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
+# What lies between the same weights and their products.
+_PASSED = ("Identity", "Transpose", "Cast")
+_LAYERS = "take the layer itself: from_torch, from_keras"
 # How many numbers nodes may make of constants for each byte of them. Exporters take
 # weights apart and put them together; more is a small file that asks for much memory.
 _MADE_OF_A_BYTE = 8
@@ -81,7 +87,7 @@ class Graph:
 
     def __init__(self, model: onnx.ModelProto, name: str, folder: Path | None) -> None:
         self.name, self.folder = name, folder
-        self.graph = model.graph
+        self.graph, self.functions = model.graph, model.functions
         self.opsets = list(model.opset_import)
         self.runs: list[Run] = []
         self._bytes, self._made = model.ByteSize(), 0
@@ -96,6 +102,43 @@ class Graph:
     def refuse(self, why: str) -> NoReturn:
         """Raise a ``ValueError`` that names the model."""
         raise ValueError(f"{self.name} {why}")
+
+    def refuse_without_rnn(self) -> NoReturn:
+        """Raise a ``ValueError`` that says what there is in place of RNN nodes."""
+        inner = [
+            _within(f.node, f" in the function {f.name!r}") for f in self.functions
+        ]
+        nodes = [*_within(self.graph.node), *itertools.chain(*inner)]
+        for kind, why in (
+            ("RNN", "; only ONNX's own, in the graph itself, are read"),
+            ("GRU", ", which is not read"),
+            ("LSTM", ", which is not read"),
+            ("Loop", f", a loop over steps; {_LAYERS}"),
+            ("Scan", f", a loop over steps; {_LAYERS}"),
+        ):
+            for node, where in nodes:
+                if node.op_type == kind:
+                    own = node.domain and f" of the domain {node.domain!r}"
+                    label = label_of(node)
+                    self.refuse(
+                        f"has no RNN node, but {kind} {label!r}{own}{where}{why}"
+                    )
+        made = {node.output[0]: node for node, _ in nodes if node.output}
+        weights: Counter[str] = Counter()
+        for node, _ in nodes:
+            if node.op_type in ("MatMul", "Gemm"):
+                name, seen = node.input[1], 0
+                while (
+                    name in made and made[name].op_type in _PASSED and seen < len(made)
+                ):
+                    name, seen = made[name].input[0], seen + 1
+                weights[name] += 1
+        (_, times) = weights.most_common(1)[0] if weights else ("", 0)
+        loop = f", but {times} products with the same weights, a loop that was unrolled"
+        self.refuse(
+            f"has no RNN node{loop if times > 1 else ''}: export with dynamo=False "
+            f"(PyTorch), or {_LAYERS}"
+        )
 
     def _follow(self) -> None:
         for given in self.graph.input:
@@ -298,6 +341,18 @@ class Graph:
                 f"has the node {label_of(node)!r} ({node.op_type}), with which its "
                 f"nodes make {self._made} numbers of {self._bytes} bytes"
             )
+
+
+def _within(
+    nodes: Iterable[NodeProto], where: str = ""
+) -> Iterator[tuple[NodeProto, str]]:
+    """Return nodes, and those of their graphs, with the words for where they are."""
+    for node in nodes:
+        yield node, where
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                inner = f" in the node {label_of(node)!r} ({node.op_type})"
+                yield from _within(graph.node, inner)
 
 
 def _line(error: BaseException) -> str:

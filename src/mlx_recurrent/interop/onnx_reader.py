@@ -31,7 +31,6 @@ from mlx_recurrent.interop.onnx_tensors import (
     Source,
     Spread,
     Tracked,
-    label_of,
     last_run,
     padding_of,
     whole_input_of,
@@ -491,9 +490,7 @@ class Reader:
 
     def _judge_runs(self) -> None:
         if not self.graph.runs:
-            others = [n for n in self.graph.graph.node if n.op_type in ("LSTM", "GRU")]
-            has = f", but {others[0].op_type} {label_of(others[0])!r}" if others else ""
-            self.graph.refuse(f"has no RNN node{has}")
+            self.graph.refuse_without_rnn()
         for run in self.graph.runs:
             if run.direction not in DIRECTIONS:
                 self._refuse_run(
