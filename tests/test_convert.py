@@ -97,11 +97,15 @@ def test_there_and_back(network, dtype, rng, capsys):
 def test_the_inputs_of_the_graph():
     to_onnx(RNN(D, H), "model.onnx")
     assert convert("model.onnx", "w.safetensors") == 0
-    options = ("--sequence-lens", "--initial-h", "--opset", "17")
+    options = ("--sequence-lens", "--initial-h", "--opset", "17", "--sizes", "N=3,L=9")
     assert convert("w.safetensors", "back.onnx", *options) == 0
     model = onnx.load("back.onnx")
     assert [i.name for i in model.graph.input] == ["X", "sequence_lens", "initial_h"]
     assert model.opset_import[0].version == 17
+    shapes = [
+        [d.dim_value for d in i.type.tensor_type.shape.dim] for i in model.graph.input
+    ]
+    assert shapes == [[9, 3, D], [3], [3, H]]
 
 
 def test_one_node_of_several():
@@ -193,6 +197,12 @@ SUM, SUM_AGAIN = (Bidirectional(RNN(size, H), merge="sum") for size in (D, H))
         (layer_arrays(), ["--clip", "2"], "--clip must belong to a --nonlinearity"),
         (layer_arrays(), ["--node", "a"], "--node must not be given for a .safetenso"),
         (layer_arrays(), [*TANH, "--opset", "3"], "--opset must be an integer from 14"),
+        (
+            layer_arrays(),
+            [*TANH, "--sizes", "M=3"],
+            "--sizes must be of 'N', rows, and",
+        ),
+        (layer_arrays(), [*TANH, "--sizes", "N=0"], "--sizes N must be from 1 to"),
         (layer_arrays(leak=mx.ones(H)), TANH, "has leak, which no layer to convert"),
         (layer_arrays(fc__weight=mx.ones(H)), TANH, "has fc"),
         ({"Wxh": mx.ones((H, D))}, TANH, "Whh must be there"),
@@ -387,7 +397,7 @@ def test_help(capsys):
     for option in (
         *("SOURCE", "TARGET", "--overwrite", "--node", "--nonlinearity", "--alpha"),
         *("--beta", "--clip", "--merge", "--residual", "--layout", "--opset"),
-        *("--sequence-lens", "--initial-h"),
+        *("--sequence-lens", "--initial-h", "--sizes"),
     ):
         assert option in text
     with pytest.raises(SystemExit):

@@ -85,7 +85,15 @@ def stacked(state):
 
 
 def compare(
-    rng, layer, run, dtype=mx.float32, layout=0, lens=False, hidden=False, std=1
+    rng,
+    layer,
+    run,
+    dtype=mx.float32,
+    layout=0,
+    lens=False,
+    hidden=False,
+    std=1,
+    sizes=None,
 ):
     """A layer's call and another's run of its model agree."""
     layer.eval()
@@ -101,7 +109,9 @@ def compare(
         for i, each in enumerate(states):
             path = f"layers.{i}." if isinstance(state, list) else ""
             inputs[f"{path}initial_h"] = np.array(stacked(each))
-    model = to_onnx(layer, layout=layout, sequence_lens=lens, initial_h=hidden)
+    model = to_onnx(
+        layer, layout=layout, sequence_lens=lens, initial_h=hidden, sizes=sizes
+    )
     y, *lasts = run(model, inputs)
     outputs, last = layer(x, state, lengths=lengths, return_state=True)
     if isinstance(outputs, tuple):
@@ -397,3 +407,62 @@ def test_a_file_is_the_old_one_until_it_is_the_new_one(tmp_path, monkeypatch):
     monkeypatch.undo()
     to_onnx(RNN(D, 5), path)
     assert from_onnx(path).hidden_size == 5 and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("sizes", [{"N": N}, {"L": L}, {"N": N, "L": L}], ids=str)
+@pytest.mark.parametrize("network", ["rnn", "both, residual", "mixed", "pair"])
+def test_sizes_that_are_fixed(rng, network, sizes):
+    pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+    layer = NETWORKS[network]()
+    keywords = {"layout": 1, "sequence_lens": True}
+    model = to_onnx(layer, sizes=sizes, **keywords)
+    open_sizes = to_onnx(layer, **keywords)
+    for value, other in zip(
+        [*model.graph.input, *model.graph.output],
+        [*open_sizes.graph.input, *open_sizes.graph.output],
+        strict=True,
+    ):
+        dims = [v.type.tensor_type.shape.dim for v in (value, other)]
+        for dim, was in zip(*dims, strict=True):
+            assert dim.dim_value == sizes.get(was.dim_param, was.dim_value)
+    same(layer, from_onnx(model))
+    compare(rng, layer, in_runtime, layout=1, lens=True, sizes=sizes)
+
+
+def test_one_row_and_one_step_are_sizes_too():
+    for network in ("rnn", "both, residual", "stack", "pair"):
+        layer = NETWORKS[network]()
+        model = to_onnx(layer, initial_h=True, sizes={"N": 1, "L": 1})
+        same(layer, from_onnx(model))
+
+
+@pytest.mark.parametrize("network", ["rnn", "residual", "both, residual"])
+def test_openvino_takes_lengths_where_sizes_are_fixed(rng, network):
+    openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
+
+    def run(model, inputs):
+        core, exact = openvino.Core(), {"INFERENCE_PRECISION_HINT": "f32"}
+        read = core.read_model(model.SerializeToString())
+        return list(core.compile_model(read, "CPU", exact)(inputs).values())
+
+    layer = NETWORKS[network]()
+    compare(rng, layer, run, layout=1, lens=True, sizes={"N": N, "L": L})
+
+
+@pytest.mark.parametrize(
+    ("sizes", "error", "said"),
+    [
+        ([3, 4], TypeError, r"sizes must be a dict, such as .*, but is list"),
+        (
+            {"M": 3},
+            ValueError,
+            "sizes must be of 'N', rows, and 'L', steps, but has 'M'",
+        ),
+        ({"N": 0}, ValueError, r"sizes\['N'\] must be from 1 to 2"),
+        ({"L": 2.0}, TypeError, r"sizes\['L'\] must be an integer, but is float"),
+    ],
+    ids=str,
+)
+def test_sizes_that_are_none(sizes, error, said):
+    with pytest.raises(error, match=said):
+        to_onnx(RNN(D, H), sizes=sizes)

@@ -413,6 +413,7 @@ class Onnx(Peer):
             "opset": choose("opset", [None, 22]),
             "sequence_lens": choose("sequence_lens", [False, True]),
             "initial_h": choose.rarely("initial_h", [False, True]),
+            "sizes": choose.rarely("sizes", [None, {"N": N}, {"N": N, "L": L}]),
         }
 
     def barred(self, network):

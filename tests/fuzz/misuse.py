@@ -212,6 +212,10 @@ WRONG |= {
     "node": [*[x for x in _NETWORK if x != "None"], "[]", "['a', 'a']", "[3]"],
     "layout": [*EVERY, "2", "-1"],
     "opset": [x for x in [*EVERY, "13", "1000", "15.0"] if x != "None"],
+    "sizes": [
+        *[x for x in _NETWORK if x != "None"],
+        *("{'M': 3}", "{'N': 0}", "{'L': 2.0}", "{3: 3}"),
+    ],
     "module": [*_NETWORK, "{3: 4}", "'x'", "[]"],
     "tree": [x for x in _NETWORK if x != "RNN"] + ["{'i': 3, 'h': 4}", "{'cell': 3}"],
     "of two": [*JUNK, *NUMBERS, "len", "mx.tanh", "b'relu'", "'Relu'", "['tanh']"],
@@ -488,6 +492,7 @@ _INTERCHANGE = {
             "opset": "17",
             "sequence_lens": "True",
             "initial_h": "True",
+            "sizes": "{'N': 3, 'L': 2}",
         },
         _TABLES,
     ),

@@ -10,7 +10,7 @@ _SUFFIXES = (".onnx", ".safetensors")
 _OF_ONNX = ("node",)
 _OF_WEIGHTS = (
     *("nonlinearity", "alpha", "beta", "clip", "merge", "residual"),
-    *("layout", "opset", "sequence_lens", "initial_h"),
+    *("layout", "opset", "sequence_lens", "initial_h", "sizes"),
 )
 # What the functions that are called name their arguments, by the options for them.
 _ARGUMENTS = {
@@ -22,6 +22,9 @@ _ARGUMENTS = {
     "opset": "--opset",
     "sequence_lens": "--sequence-lens",
     "initial_h": "--initial-h",
+    "sizes": "--sizes",
+    "sizes['N']": "--sizes N",
+    "sizes['L']": "--sizes L",
 }
 
 
@@ -80,6 +83,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="states before the first step are inputs",
     )
+    graph.add_argument(
+        "--sizes",
+        type=_sizes,
+        metavar="N=ROWS,L=STEPS",
+        help="the model takes so many rows and steps alone",
+    )
+
+
+def _sizes(text: str) -> dict[str, int]:
+    """Return sizes by their names."""
+    try:
+        pairs = [pair.split("=") for pair in text.split(",")]
+        return {name: int(size) for name, size in pairs}
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be like N=3,L=10, but is {text!r}"
+        ) from None
 
 
 def main(parsed: argparse.Namespace) -> int:
@@ -118,6 +138,7 @@ def _convert(parsed: argparse.Namespace) -> str:
             opset=parsed.opset,
             sequence_lens=parsed.sequence_lens,
             initial_h=parsed.initial_h,
+            sizes=parsed.sizes,
         )
     arrays: Any = tree_flatten(layer.parameters())
     return f"{target} holds\n" + "\n".join(

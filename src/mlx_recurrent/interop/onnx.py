@@ -1,12 +1,17 @@
 """Models of ONNX with the operator ``RNN``."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_recurrent import atomic
-from mlx_recurrent.functional.judging import judge_flag, shown, type_name
+from mlx_recurrent.functional.judging import (
+    judge_flag,
+    judge_size,
+    shown,
+    type_name,
+)
 from mlx_recurrent.interop.parts import framework
 from mlx_recurrent.interop.reversed import Reversed
 from mlx_recurrent.layers.bidirectional import Bidirectional
@@ -85,14 +90,15 @@ def to_onnx(
     opset: int | None = None,
     sequence_lens: bool = False,
     initial_h: bool = False,
+    sizes: Mapping[str, int] | None = None,
 ) -> "onnx.ModelProto":
     """Make an ONNX model of layers, for evaluation.
 
     Its input ``X`` and output ``Y`` are sequences with any number ``N`` of rows and
-    ``L`` of steps. ``Y`` is what the call of the layers returns; the pair of a
-    :class:`mlx_recurrent.Bidirectional` without ``merge`` is one array with the
-    directions before the rows, as the operator gives it. The output ``Y_h`` is the last
-    state, ``(N, H)``, or ``(2, N, H)`` of both directions; of a
+    ``L`` of steps, or those in ``sizes``. ``Y`` is what the call of the layers returns;
+    the pair of a :class:`mlx_recurrent.Bidirectional` without ``merge`` is one array
+    with the directions before the rows, as the operator gives it. The output ``Y_h`` is
+    the last state, ``(N, H)``, or ``(2, N, H)`` of both directions; of a
     :class:`mlx_recurrent.Stack` there is one for each layer, ``layers.0.Y_h`` and so
     on.
 
@@ -111,10 +117,13 @@ def to_onnx(
             the oldest that can hold the model: 14, or 22 for bfloat16.
             Default: ``None``.
         sequence_lens (bool, optional): Whether the model has the input
-            ``sequence_lens``, the rows' lengths, ``(N,)``. Default: ``False``.
+            ``sequence_lens``, the rows' lengths, ``(N,)``. OpenVINO leaves it out,
+            without a word, where ``sizes`` does not hold both. Default: ``False``.
         initial_h (bool, optional): Whether the model has the states before the first
             step as inputs, named and shaped like the last ones: ``initial_h``, or
             ``layers.0.initial_h`` and so on. Default: ``False``.
+        sizes (dict, optional): The sizes ``"N"`` and ``"L"``, or one of them, of a
+            model that takes no others. Default: ``None``.
 
     Returns:
         ModelProto: The model, found right by ONNX's checker.
@@ -158,7 +167,8 @@ def to_onnx(
         )
     lengths = judge_flag("sequence_lens", sequence_lens)
     hidden = judge_flag("initial_h", initial_h)
-    model = Writer(layer, layout, lengths, hidden).model(opset)
+    fixed = _sizes(sizes)
+    model = Writer(layer, layout, lengths, hidden).model(opset, fixed)
     size = model.ByteSize()
     if size > LARGEST:
         raise ValueError(
@@ -168,6 +178,23 @@ def to_onnx(
     if path is not None:
         atomic.write(path, lambda file: file.write(model.SerializeToString()))
     return model
+
+
+def _sizes(sizes: Any) -> dict[str, int]:
+    if sizes is None:
+        return {}
+    if not isinstance(sizes, Mapping):
+        raise TypeError(
+            "sizes must be a dict, such as {'N': 3, 'L': 10}, but is "
+            f"{type_name(sizes)}"
+        )
+    for name, size in sizes.items():
+        if name not in ("N", "L"):
+            raise ValueError(
+                f"sizes must be of 'N', rows, and 'L', steps, but has {shown(name)}"
+            )
+        judge_size(f"sizes[{name!r}]", size, 1)
+    return {name: int(size) for name, size in sizes.items()}
 
 
 def _opened(model: Any) -> tuple[Any, str, Path | None]:

@@ -67,8 +67,8 @@ class Writer:
         self._rename(y, "Y")
         self.outputs = [self._value("Y", self._sequence_axes(*axes)), *states]
 
-    def model(self, opset: int | None) -> onnx.ModelProto:
-        """Return the graph as a model.
+    def model(self, opset: int | None, sizes: dict[str, int]) -> onnx.ModelProto:
+        """Return the graph as a model, whose axes of these names have these sizes.
 
         Raises:
             ValueError: If the operator does not take the weights' dtype there.
@@ -80,6 +80,10 @@ class Writer:
                 f"opset must be at least {least} for {dtype_name(self.dtype)}, but is "
                 f"{opset}"
             )
+        for value in (*self.inputs, *self.outputs):
+            for dim in value.type.tensor_type.shape.dim:
+                if dim.dim_param in sizes:
+                    dim.dim_value = sizes[dim.dim_param]
         graph = helper.make_graph(
             self.nodes, "mlx_recurrent", self.inputs, self.outputs, self.constants
         )
