@@ -11,6 +11,7 @@ from mlx_recurrent.functional import composed, dispatch
 from mlx_recurrent.functional.dispatch import Nonlinearity
 from mlx_recurrent.functional.functions import plan
 from mlx_recurrent.functional.judging import type_name
+from mlx_recurrent.functional.operands import Operands
 from mlx_recurrent.functional.options import BoundOptions, judge_hidden0, new_share
 from mlx_recurrent.functional.plan import Plan
 from mlx_recurrent.functional.tracing import trace
@@ -103,9 +104,8 @@ def prepare(
 
     choice = dispatch.choose(nonlinearity, mx.cpu)
     if found.path == "traced":
-        function, obstacle, _ = trace(
-            choice.nonlinearity, x, Wxh, bias, Whh, None, mx.cpu
-        )
+        operands = Operands(x=x, Wxh=Wxh, bias=bias, Whh=Whh, hidden=None)
+        function, obstacle, _ = trace(choice.nonlinearity, operands, mx.cpu)
         choice = choice.after_reading(function, obstacle)
     elif found.path == "composed":
         choice = choice.composed(found.reason)
@@ -117,7 +117,16 @@ def prepare(
         core = ComposedCore(Wxh, Whh, bias, f, new, start, lead, dtype)
     else:
         found = replace(found, threads=1, partition="none")
-        core = _native.Stream(Wxh, bias, Whh, new, start, choice.activation, lead, to)
+        core = _native.Stream(
+            Wxh=Wxh,
+            bias=bias,
+            Whh=Whh,
+            leak=new,
+            hidden0=start,
+            activation=choice.activation,
+            lead=lead,
+            dtype=to,
+        )
     return Prepared(core, found, dtype, to, D, H, start)
 
 
