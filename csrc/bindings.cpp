@@ -9,10 +9,8 @@
 #include <string>
 #include <variant>
 
-#include "activation.h"
 #include "kernels/cores.h"
 #include "kernels/machine_speed.h"
-#include "kernels/partition.h"
 #include "kernels/team.h"
 #include "mlx_faults/file_readers.h"
 #include "mlx_faults/interpreter.h"
@@ -23,9 +21,9 @@
 #include "primitives/operand.h"
 #include "primitives/pointwise.h"
 #include "primitives/reading.h"
-#include "primitives/recurrence.h"
 #include "primitives/steps.h"
 #include "primitives/traced.h"
+#include "recurrence_bindings.h"
 #include "streaming_bindings.h"
 
 namespace nb = nanobind;
@@ -34,29 +32,6 @@ using namespace mlx_recurrent;
 
 namespace {
 
-kernels::Partition partition_of(
-    int64_t N,
-    int64_t L,
-    int64_t D,
-    int64_t H,
-    mx::Dtype dtype,
-    int64_t sets) {
-  return kernels::partition_recurrence(
-      N,
-      L,
-      D,
-      H,
-      compute_bytes(dtype),
-      kernels::this_machine(kernels::num_threads()),
-      sets);
-}
-
-mx::Stream stream_of(mx::StreamOrDevice stream) {
-  mx::Stream found = mx::to_stream(stream);
-  expect_thread(found);
-  return found;
-}
-
 // Where memory runs out nanobind's own conversion ends the process.
 Arrays arrays_of(nb::iterable arrays) {
   Arrays found;
@@ -64,16 +39,6 @@ Arrays arrays_of(nb::iterable arrays) {
     found.push_back(nb::cast<mx::array>(a));
   }
   return found;
-}
-
-nb::dict described(const kernels::Partition& p) {
-  nb::dict d;
-  d["isa"] = kernels::table()->isa;
-  d["threads"] = p.threads;
-  d["split"] = p.split == kernels::Split::none ? "none"
-      : p.split == kernels::Split::batch       ? "batch"
-                                               : "hidden";
-  return d;
 }
 
 } // namespace
@@ -118,81 +83,6 @@ NB_MODULE(_native, m) {
       "w"_a,
       "bias"_a.none(),
       "stream"_a.none());
-
-  m.def(
-      "recurrence",
-      [](const mx::array& x,
-         const std::optional<mx::array>& Wxh,
-         const std::optional<mx::array>& bias,
-         const mx::array& Whh,
-         const std::optional<mx::array>& hidden,
-         const std::variant<std::string, TracedReference>& activation,
-         const std::variant<bool, std::string>& return_state,
-         mx::StreamOrDevice stream,
-         const std::optional<mx::array>& lengths,
-         const std::optional<mx::array>& reset,
-         bool reverse,
-         const std::optional<mx::array>& hidden0,
-         const std::optional<mx::array>& leak,
-         double zoneout,
-         double recurrent_dropout,
-         double input_dropout,
-         const std::optional<mx::array>& key,
-         int checkpoint_every,
-         int truncate_every,
-         int flips) -> nb::object {
-        const bool* whether = std::get_if<bool>(&return_state);
-        Returned returned = !whether ? Returned::state
-            : *whether               ? Returned::both
-                                     : Returned::states;
-        const std::string* name = std::get_if<std::string>(&activation);
-        RecurrenceForm form{
-            name ? activation_named(*name) : kernels::Activation::traced};
-        form.zoneout = zoneout;
-        form.recurrent_dropout = recurrent_dropout;
-        form.input_dropout = input_dropout;
-        if (!name) {
-          form.function = std::get<TracedReference>(activation).traced;
-        }
-        Course course;
-        course.form.reverse = reverse;
-        course.form.flips = flips;
-        course.form.truncate_every = truncate_every;
-        course.form.has_lengths = lengths.has_value();
-        course.form.has_reset = reset.has_value();
-        course.lengths = lengths;
-        course.reset = reset;
-        Arrays outputs = recurrence(
-            {x, Whh, Wxh, bias, hidden, hidden0, leak, key, course},
-            form,
-            returned,
-            checkpoint_every,
-            stream_of(stream));
-        if (returned == Returned::both) {
-          return nb::make_tuple(outputs[0], outputs[1]);
-        }
-        return nb::cast(outputs[returned == Returned::state ? 1 : 0]);
-      },
-      "x"_a,
-      "Wxh"_a.none(),
-      "bias"_a.none(),
-      "Whh"_a,
-      "hidden"_a.none(),
-      "activation"_a,
-      "return_state"_a,
-      "stream"_a.none(),
-      "lengths"_a.none() = nb::none(),
-      "reset"_a.none() = nb::none(),
-      "reverse"_a = false,
-      "hidden0"_a.none() = nb::none(),
-      "leak"_a.none() = nb::none(),
-      "zoneout"_a = 0.0,
-      "recurrent_dropout"_a = 0.0,
-      "input_dropout"_a = 0.0,
-      "key"_a.none() = nb::none(),
-      "checkpoint_every"_a = 0,
-      "truncate_every"_a = 0,
-      "flips"_a = -1);
 
   m.def(
       "widen",
@@ -242,34 +132,6 @@ NB_MODULE(_native, m) {
       "last"_a,
       "stream"_a.none());
 
-  m.def(
-      "partition",
-      [](int64_t N, int64_t L, int64_t D, int64_t H, mx::Dtype dtype) {
-        return described(partition_of(N, L, D, H, dtype, 1));
-      },
-      "N"_a,
-      "L"_a,
-      "D"_a,
-      "H"_a,
-      "dtype"_a);
-  m.def(
-      "runs_apart",
-      [](int64_t N,
-         int64_t L,
-         int64_t D,
-         int64_t H,
-         mx::Dtype dtype,
-         int64_t sets) {
-        return partition_of(N, L, D, H, dtype, sets).split ==
-            kernels::Split::sets;
-      },
-      "N"_a,
-      "L"_a,
-      "D"_a,
-      "H"_a,
-      "dtype"_a,
-      "sets"_a);
-
   nb::class_<TracedReference>(m, "Traced")
       .def(
           "__eq__",
@@ -317,28 +179,9 @@ NB_MODULE(_native, m) {
             return TracedReference{Traced::of(reading.expression, dtype)};
           },
           "dtype"_a);
+  bind_recurrence(m);
   bind_streaming(m);
   m.def("read", &read_call, "result"_a, "argument"_a);
-  m.def(
-      "pre_activation",
-      [](const mx::array& x,
-         const std::optional<mx::array>& Wxh,
-         const std::optional<mx::array>& bias,
-         const mx::array& Whh,
-         const std::optional<mx::array>& previous,
-         int t,
-         mx::StreamOrDevice stream) {
-        mx::array a =
-            pre_activation(x, Wxh, bias, Whh, previous, t, stream_of(stream));
-        return nb::make_tuple(a, a);
-      },
-      "x"_a,
-      "Wxh"_a.none(),
-      "bias"_a.none(),
-      "Whh"_a,
-      "previous"_a.none(),
-      "t"_a,
-      "stream"_a.none());
   m.def(
       "replay",
       [](const mx::array& a, const TracedReference& function) {

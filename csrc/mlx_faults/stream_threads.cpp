@@ -204,6 +204,12 @@ void expect_thread(const mx::Stream& stream) {
   }
 }
 
+mx::Stream stream_of(const mx::StreamOrDevice& stream) {
+  mx::Stream found = mx::to_stream(stream);
+  expect_thread(found);
+  return found;
+}
+
 void expect_threads(const std::vector<mx::array>& arrays) {
   expect_threads(arrays, std::numeric_limits<size_t>::max());
 }

@@ -11,6 +11,7 @@
 
 #include "mlx/array.h"
 #include "mlx/stream.h"
+#include "mlx/utils.h"
 
 namespace mlx_recurrent {
 
@@ -22,6 +23,8 @@ void watch_forks();
 // Raises std::runtime_error, which says what to do, if the stream's thread was
 // left behind.
 void expect_thread(const mx::Stream& stream);
+// The stream that is meant, after that.
+mx::Stream stream_of(const mx::StreamOrDevice& stream);
 
 // The same for all that has to be computed still before these arrays are there,
 // and also if it is on a stream of another of Python's threads. For arrays that

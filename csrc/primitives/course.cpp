@@ -2,52 +2,24 @@
 
 namespace mlx_recurrent {
 
-Course::Course(const CourseForm& form, const Arrays& inputs) : form(form) {
-  size_t at = inputs.size() - form.inputs();
-  if (form.has_lengths) {
-    lengths = inputs[at++];
-  }
-  if (form.has_reset) {
-    reset = inputs[at];
-  }
-}
-
-void Course::append_to(Arrays& inputs) const {
-  for (const auto* part : {&lengths, &reset}) {
-    if (*part) {
-      inputs.push_back(**part);
-    }
-  }
-}
-
 Course Course::cut() const {
   Course other = *this;
   other.form.cuts = form.truncate_every > 0;
   return other;
 }
 
-bool fits(const CourseForm& form, const Arrays& inputs, const mx::array& like) {
-  Course course(form, inputs);
-  return like.ndim() >= 2 &&
-      (!course.lengths ||
-       (course.lengths->dtype() == mx::int32 &&
-        course.lengths->shape() == with_tail(like, 2, {}))) &&
-      (!course.reset ||
-       (course.reset->dtype() == mx::bool_ &&
-        course.reset->shape() == with_tail(like, 1, {}))) &&
-      (form.flips < 0 ||
-       (form.flips < static_cast<int>(like.ndim()) - 2 &&
-        like.shape(form.flips) == 2));
+bool CourseForm::fits(const mx::array& like) const {
+  return flips < 0 ||
+      (flips < static_cast<int>(like.ndim()) - 2 && like.shape(flips) == 2);
 }
 
 std::vector<kernels::Course> courses(
-    const CourseForm& form,
-    const Arrays& inputs,
+    const Course& course,
     const mx::array& like,
     int64_t sets,
     int64_t N,
     Operands& operands) {
-  Course course(form, inputs);
+  const CourseForm& form = course.form;
   kernels::Sequence absent{nullptr, nullptr, 0, 0};
   kernels::Sequence lengths = absent;
   kernels::Sequence reset = absent;

@@ -3,8 +3,7 @@
 
 #pragma once
 
-#include "primitives/operand.h"
-#include "primitives/primitive.h"
+#include "primitives/slots.h"
 
 namespace mlx_recurrent {
 
@@ -17,45 +16,41 @@ struct CourseForm {
   int truncate_every = 0; // 0: derivatives are not cut
   // Of a primitive that copies along time: it is a derivative itself, and cut.
   bool cuts = false;
-  bool has_lengths = false;
-  bool has_reset = false;
 
   bool operator==(const CourseForm&) const = default;
 
-  // Its arrays are the last of a primitive's inputs: lengths, then reset.
-  int inputs() const {
-    return has_lengths + has_reset;
-  }
-  // Whether every row runs all steps, and all passes between them.
-  bool is_plain() const {
-    return inputs() == 0;
-  }
+  // Whether the axis that flips is one of the leading ones of (..., L, H).
+  bool fits(const mx::array& like) const;
 };
 
+// Its arrays, which are slots of every primitive along time.
+constexpr SlotKind lengths_kind{"lengths", Lead::rows, {}, Holds::counts};
+constexpr SlotKind reset_kind{"reset", Lead::rows, {Size::L}, Holds::flags};
+
+// kernels::Course, with arrays where that has pointers.
 struct Course {
   CourseForm form;
-  std::optional<mx::array> lengths; // int32 (...)
-  std::optional<mx::array> reset;   // bool (..., L)
-
-  Course() = default;
-  // From the last of a primitive's inputs.
-  Course(const CourseForm& form, const Arrays& inputs);
-
-  void append_to(Arrays& inputs) const;
+  std::optional<mx::array> lengths;
+  std::optional<mx::array> reset;
 
   // That of derivatives.
   Course cut() const;
 };
 
-// Whether the last of `inputs` fit a sequence (..., L, features) with the
-// leading axes and steps of `like`.
-bool fits(const CourseForm& form, const Arrays& inputs, const mx::array& like);
+// That of a primitive, from its inputs.
+template <class Slot>
+Course course_of(
+    const CourseForm& form,
+    const Slots<Slot>& slots,
+    const Arrays& inputs) {
+  return {
+      form, slots.find(inputs, Slot::lengths), slots.find(inputs, Slot::reset)};
+}
 
 // The course of each set of N rows, for the kernels. `like` has the leading
 // axes of the rows of all sets.
 std::vector<kernels::Course> courses(
-    const CourseForm& form,
-    const Arrays& inputs,
+    const Course& course,
     const mx::array& like,
     int64_t sets,
     int64_t N,

@@ -11,17 +11,40 @@ namespace mlx_recurrent {
 
 namespace {
 
+using Slot = ScanSlot;
+
+constexpr Slot factor_slots[] = {Slot::alpha, Slot::beta, Slot::gamma};
+
+using Args = kernels::LinearScanArgs;
+
+constexpr struct {
+  Slot slot;
+  SlotKind kind;
+  Place<Args> place; // the course's are in `Args::course`
+} rows[] = {
+    {Slot::s, {"s", Lead::rows, {Size::L, Size::H}}, &Args::s},
+    {Slot::V, {"V", Lead::sets, {Size::H, Size::H}}, &Args::V},
+    {Slot::alpha, {"alpha", Lead::rows, {Size::L, Size::H}}, &Args::alpha},
+    {Slot::beta, {"beta", Lead::rows, {Size::L, Size::H}}, &Args::beta},
+    {Slot::gamma, {"gamma", Lead::rows, {Size::L, Size::H}}, &Args::gamma},
+    {Slot::hidden, {"hidden", Lead::rows, {Size::H}}, &Args::hidden},
+    {Slot::hidden0, {"hidden0", Lead::sets, {Size::H}}, &Args::hidden0},
+    {Slot::lengths, lengths_kind, {}},
+    {Slot::reset, reset_kind, {}}};
+static_assert(in_order(rows));
+
 // u, the result before each step. Cut, because y is a derivative.
 mx::array before(
-    const LinearScanInputs& in,
+    const Slotted<Slot>& in,
+    const Course& course,
     const mx::array& y,
     const mx::Stream& s) {
-  mx::array u = step_before(y, in.hidden, in.course, s);
-  if (!in.hidden0) {
+  mx::array u = step_before(y, in[Slot::hidden], course, s);
+  if (!in[Slot::hidden0]) {
     return u;
   }
-  mx::array rows = repeated_row(*in.hidden0, y, s);
-  return add(u, only_places(rows, Places::starts, in.course, s), s);
+  mx::array rows = repeated_row(*in[Slot::hidden0], y, s);
+  return add(u, only_places(rows, Places::starts, course, s), s);
 }
 
 // The sum of terms that may be absent.
@@ -34,6 +57,10 @@ std::optional<mx::array> sum(
 
 } // namespace
 
+const SlotKind& kind_of(ScanSlot slot) {
+  return rows[static_cast<int>(slot)].kind;
+}
+
 mx::array scaled(
     const std::optional<mx::array>& factor,
     const mx::array& a,
@@ -42,56 +69,31 @@ mx::array scaled(
 }
 
 mx::array linear_scan(
-    LinearScanInputs in,
+    Slotted<Slot> in,
+    const Course& course,
     bool transposed,
     const mx::Stream& stream) {
-  if (!in.course.reset) {
-    in.hidden0 = std::nullopt;
+  Course cut = course.cut();
+  in[Slot::lengths] = cut.lengths;
+  in[Slot::reset] = cut.reset;
+  if (!cut.reset) {
+    in[Slot::hidden0] = std::nullopt;
   }
-  in.course = in.course.cut();
-  Arrays inputs{in.s, in.V};
-  for (const auto* optional :
-       {&in.alpha, &in.beta, &in.gamma, &in.hidden, &in.hidden0}) {
-    if (*optional) {
-      inputs.push_back(**optional);
-    }
-  }
-  in.course.append_to(inputs);
   auto primitive = std::make_shared<LinearScan>(
-      stream,
-      LinearScanForm{
-          transposed,
-          in.alpha.has_value(),
-          in.beta.has_value(),
-          in.gamma.has_value(),
-          in.hidden.has_value(),
-          in.hidden0.has_value(),
-          in.course.form});
+      stream, LinearScanForm{transposed, in.slots(), cut.form});
+  Arrays inputs = in.in_order();
   mx::Shape shape = primitive->output_shapes(inputs)[0];
+  mx::Dtype dtype = in.get(Slot::s).dtype();
   return mx::array(
-      std::move(shape), in.s.dtype(), std::move(primitive), std::move(inputs));
+      std::move(shape), dtype, std::move(primitive), std::move(inputs));
 }
 
-LinearScanInputs LinearScan::unpack(const Arrays& inputs) const {
-  auto at = [&](int i) {
-    return i < 0 ? std::nullopt : std::optional(inputs[i]);
-  };
-  return {
-      inputs[form_.s],
-      inputs[form_.V],
-      at(form_.alpha()),
-      at(form_.beta()),
-      at(form_.gamma()),
-      at(form_.hidden()),
-      at(form_.hidden0()),
-      Course(form_.course, inputs)};
-}
-
-LinearScanInputs LinearScan::outside(const Arrays& inputs) {
-  LinearScanInputs in = unpack(inputs);
-  for (auto* factor : {&in.alpha, &in.beta, &in.gamma}) {
-    if (*factor) {
-      *factor = only_places(**factor, Places::valid, in.course, stream());
+Slotted<Slot> LinearScan::outside(const Arrays& inputs) {
+  Slotted<Slot> in(form_.inputs, inputs);
+  Course course = course_of(form_.course, form_.inputs, inputs);
+  for (Slot slot : factor_slots) {
+    if (auto& factor = in[slot]) {
+      factor = only_places(*factor, Places::valid, course, stream());
     }
   }
   return in;
@@ -101,45 +103,33 @@ void LinearScan::eval_cpu(const Arrays& inputs, Arrays& outputs) {
   mx::array& out = outputs[0];
   // Each element of s is read just before its place is written, and what is
   // cleared is not read.
-  allocate_over(out, inputs[0]);
+  allocate_over(out, form_.inputs.in(inputs, Slot::s));
   if (out.size() == 0) {
     return;
   }
-  LinearScanInputs in = unpack(inputs);
   auto operands = std::make_shared<Operands>();
-  kernels::Sequence absent{nullptr, nullptr, 0, 0};
-  int axes = static_cast<int>(in.V.ndim()) - 2;
-  int64_t sets = size_between(in.V, 0, axes);
+  const mx::array& V = form_.inputs.in(inputs, Slot::V);
+  int axes = static_cast<int>(V.ndim()) - 2;
+  int64_t sets = size_between(V, 0, axes);
   int64_t N = size_between(out, axes, static_cast<int>(out.ndim()) - 2);
   int64_t L = out.shape(-2);
   int64_t H = out.shape(-1);
-  auto sequence = [&](const std::optional<mx::array>& a) {
-    return a ? operands->sequence(*a) : absent;
-  };
-  kernels::Sequence source = operands->sequence(in.s);
-  kernels::Sequence alpha = sequence(in.alpha);
-  kernels::Sequence beta = sequence(in.beta);
-  kernels::Sequence gamma = sequence(in.gamma);
-  kernels::Sequence hidden = in.hidden ? operands->rows(*in.hidden) : absent;
-  std::vector<kernels::Course> course =
-      courses(form_.course, inputs, out, sets, N, *operands);
-  std::vector<kernels::LinearScanArgs> args;
+  Args one{};
+  one.N = N;
+  one.L = L;
+  one.H = H;
+  one.transposed = form_.transposed;
+  std::vector<Args> args(sets, one);
+  for (int i = 0; i < form_.inputs.size(); ++i) {
+    Slot slot = form_.inputs.at(i);
+    const auto& row = rows[static_cast<int>(slot)];
+    put(args, row.place, row.kind, inputs[i], N, *operands);
+  }
+  Course course = course_of(form_.course, form_.inputs, inputs);
+  std::vector<kernels::Course> runs = courses(course, out, sets, N, *operands);
   for (int64_t i = 0; i < sets; ++i) {
-    args.push_back(
-        {N,
-         L,
-         H,
-         form_.transposed,
-         course[i],
-         of_set(source, i, N),
-         Operands::matrix(in.V, i),
-         of_set(alpha, i, N),
-         of_set(beta, i, N),
-         of_set(gamma, i, N),
-         of_set(hidden, i, N),
-         in.hidden0 ? Operands::vector(*in.hidden0, i)
-                    : kernels::Vector{nullptr, 0},
-         of_set(out, i, sets)});
+    args[i].course = runs[i];
+    args[i].out = of_set(out, i, sets);
   }
   launch(
       stream(),
@@ -151,25 +141,19 @@ void LinearScan::eval_cpu(const Arrays& inputs, Arrays& outputs) {
 }
 
 std::vector<mx::Shape> LinearScan::output_shapes(const Arrays& inputs) {
-  LinearScanInputs in = unpack(inputs);
-  bool fits = has_kernels(in.s.dtype()) && in.V.ndim() >= 2 &&
-      in.s.ndim() >= in.V.ndim();
-  int sets = fits ? static_cast<int>(in.V.ndim()) - 2 : 0;
-  int H = fits ? in.s.shape(-1) : 0;
-  fits = fits && in.V.shape(-1) == H && in.V.shape(-2) == H &&
-      same_sets(in.s, in.V, sets) && form_.course.flips < sets &&
-      mlx_recurrent::fits(form_.course, inputs, in.s) &&
-      (!in.hidden || in.hidden->shape() == with_tail(in.s, 2, {H})) &&
-      (!in.hidden0 || in.hidden0->shape() == with_tail(in.V, 1, {})) &&
-      !(form_.transposed && (in.hidden || in.hidden0));
-  for (const auto* factor : {&in.alpha, &in.beta, &in.gamma}) {
-    fits = fits && (!*factor || (*factor)->shape() == in.s.shape());
-  }
-  for (int i = 0; i < form_.inputs(); ++i) {
-    fits = fits && inputs[i].dtype() == in.s.dtype();
-  }
-  expect(fits, name());
-  return {in.s.shape()};
+  const mx::array& s = form_.inputs.in(inputs, Slot::s);
+  const mx::array& V = form_.inputs.in(inputs, Slot::V);
+  bool starts =
+      form_.inputs.has(Slot::hidden) || form_.inputs.has(Slot::hidden0);
+  int sets = static_cast<int>(V.ndim()) - 2;
+  expect(
+      has_kernels(s.dtype()) && sets >= 0 && s.ndim() >= V.ndim() &&
+          same_sets(s, V, sets) && form_.course.flips < sets &&
+          form_.course.fits(s) && !(form_.transposed && starts),
+      name());
+  Shapes shapes(s, sets, s.shape(-1));
+  expect(shapes.fit(form_.inputs, inputs), name());
+  return {s.shape()};
 }
 
 bool LinearScan::is_equivalent(const mx::Primitive& other) const {
@@ -185,53 +169,63 @@ Arrays LinearScan::vjp(
     const Ints& argnums,
     const Arrays& outputs) {
   const mx::Stream& s = stream();
-  LinearScanInputs in = outside(primals);
-  int sets = static_cast<int>(in.V.ndim()) - 2;
-  mx::array c = matched(cotangents[0], outputs[0], s);
-  mx::array other = linear_scan(
-      {c, in.V, in.alpha, in.beta, in.gamma, {}, {}, in.course},
-      !form_.transposed,
-      s);
+  Slotted<Slot> in = outside(primals);
+  Course course = course_of(form_.course, form_.inputs, primals);
+  const mx::array& V = in.get(Slot::V);
+  const auto& alpha = in[Slot::alpha];
+  const auto& beta = in[Slot::beta];
+  const auto& gamma = in[Slot::gamma];
+  int sets = static_cast<int>(V.ndim()) - 2;
+  Slotted<Slot> cotangents_in = in;
+  cotangents_in[Slot::s] = matched(cotangents[0], outputs[0], s);
+  cotangents_in[Slot::hidden] = cotangents_in[Slot::hidden0] = std::nullopt;
+  mx::array other = linear_scan(cotangents_in, course, !form_.transposed, s);
   mx::array lambda = form_.transposed ? outputs[0] : other;
-  mx::array u = before(in, form_.transposed ? other : outputs[0], s);
-  mx::array carried = scaled(in.gamma, u, s);
-  mx::array weighted = scaled(in.beta, lambda, s);
-  mx::array back = mlx_recurrent::transposed(in.V, s);
+  mx::array u = before(in, course, form_.transposed ? other : outputs[0], s);
+  mx::array carried = scaled(gamma, u, s);
+  mx::array weighted = scaled(beta, lambda, s);
+  mx::array back = mlx_recurrent::transposed(V, s);
   // (alpha + gamma V^T beta) lambda, of some places or rows.
   auto through = [&](const auto& pick) {
     mx::array by_V = matmul(pick(weighted), back, {}, s);
     return *sum(
-        in.alpha ? std::optional(multiply(pick(*in.alpha), pick(lambda), s))
-                 : std::nullopt,
-        in.gamma ? multiply(pick(*in.gamma), by_V, s) : by_V,
+        alpha ? std::optional(multiply(pick(*alpha), pick(lambda), s))
+              : std::nullopt,
+        gamma ? multiply(pick(*gamma), by_V, s) : by_V,
         s);
+  };
+  auto gradient = [&](int i) -> mx::array {
+    switch (form_.inputs.at(i)) {
+      case Slot::s:
+        return other;
+      case Slot::V:
+        return outer_sum(weighted, carried, sets, s);
+      case Slot::alpha:
+        return multiply(lambda, u, s);
+      case Slot::beta:
+        return multiply(lambda, matmul(carried, V, {}, s), s);
+      case Slot::gamma:
+        return multiply(u, matmul(weighted, back, {}, s), s);
+      case Slot::hidden:
+        return through([&](const mx::array& a) {
+          return step_at(a, End::first, {}, course, s);
+        });
+      case Slot::hidden0:
+        return row_sum(
+            through([&](const mx::array& a) {
+              return only_places(a, Places::starts, course, s);
+            }),
+            sets,
+            s);
+      case Slot::lengths:
+      case Slot::reset:
+        return filled(primals[i], 0, s);
+    }
+    throw std::out_of_range("[mlx_recurrent] no such slot");
   };
   Arrays grads;
   for (int i : argnums) {
-    if (i == form_.s) {
-      grads.push_back(other);
-    } else if (i == form_.V) {
-      grads.push_back(outer_sum(weighted, carried, sets, s));
-    } else if (i == form_.alpha()) {
-      grads.push_back(multiply(lambda, u, s));
-    } else if (i == form_.beta()) {
-      grads.push_back(multiply(lambda, matmul(carried, in.V, {}, s), s));
-    } else if (i == form_.gamma()) {
-      grads.push_back(multiply(u, matmul(weighted, back, {}, s), s));
-    } else if (i == form_.hidden()) {
-      grads.push_back(through([&](const mx::array& a) {
-        return step_at(a, End::first, {}, in.course, s);
-      }));
-    } else if (i == form_.hidden0()) {
-      grads.push_back(row_sum(
-          through([&](const mx::array& a) {
-            return only_places(a, Places::starts, in.course, s);
-          }),
-          sets,
-          s));
-    } else {
-      grads.push_back(filled(primals[i], 0, s));
-    }
+    grads.push_back(gradient(i));
   }
   return grads;
 }
@@ -241,88 +235,88 @@ Arrays LinearScan::jvp(
     const Arrays& tangents,
     const Ints& argnums) {
   const mx::Stream& s = stream();
-  LinearScanInputs in = outside(primals);
-  mx::array y = linear_scan(in, form_.transposed, s);
-  mx::array back = mlx_recurrent::transposed(in.V, s);
-  mx::array weighted = scaled(in.beta, y, s);
-  std::optional<mx::array> source;  // at its own step
+  Slotted<Slot> in = outside(primals);
+  Course course = course_of(form_.course, form_.inputs, primals);
+  const mx::array& V = in.get(Slot::V);
+  const auto& beta = in[Slot::beta];
+  const auto& gamma = in[Slot::gamma];
+  mx::array y = linear_scan(in, course, form_.transposed, s);
+  mx::array back = mlx_recurrent::transposed(V, s);
+  mx::array weighted = scaled(beta, y, s);
+  Slotted<Slot> moved = in;
+  auto& source = moved[Slot::s]; // at its own step
+  source = moved[Slot::hidden] = moved[Slot::hidden0] = std::nullopt;
   std::optional<mx::array> passing; // at a passage, for the step before
-  std::optional<mx::array> first;
-  std::optional<mx::array> hidden0;
   auto pass = [&](const mx::array& term) { passing = sum(passing, term, s); };
   std::optional<mx::array> u;
   if (!form_.transposed) {
-    u = before(in, y, s);
+    u = before(in, course, y, s);
   }
   for (size_t k = 0; k < argnums.size(); ++k) {
-    int i = argnums[k];
-    if (i >= form_.inputs()) {
+    Slot slot = form_.inputs.at(argnums[k]);
+    if (!kind_of(slot).has_derivative()) {
       continue;
     }
-    mx::array d = matched(tangents[k], primals[i], s);
-    if (i == form_.s) {
-      source = d;
-    } else if (i == form_.hidden()) {
-      first = d;
-    } else if (i == form_.hidden0()) {
-      hidden0 = d;
-    } else if (i == form_.V) {
-      pass(
-          u ? scaled(in.beta, matmul(scaled(in.gamma, *u, s), d, {}, s), s)
-            : scaled(
-                  in.gamma,
-                  matmul(weighted, mlx_recurrent::transposed(d, s), {}, s),
-                  s));
-    } else {
-      d = only_places(d, Places::valid, in.course, s);
-      if (i == form_.alpha()) {
-        pass(multiply(d, u ? *u : y, s));
-      } else if (i == form_.beta()) {
+    mx::array d = matched(tangents[k], primals[argnums[k]], s);
+    auto valid = [&] { return only_places(d, Places::valid, course, s); };
+    switch (slot) {
+      case Slot::s:
+      case Slot::hidden:
+      case Slot::hidden0:
+        moved[slot] = d;
+        break;
+      case Slot::V:
         pass(
-            u ? multiply(d, matmul(scaled(in.gamma, *u, s), in.V, {}, s), s)
-              : scaled(in.gamma, matmul(multiply(d, y, s), back, {}, s), s));
-      } else {
+            u ? scaled(beta, matmul(scaled(gamma, *u, s), d, {}, s), s)
+              : scaled(
+                    gamma,
+                    matmul(weighted, mlx_recurrent::transposed(d, s), {}, s),
+                    s));
+        break;
+      case Slot::alpha:
+        pass(multiply(valid(), u ? *u : y, s));
+        break;
+      case Slot::beta:
         pass(
-            u ? scaled(in.beta, matmul(multiply(d, *u, s), in.V, {}, s), s)
-              : multiply(d, matmul(weighted, back, {}, s), s));
-      }
+            u ? multiply(valid(), matmul(scaled(gamma, *u, s), V, {}, s), s)
+              : scaled(gamma, matmul(multiply(valid(), y, s), back, {}, s), s));
+        break;
+      case Slot::gamma:
+        pass(
+            u ? scaled(beta, matmul(multiply(valid(), *u, s), V, {}, s), s)
+              : multiply(valid(), matmul(weighted, back, {}, s), s));
+        break;
+      case Slot::lengths:
+      case Slot::reset:
+        break;
     }
   }
   if (form_.transposed && passing) {
-    passing = step_after(*passing, in.course, s);
+    passing = step_after(*passing, course, s);
   }
   source = sum(source, passing, s);
-  return {linear_scan(
-      {source ? *source : filled(y, 0, s),
-       in.V,
-       in.alpha,
-       in.beta,
-       in.gamma,
-       first,
-       hidden0,
-       in.course},
-      form_.transposed,
-      s)};
+  if (!source) {
+    source = filled(y, 0, s);
+  }
+  return {linear_scan(moved, course, form_.transposed, s)};
 }
 
 std::pair<Arrays, Ints> LinearScan::vmap(
     const Arrays& inputs,
     const Ints& axes) {
-  std::vector<bool> joins(inputs.size(), true);
-  joins[form_.V] = false;
-  if (form_.has_hidden0) {
-    joins[form_.hidden0()] = false;
-  }
-  int sets =
-      static_cast<int>(inputs[form_.V].ndim()) - 2 - (axes[form_.V] >= 0);
+  int V = form_.inputs.index(Slot::V);
+  int sets = static_cast<int>(inputs[V].ndim()) - 2 - (axes[V] >= 0);
   return vectorize(
       [&](const Arrays& in, int more_sets) {
-        LinearScanInputs unpacked = unpack(in);
-        unpacked.course.form =
-            with_axis_at(form_.course, more_sets > 0 ? 0 : sets);
-        return Arrays{linear_scan(unpacked, form_.transposed, stream())};
+        Course course = course_of(form_.course, form_.inputs, in);
+        course.form = with_axis_at(form_.course, more_sets > 0 ? 0 : sets);
+        return Arrays{linear_scan(
+            Slotted<Slot>(form_.inputs, in),
+            course,
+            form_.transposed,
+            stream())};
       },
-      joins,
+      are_of_rows(form_.inputs),
       true,
       sets,
       inputs,

@@ -17,56 +17,34 @@ namespace mlx_recurrent {
 // (S..., H, H), hidden (S..., ..., H), hidden0 (S..., H). An absent alpha is 0,
 // beta and gamma 1, hidden and hidden0, which only the first form has, 0. An
 // axis along which the course flips is one of the sets.
-struct LinearScanInputs {
-  mx::array s;
-  mx::array V;
-  std::optional<mx::array> alpha;
-  std::optional<mx::array> beta;
-  std::optional<mx::array> gamma;
-  std::optional<mx::array> hidden;
-  std::optional<mx::array> hidden0;
-  Course course;
+enum class ScanSlot : int {
+  s,
+  V,
+  alpha,
+  beta,
+  gamma,
+  hidden,
+  hidden0,
+  lengths,
+  reset
 };
 
+const SlotKind& kind_of(ScanSlot slot);
+
+// `inputs` without those of the course, and the course.
 mx::array linear_scan(
-    LinearScanInputs inputs,
+    Slotted<ScanSlot> inputs,
+    const Course& course,
     bool transposed,
     const mx::Stream& stream);
 
 // What a linear scan has beside its arrays.
 struct LinearScanForm {
   bool transposed;
-  bool has_alpha;
-  bool has_beta;
-  bool has_gamma;
-  bool has_hidden;
-  bool has_hidden0;
+  Slots<ScanSlot> inputs;
   CourseForm course;
 
   bool operator==(const LinearScanForm&) const = default;
-
-  // Where an input stands among the arrays; -1 where it is absent.
-  static constexpr int s = 0;
-  static constexpr int V = 1;
-  int alpha() const {
-    return has_alpha ? 2 : -1;
-  }
-  int beta() const {
-    return has_beta ? 2 + has_alpha : -1;
-  }
-  int gamma() const {
-    return has_gamma ? 2 + has_alpha + has_beta : -1;
-  }
-  int hidden() const {
-    return has_hidden ? 2 + has_alpha + has_beta + has_gamma : -1;
-  }
-  int hidden0() const {
-    return has_hidden0 ? inputs() - 1 : -1;
-  }
-  // Before the course's arrays.
-  int inputs() const {
-    return 2 + has_alpha + has_beta + has_gamma + has_hidden + has_hidden0;
-  }
 };
 
 class LinearScan : public CpuPrimitive {
@@ -83,10 +61,9 @@ class LinearScan : public CpuPrimitive {
   DEFINE_OWN_NAME(LinearScan)
 
  private:
-  LinearScanInputs unpack(const Arrays& inputs) const;
   // The inputs for products, which read all places: factors that are zero in
   // the padding.
-  LinearScanInputs outside(const Arrays& inputs);
+  Slotted<ScanSlot> outside(const Arrays& inputs);
 
   LinearScanForm form_;
 };

@@ -12,6 +12,8 @@ namespace mlx_recurrent {
 
 namespace {
 
+using Slot = RecurrenceSlot;
+
 using kernels::Activation;
 using kernels::Op;
 
@@ -103,9 +105,7 @@ Linearisation::Linearisation(
       inputs_(inputs),
       states_(states),
       s_(stream),
-      course_(
-          form.course,
-          Arrays(inputs.begin(), inputs.begin() + form.inputs())) {
+      course_(course_of(form.course, form.inputs, inputs)) {
 }
 
 mx::array Linearisation::valid(const mx::array& a) const {
@@ -116,9 +116,9 @@ mx::array Linearisation::mask(
     kernels::Drawn what,
     double probability,
     const mx::array& like) const {
-  const mx::array& key = inputs_[form_.key()];
+  const mx::array& key = input_in(Slot::key);
   int first =
-      static_cast<int>(inputs_[form_.Whh].ndim()) - 2 + form_.repeated_axes;
+      static_cast<int>(input_in(Slot::Whh).ndim()) - 2 + form_.repeated_axes;
   int last = static_cast<int>(like.ndim()) - 2;
   auto rows = std::max<int64_t>(size_between(like, first, last), 1);
   return mlx_recurrent::mask(key, like, what, probability, rows, s_);
@@ -130,7 +130,7 @@ const std::optional<mx::array>& Linearisation::input_factors() {
       return {};
     }
     return mask(
-        kernels::Drawn::input_dropout, form_.input_dropout, inputs_[form_.x]);
+        kernels::Drawn::input_dropout, form_.input_dropout, input_in(Slot::x));
   });
 }
 
@@ -165,14 +165,14 @@ mx::array Linearisation::updated(const mx::array& a) {
 
 const mx::array& Linearisation::input() {
   return once(
-      input_, [&] { return with_input_factors(valid(inputs_[form_.x])); });
+      input_, [&] { return with_input_factors(valid(input_in(Slot::x))); });
 }
 
 const mx::array& Linearisation::before() {
   return once(before_, [&] {
-    auto hidden = input_at(form_.hidden());
+    auto hidden = find(Slot::hidden);
     mx::array q = step_before(states_, hidden, course_, s_);
-    if (auto hidden0 = input_at(form_.hidden0())) {
+    if (auto hidden0 = find(Slot::hidden0)) {
       mx::array rows = repeated_row(*hidden0, states_, s_);
       q = add(q, only_places(rows, Places::starts, course_, s_), s_);
     }
@@ -190,16 +190,16 @@ const mx::array& Linearisation::seen() {
 // a = z + Whh (m_h q), of all steps.
 const mx::array& Linearisation::pre_activations() {
   return once(pre_activations_, [&] {
-    mx::array z = form_.projected
+    mx::array z = form_.projected()
         ? input()
-        : matmul(input(), inputs_[form_.Wxh()], input_at(form_.bias()), s_);
-    return add(z, matmul(seen(), inputs_[form_.Whh], {}, s_), s_);
+        : matmul(input(), input_in(Slot::Wxh), find(Slot::bias), s_);
+    return add(z, matmul(seen(), input_in(Slot::Whh), {}, s_), s_);
   });
 }
 
 const mx::array& Linearisation::activations() {
   return once(activations_, [&] {
-    if (!form_.has_leak) {
+    if (!form_.inputs.has(Slot::leak)) {
       return states_; // but for units that were kept, whose slope is 0
     }
     const mx::array& a = pre_activations();
@@ -242,7 +242,7 @@ std::optional<mx::array> Linearisation::activation_slope() {
 
 const std::optional<mx::array>& Linearisation::rate() {
   return once(rate_, [&]() -> std::optional<mx::array> {
-    auto leak = input_at(form_.leak());
+    auto leak = find(Slot::leak);
     if (!leak) {
       return kept();
     }
@@ -260,7 +260,7 @@ const std::optional<mx::array>& Linearisation::passed() {
 const std::optional<mx::array>& Linearisation::slope() {
   return once(slope_, [&]() -> std::optional<mx::array> {
     std::optional<mx::array> g = activation_slope();
-    if (auto leak = input_at(form_.leak())) {
+    if (auto leak = find(Slot::leak)) {
       mx::array rows = repeated_row(*leak, states_, s_);
       g = g ? multiply(rows, *g, s_) : rows;
     }
@@ -273,17 +273,15 @@ mx::array Linearisation::scan(
     bool transposed,
     const std::optional<mx::array>& hidden,
     const std::optional<mx::array>& hidden0) {
-  return linear_scan(
-      {source,
-       inputs_[form_.Whh],
-       passed(),
-       slope(),
-       seen_factors(),
-       hidden,
-       hidden0,
-       course_},
-      transposed,
-      s_);
+  Slotted<ScanSlot> in;
+  in[ScanSlot::s] = source;
+  in[ScanSlot::V] = input_in(Slot::Whh);
+  in[ScanSlot::alpha] = passed();
+  in[ScanSlot::beta] = slope();
+  in[ScanSlot::gamma] = seen_factors();
+  in[ScanSlot::hidden] = hidden;
+  in[ScanSlot::hidden0] = hidden0;
+  return linear_scan(in, course_, transposed, s_);
 }
 
 } // namespace mlx_recurrent

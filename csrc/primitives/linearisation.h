@@ -45,8 +45,11 @@ class Linearisation {
       const std::optional<mx::array>& hidden0 = {});
 
  private:
-  std::optional<mx::array> input_at(int i) const {
-    return i < 0 ? std::nullopt : std::optional(inputs_[i]);
+  const mx::array& input_in(RecurrenceSlot slot) const {
+    return form_.inputs.in(inputs_, slot);
+  }
+  std::optional<mx::array> find(RecurrenceSlot slot) const {
+    return form_.inputs.find(inputs_, slot);
   }
   mx::array mask(kernels::Drawn what, double probability, const mx::array& like)
       const;

@@ -17,6 +17,16 @@ namespace {
 
 using kernels::RowRun;
 
+constexpr struct {
+  StepSlot slot;
+  SlotKind kind;
+} rows[] = {
+    {StepSlot::sequence, {"sequence", Lead::rows, {Size::L, Size::H}}},
+    {StepSlot::step, {"step", Lead::rows, {Size::H}}},
+    {StepSlot::lengths, lengths_kind},
+    {StepSlot::reset, reset_kind}};
+static_assert(in_order(rows));
+
 // One row of features, of elements of `item` bytes; from null: zeros.
 void copy_row(
     char* to,
@@ -57,22 +67,19 @@ struct Copy {
   std::vector<kernels::Course> by_set;
 
   // y (..., L, H) says how many rows and steps there are.
-  Copy(
-      const CourseForm& form,
-      const Arrays& inputs,
-      const mx::array& y,
-      mx::array& result)
+  Copy(const Course& course, const mx::array& y, mx::array& result)
       : N(size_between(y, 0, static_cast<int>(y.ndim()) - 2)),
         L(y.shape(-2)),
         H(y.shape(-1)),
         item(static_cast<int64_t>(y.itemsize())) {
     allocate(result);
     out = result.data<char>();
+    const CourseForm& form = course.form;
     int64_t sets = size_between(y, 0, form.flips + 1);
     rows_each = sets > 0 ? N / sets : 0;
-    by_set = courses(form, inputs, y, sets, rows_each, *operands);
-    for (kernels::Course& course : by_set) {
-      course.truncate_every = form.cuts ? form.truncate_every : 0;
+    by_set = courses(course, y, sets, rows_each, *operands);
+    for (kernels::Course& each : by_set) {
+      each.truncate_every = form.cuts ? form.truncate_every : 0;
     }
   }
 
@@ -107,42 +114,34 @@ struct Copy {
   }
 };
 
-// `inputs` but for the course's arrays, and what is in the course.
-mx::array with_shape_of(
-    std::shared_ptr<mx::Primitive> primitive,
-    Arrays inputs,
-    const Course& course) {
-  course.append_to(inputs);
-  mx::Shape shape = primitive->output_shapes(inputs)[0];
-  mx::Dtype dtype = inputs[0].dtype();
-  return mx::array(
-      std::move(shape), dtype, std::move(primitive), std::move(inputs));
-}
-
-// The course fits y, and so does a step that stands beside it, if there is one.
-void expect_fits(
-    const CourseForm& form,
-    const Arrays& inputs,
-    const mx::array& y,
+// A primitive's result for a sequence, a step if there is one, and a course.
+template <class Primitive, class... Rest>
+mx::array made(
+    const mx::Stream& stream,
+    const mx::array& sequence,
     const std::optional<mx::array>& step,
-    const char* name) {
-  expect(
-      fits(form, inputs, y) &&
-          (!step ||
-           (step->dtype() == y.dtype() &&
-            step->shape() == with_tail(y, 2, {y.shape(-1)}))),
-      name);
-}
-
-Arrays with_optional(const mx::array& y, const std::optional<mx::array>& step) {
-  return step ? Arrays{y, *step} : Arrays{y};
+    const Course& course,
+    Rest... rest) {
+  Slotted<StepSlot> in;
+  in[StepSlot::sequence] = sequence;
+  in[StepSlot::step] = step;
+  in[StepSlot::lengths] = course.lengths;
+  in[StepSlot::reset] = course.reset;
+  auto primitive =
+      std::make_shared<Primitive>(stream, in.slots(), course.form, rest...);
+  Arrays inputs = in.in_order();
+  mx::Shape shape = primitive->output_shapes(inputs)[0];
+  return mx::array(
+      std::move(shape),
+      sequence.dtype(),
+      std::move(primitive),
+      std::move(inputs));
 }
 
 } // namespace
 
-std::optional<mx::array> AlongTime::at(const Arrays& inputs, size_t i) const {
-  return i + form_.inputs() < inputs.size() ? std::optional(inputs[i])
-                                            : std::nullopt;
+const SlotKind& kind_of(StepSlot slot) {
+  return rows[static_cast<int>(slot)].kind;
 }
 
 mx::array step_before(
@@ -150,18 +149,14 @@ mx::array step_before(
     const std::optional<mx::array>& first,
     const Course& course,
     const mx::Stream& stream) {
-  return with_shape_of(
-      std::make_shared<StepBefore>(stream, course.form),
-      with_optional(y, first),
-      course);
+  return made<StepBefore>(stream, y, first, course);
 }
 
 mx::array step_after(
     const mx::array& y,
     const Course& course,
     const mx::Stream& stream) {
-  return with_shape_of(
-      std::make_shared<StepAfter>(stream, course.form), {y}, course);
+  return made<StepAfter>(stream, y, {}, course);
 }
 
 mx::array step_at(
@@ -170,10 +165,7 @@ mx::array step_at(
     const std::optional<mx::array>& otherwise,
     const Course& course,
     const mx::Stream& stream) {
-  return with_shape_of(
-      std::make_shared<StepAt>(stream, course.form, end),
-      with_optional(y, otherwise),
-      course);
+  return made<StepAt>(stream, y, otherwise, course, end);
 }
 
 mx::array only_at(
@@ -182,8 +174,7 @@ mx::array only_at(
     const mx::array& like,
     const Course& course,
     const mx::Stream& stream) {
-  return with_shape_of(
-      std::make_shared<OnlyAt>(stream, course.form, end), {step, like}, course);
+  return made<OnlyAt>(stream, like, step, course, end);
 }
 
 mx::array only_places(
@@ -197,8 +188,7 @@ mx::array only_places(
   if (places == Places::starts && !course.reset) {
     return filled(y, 0, stream);
   }
-  return with_shape_of(
-      std::make_shared<OnlyPlaces>(stream, course.form, places), {y}, course);
+  return made<OnlyPlaces>(stream, y, {}, course, places);
 }
 
 mx::array two_steps(
@@ -219,19 +209,22 @@ mx::array without_padding(
     const mx::array& lengths,
     const mx::Stream& stream) {
   Course course;
-  course.form.has_lengths = true;
   course.lengths = lengths;
   mx::array y = widen(x, 2, lengths, 0, stream);
   return only_places(y, Places::valid, course, stream);
 }
 
 std::vector<mx::Shape> AlongTime::output_shapes(const Arrays& inputs) {
-  expect_fits(form_, inputs, inputs[0], at(inputs, 1), name());
-  return {inputs[0].shape()};
+  const mx::array& y = sequence_of(inputs);
+  expect(y.ndim() >= 2 && course_.fits(y), name());
+  Shapes shapes(y, 0, y.shape(-1));
+  expect(shapes.fit(slots_, inputs), name());
+  return {shapes.of(kind_of(result()))};
 }
 
 bool AlongTime::is_equivalent(const mx::Primitive& other) const {
-  return form_ == static_cast<const AlongTime&>(other).form_;
+  const auto& o = static_cast<const AlongTime&>(other);
+  return slots_ == o.slots_ && course_ == o.course_;
 }
 
 Arrays AlongTime::vjp(
@@ -241,12 +234,13 @@ Arrays AlongTime::vjp(
     const Arrays& outputs) {
   const mx::Stream& s = stream();
   mx::array c = matched(cotangents[0], outputs[0], s);
-  Course cut = Course(form_, primals).cut();
+  Course cut = course_with(primals).cut();
   Arrays grads;
   for (int i : argnums) {
+    StepSlot slot = slots_.at(i);
     grads.push_back(
-        is_linear_in(i) && at(primals, i) ? transposed(i, c, primals, cut)
-                                          : filled(primals[i], 0, s));
+        is_linear_in(slot) ? transposed(slot, c, sequence_of(primals), cut)
+                           : filled(primals[i], 0, s));
   }
   return grads;
 }
@@ -256,19 +250,25 @@ Arrays AlongTime::jvp(
     const Arrays& tangents,
     const Ints& argnums) {
   const mx::Stream& s = stream();
-  std::optional<mx::array> first;
-  std::optional<mx::array> second;
-  if (!is_linear_in(1)) {
-    second = at(primals, 1);
-  }
+  // What it is not linear in stays; what does not move is zero.
+  Slotted<StepSlot> moved;
   for (size_t k = 0; k < argnums.size(); ++k) {
-    int i = argnums[k];
-    if (is_linear_in(i) && at(primals, i)) {
-      (i == 0 ? first : second) = matched(tangents[k], primals[i], s);
+    StepSlot slot = slots_.at(argnums[k]);
+    if (is_linear_in(slot)) {
+      moved[slot] = matched(tangents[k], primals[argnums[k]], s);
     }
   }
-  Course cut = Course(form_, primals).cut();
-  return {again(first ? *first : filled(primals[0], 0, s), second, cut)};
+  const mx::array& y = sequence_of(primals);
+  auto& sequence = moved[StepSlot::sequence];
+  auto& step = moved[StepSlot::step];
+  if (!is_linear_in(StepSlot::sequence)) {
+    sequence = y;
+    step = step ? *step : filled(*step_of(primals), 0, s);
+  }
+  return {again(
+      sequence ? *sequence : filled(y, 0, s),
+      step,
+      course_with(primals).cut())};
 }
 
 std::pair<Arrays, Ints> AlongTime::vmap(
@@ -276,10 +276,11 @@ std::pair<Arrays, Ints> AlongTime::vmap(
     const Ints& axes) {
   return vectorize(
       [this](const Arrays& in, int) {
-        Course moved(with_axis_at(form_, 0), in);
-        return Arrays{again(in[0], at(in, 1), moved)};
+        Course moved = course_with(in);
+        moved.form = with_axis_at(course_, 0);
+        return Arrays{again(sequence_of(in), step_of(in), moved)};
       },
-      std::vector<bool>(inputs.size(), true),
+      are_of_rows(slots_),
       true,
       0,
       inputs,
@@ -288,9 +289,10 @@ std::pair<Arrays, Ints> AlongTime::vmap(
 }
 
 void StepBefore::eval_cpu(const Arrays& inputs, Arrays& outputs) {
-  Copy copy(form_, inputs, inputs[0], outputs[0]);
-  copy.steps = copy.operands->sequence(inputs[0]);
-  if (auto first = at(inputs, 1)) {
+  const mx::array& y = sequence_of(inputs);
+  Copy copy(course_with(inputs), y, outputs[0]);
+  copy.steps = copy.operands->sequence(y);
+  if (auto first = step_of(inputs)) {
     copy.row = copy.operands->rows(*first);
   }
   mx::cpu::get_command_encoder(stream()).dispatch([copy = std::move(copy)] {
@@ -318,17 +320,19 @@ mx::array StepBefore::again(
 }
 
 mx::array StepBefore::transposed(
-    int input,
+    StepSlot input,
     const mx::array& cotangent,
-    const Arrays&,
+    const mx::array&,
     const Course& course) {
-  return input == 0 ? step_after(cotangent, course, stream())
-                    : step_at(cotangent, End::first, {}, course, stream());
+  return input == StepSlot::sequence
+      ? step_after(cotangent, course, stream())
+      : step_at(cotangent, End::first, {}, course, stream());
 }
 
 void StepAfter::eval_cpu(const Arrays& inputs, Arrays& outputs) {
-  Copy copy(form_, inputs, inputs[0], outputs[0]);
-  copy.steps = copy.operands->sequence(inputs[0]);
+  const mx::array& y = sequence_of(inputs);
+  Copy copy(course_with(inputs), y, outputs[0]);
+  copy.steps = copy.operands->sequence(y);
   mx::cpu::get_command_encoder(stream()).dispatch([copy = std::move(copy)] {
     copy.for_rows([&](int64_t n, const RowRun& run) {
       for (int64_t i = 0; i < run.length; ++i) {
@@ -353,17 +357,18 @@ mx::array StepAfter::again(
 }
 
 mx::array StepAfter::transposed(
-    int,
+    StepSlot,
     const mx::array& cotangent,
-    const Arrays&,
+    const mx::array&,
     const Course& course) {
   return step_before(cotangent, {}, course, stream());
 }
 
 void StepAt::eval_cpu(const Arrays& inputs, Arrays& outputs) {
-  Copy copy(form_, inputs, inputs[0], outputs[0]);
-  copy.steps = copy.operands->sequence(inputs[0]);
-  if (auto otherwise = at(inputs, 1)) {
+  const mx::array& y = sequence_of(inputs);
+  Copy copy(course_with(inputs), y, outputs[0]);
+  copy.steps = copy.operands->sequence(y);
+  if (auto otherwise = step_of(inputs)) {
     copy.row = copy.operands->rows(*otherwise);
   }
   mx::cpu::get_command_encoder(stream()).dispatch(
@@ -381,11 +386,6 @@ void StepAt::eval_cpu(const Arrays& inputs, Arrays& outputs) {
       });
 }
 
-std::vector<mx::Shape> StepAt::output_shapes(const Arrays& inputs) {
-  expect_fits(form_, inputs, inputs[0], at(inputs, 1), name());
-  return {with_tail(inputs[0], 2, {inputs[0].shape(-1)})};
-}
-
 bool StepAt::is_equivalent(const mx::Primitive& other) const {
   const auto& o = static_cast<const StepAt&>(other);
   return AlongTime::is_equivalent(o) && end_ == o.end_;
@@ -399,21 +399,21 @@ mx::array StepAt::again(
 }
 
 mx::array StepAt::transposed(
-    int input,
+    StepSlot input,
     const mx::array& cotangent,
-    const Arrays& primals,
+    const mx::array& sequence,
     const Course& course) {
-  if (input == 0) {
-    return only_at(cotangent, end_, primals[0], course, stream());
+  if (input == StepSlot::sequence) {
+    return only_at(cotangent, end_, sequence, course, stream());
   }
   // What stands for a step gets the cotangent where there are no steps.
-  mx::array none = filled(primals[0], 0, stream());
+  mx::array none = filled(sequence, 0, stream());
   return step_at(none, end_, cotangent, course, stream());
 }
 
 void OnlyAt::eval_cpu(const Arrays& inputs, Arrays& outputs) {
-  Copy copy(form_, inputs, inputs[1], outputs[0]);
-  copy.row = copy.operands->rows(inputs[0]);
+  Copy copy(course_with(inputs), sequence_of(inputs), outputs[0]);
+  copy.row = copy.operands->rows(*step_of(inputs));
   mx::cpu::get_command_encoder(stream()).dispatch(
       [copy = std::move(copy), end = end_] {
         copy.for_rows([&](int64_t n, const RowRun& run) {
@@ -426,34 +426,30 @@ void OnlyAt::eval_cpu(const Arrays& inputs, Arrays& outputs) {
       });
 }
 
-std::vector<mx::Shape> OnlyAt::output_shapes(const Arrays& inputs) {
-  expect_fits(form_, inputs, inputs[1], inputs[0], name());
-  return {inputs[1].shape()};
-}
-
 bool OnlyAt::is_equivalent(const mx::Primitive& other) const {
   const auto& o = static_cast<const OnlyAt&>(other);
   return AlongTime::is_equivalent(o) && end_ == o.end_;
 }
 
 mx::array OnlyAt::again(
-    const mx::array& step,
-    const std::optional<mx::array>& like,
+    const mx::array& like,
+    const std::optional<mx::array>& step,
     const Course& course) {
-  return only_at(step, end_, *like, course, stream());
+  return only_at(step.value(), end_, like, course, stream());
 }
 
 mx::array OnlyAt::transposed(
-    int,
+    StepSlot,
     const mx::array& cotangent,
-    const Arrays&,
+    const mx::array&,
     const Course& course) {
   return step_at(cotangent, end_, {}, course, stream());
 }
 
 void OnlyPlaces::eval_cpu(const Arrays& inputs, Arrays& outputs) {
-  Copy copy(form_, inputs, inputs[0], outputs[0]);
-  copy.steps = copy.operands->sequence(inputs[0]);
+  const mx::array& y = sequence_of(inputs);
+  Copy copy(course_with(inputs), y, outputs[0]);
+  copy.steps = copy.operands->sequence(y);
   mx::cpu::get_command_encoder(stream()).dispatch(
       [copy = std::move(copy), places = places_] {
         copy.for_rows([&](int64_t n, const RowRun& run) {
@@ -483,9 +479,9 @@ mx::array OnlyPlaces::again(
 }
 
 mx::array OnlyPlaces::transposed(
-    int,
+    StepSlot,
     const mx::array& cotangent,
-    const Arrays&,
+    const mx::array&,
     const Course& course) {
   return only_places(cotangent, places_, course, stream());
 }

@@ -75,14 +75,20 @@ mx::array two_steps(
     const mx::array& last,
     const mx::Stream& stream);
 
-// A primitive along time, linear in its first input and, where `is_linear_in`
-// says so, in a second one that may be absent. The arrays of the course come
-// last of its inputs. Its derivatives follow from what it is on other inputs
-// and from its transpose.
+// The inputs of these primitives.
+enum class StepSlot : int { sequence, step, lengths, reset };
+
+const SlotKind& kind_of(StepSlot slot);
+
+// A primitive along time, linear in the inputs that `is_linear_in` names. Its
+// derivatives follow from what it is on other inputs and from its transpose.
 class AlongTime : public CpuPrimitive {
  public:
-  AlongTime(const mx::Stream& stream, const CourseForm& form)
-      : CpuPrimitive(stream), form_(form) {
+  AlongTime(
+      const mx::Stream& stream,
+      const Slots<StepSlot>& slots,
+      const CourseForm& course)
+      : CpuPrimitive(stream), slots_(slots), course_(course) {
   }
 
   std::vector<mx::Shape> output_shapes(const Arrays& inputs) override;
@@ -91,39 +97,53 @@ class AlongTime : public CpuPrimitive {
   DEFINE_VMAP()
 
  protected:
-  // The same of other inputs.
+  // The same of another sequence and another step.
   virtual mx::array again(
-      const mx::array& first,
-      const std::optional<mx::array>& second,
+      const mx::array& sequence,
+      const std::optional<mx::array>& step,
       const Course& course) = 0;
-  // What a cotangent is for an input that it is linear in.
+  // What a cotangent is for an input that it is linear in; of the sequence only
+  // the shape counts.
   virtual mx::array transposed(
-      int input,
+      StepSlot input,
       const mx::array& cotangent,
-      const Arrays& primals,
+      const mx::array& sequence,
       const Course& course) = 0;
-  virtual bool is_linear_in(int input) const {
-    return input < 2;
+  virtual bool is_linear_in(StepSlot input) const {
+    return kind_of(input).has_derivative();
   }
-  // An input that may be absent.
-  std::optional<mx::array> at(const Arrays& inputs, size_t i) const;
+  // What has the shape of the result.
+  virtual StepSlot result() const {
+    return StepSlot::sequence;
+  }
 
-  CourseForm form_;
+  const mx::array& sequence_of(const Arrays& inputs) const {
+    return slots_.in(inputs, StepSlot::sequence);
+  }
+  std::optional<mx::array> step_of(const Arrays& inputs) const {
+    return slots_.find(inputs, StepSlot::step);
+  }
+  Course course_with(const Arrays& inputs) const {
+    return course_of(course_, slots_, inputs);
+  }
+
+  Slots<StepSlot> slots_;
+  CourseForm course_;
 };
 
 // What each of them says of itself.
-#define DEFINE_AGAIN()                        \
-  mx::array again(                            \
-      const mx::array& first,                 \
-      const std::optional<mx::array>& second, \
-      const Course& course) override;         \
-  mx::array transposed(                       \
-      int input,                              \
-      const mx::array& cotangent,             \
-      const Arrays& primals,                  \
+#define DEFINE_AGAIN()                      \
+  mx::array again(                          \
+      const mx::array& sequence,            \
+      const std::optional<mx::array>& step, \
+      const Course& course) override;       \
+  mx::array transposed(                     \
+      StepSlot input,                       \
+      const mx::array& cotangent,           \
+      const mx::array& sequence,            \
       const Course& course) override;
 
-// Inputs: y, and what stands before all where that is not zero.
+// The step is what stands before all, where that is not zero.
 class StepBefore : public AlongTime {
  public:
   using AlongTime::AlongTime;
@@ -135,7 +155,6 @@ class StepBefore : public AlongTime {
   DEFINE_AGAIN()
 };
 
-// Input: y.
 class StepAfter : public AlongTime {
  public:
   using AlongTime::AlongTime;
@@ -147,52 +166,64 @@ class StepAfter : public AlongTime {
   DEFINE_AGAIN()
 };
 
-// Inputs: y, and what stands for a step where there are none.
+// The step is what stands for one where there are none.
 class StepAt : public AlongTime {
  public:
-  StepAt(const mx::Stream& stream, const CourseForm& form, End end)
-      : AlongTime(stream, form), end_(end) {
+  StepAt(
+      const mx::Stream& stream,
+      const Slots<StepSlot>& slots,
+      const CourseForm& course,
+      End end)
+      : AlongTime(stream, slots, course), end_(end) {
   }
 
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override;
-  std::vector<mx::Shape> output_shapes(const Arrays& inputs) override;
   bool is_equivalent(const mx::Primitive& other) const override;
   DEFINE_OWN_NAME(StepAt)
 
  protected:
   DEFINE_AGAIN()
+  StepSlot result() const override {
+    return StepSlot::step;
+  }
 
  private:
   End end_;
 };
 
-// Inputs: the step and `like`, of which only the shape counts.
+// Of the sequence only the shape counts.
 class OnlyAt : public AlongTime {
  public:
-  OnlyAt(const mx::Stream& stream, const CourseForm& form, End end)
-      : AlongTime(stream, form), end_(end) {
+  OnlyAt(
+      const mx::Stream& stream,
+      const Slots<StepSlot>& slots,
+      const CourseForm& course,
+      End end)
+      : AlongTime(stream, slots, course), end_(end) {
   }
 
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override;
-  std::vector<mx::Shape> output_shapes(const Arrays& inputs) override;
   bool is_equivalent(const mx::Primitive& other) const override;
   DEFINE_OWN_NAME(OnlyAt)
 
  protected:
   DEFINE_AGAIN()
-  bool is_linear_in(int input) const override {
-    return input == 0;
+  bool is_linear_in(StepSlot input) const override {
+    return input == StepSlot::step;
   }
 
  private:
   End end_;
 };
 
-// Input: y.
 class OnlyPlaces : public AlongTime {
  public:
-  OnlyPlaces(const mx::Stream& stream, const CourseForm& form, Places places)
-      : AlongTime(stream, form), places_(places) {
+  OnlyPlaces(
+      const mx::Stream& stream,
+      const Slots<StepSlot>& slots,
+      const CourseForm& course,
+      Places places)
+      : AlongTime(stream, slots, course), places_(places) {
   }
 
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override;

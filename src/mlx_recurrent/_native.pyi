@@ -1,5 +1,5 @@
 from collections.abc import Sequence
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, Protocol, TypedDict
 
 import mlx.core as mx
 import numpy as np
@@ -80,13 +80,7 @@ def read(result: mx.array, argument: mx.array) -> Reading:
     """Read the graph between a callable's argument and its result."""
 
 def pre_activation(
-    x: mx.array,
-    Wxh: mx.array | None,
-    bias: mx.array | None,
-    Whh: mx.array,
-    previous: mx.array | None,
-    t: int,
-    stream: _Stream,
+    operands: _Operands, previous: mx.array | None, t: int, stream: _Stream
 ) -> tuple[mx.array, mx.array]:
     """Return ``Wxh x_t + bias + Whh previous``, ``(..., H)``, as two objects."""
 
@@ -112,27 +106,50 @@ def matmul(
     All operands have one floating dtype; any strides; a CPU stream.
     """
 
+class _Operands(Protocol):
+    @property
+    def x(self) -> mx.array: ...
+    @property
+    def Wxh(self) -> mx.array | None: ...
+    @property
+    def bias(self) -> mx.array | None: ...
+    @property
+    def Whh(self) -> mx.array: ...
+    @property
+    def hidden(self) -> mx.array | None: ...
+
+class _Options(Protocol):
+    @property
+    def lengths(self) -> mx.array | None: ...
+    @property
+    def reset(self) -> mx.array | None: ...
+    @property
+    def reverse(self) -> bool: ...
+    @property
+    def hidden0(self) -> mx.array | None: ...
+    @property
+    def leak(self) -> mx.array | None: ...
+    @property
+    def zoneout(self) -> float: ...
+    @property
+    def recurrent_dropout(self) -> float: ...
+    @property
+    def input_dropout(self) -> float: ...
+    @property
+    def key(self) -> mx.array | None: ...
+    @property
+    def checkpoint_every(self) -> int: ...
+    @property
+    def truncate_every(self) -> int: ...
+    @property
+    def flips(self) -> int: ...
+
 def recurrence(
-    x: mx.array,
-    Wxh: mx.array | None,
-    bias: mx.array | None,
-    Whh: mx.array,
-    hidden: mx.array | None,
+    operands: _Operands,
     activation: str | Traced,
+    options: _Options | None,
     return_state: bool | Literal["only"],
     stream: _Stream,
-    lengths: mx.array | None = None,
-    reset: mx.array | None = None,
-    reverse: bool = False,
-    hidden0: mx.array | None = None,
-    leak: mx.array | None = None,
-    zoneout: float = 0.0,
-    recurrent_dropout: float = 0.0,
-    input_dropout: float = 0.0,
-    key: mx.array | None = None,
-    checkpoint_every: int = 0,
-    truncate_every: int = 0,
-    flips: int = -1,
 ) -> Any:
     """Return the states of ``h_t = f(Wxh x_t + bias + Whh h_{t-1})``.
 
@@ -140,8 +157,8 @@ def recurrence(
     is ``None``. The states are ``(..., L, H)``; the state after the last step, ``(...,
     H)``, stands beside them or alone as ``return_state`` asks.
 
-    All operands have one floating dtype; ``hidden`` has the leading axes of ``x``;
-    a CPU stream. The terms from ``lengths`` on are those of :class:`Terms`; all that
+    Operands and options are read by the names of their attributes. All numbers have
+    one floating dtype; ``hidden`` has the leading axes of ``x``; a CPU stream. All that
     differs for each row, and each weight, may have leading axes of sets, along one of
     which, ``flips``, the second half runs in the other direction.
     """
@@ -172,7 +189,7 @@ def two_steps(first: mx.array, last: mx.array, stream: _Stream) -> mx.array:
 def partition(N: int, L: int, D: int, H: int, dtype: mx.Dtype) -> _Partition:
     """Return how the kernels divide a call of these shapes."""
 
-def runs_apart(N: int, L: int, D: int, H: int, dtype: mx.Dtype, sets: int) -> bool:
+def runs_apart(*, N: int, L: int, D: int, H: int, dtype: mx.Dtype, sets: int) -> bool:
     """Return whether so many calls of one shape run at the same time, one a thread."""
 
 def expect_threads(arrays: Sequence[mx.array]) -> None:

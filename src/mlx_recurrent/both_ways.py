@@ -6,7 +6,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_recurrent import _native
-from mlx_recurrent.operands import Judged, bind, judge, judge_projection
+from mlx_recurrent.operands import Judged, Operands, bind, judge, judge_projection
 from mlx_recurrent.options import BoundOptions, Options
 from mlx_recurrent.running import bound_options
 
@@ -58,13 +58,11 @@ def both_ways(
         return None
     L, D = x.shape[-2:]
     H = one.sequence.H
-    if not _native.runs_apart(math.prod(one.lead), L, D, H, one.dtype, 2):
+    if not _native.runs_apart(
+        N=math.prod(one.lead), L=L, D=D, H=H, dtype=one.dtype, sets=2
+    ):
         return None
-    operands = [bind(call, None) for call in (one, other)]
-    Wxh, bias, Whh, state = (
-        _pair(*pair) for pair in zip(*(o[1:] for o in operands), strict=True)
-    )
-    assert Whh is not None  # for the type checker: both have one
+    first, second = (bind(call, None) for call in (one, other))
     bound = bound_options(one, None) or BoundOptions()
     lengths, reset = bound.lengths, bound.reset
     bound = bound._replace(
@@ -73,15 +71,17 @@ def both_ways(
         flips=0,
     )
     outputs: mx.array = _native.recurrence(
-        _twice(operands[0][0], 2),
-        Wxh,
-        bias,
-        Whh,
-        state,
+        Operands(
+            x=_twice(first.x, 2),
+            Wxh=_pair(first.Wxh, second.Wxh),
+            bias=_pair(first.bias, second.bias),
+            Whh=_both(first.Whh, second.Whh),
+            hidden=_pair(first.hidden, second.hidden),
+        ),
         one.choice.activation,
+        bound,
         False,
         None,
-        **bound._asdict(),
     )
     return outputs
 
@@ -128,9 +128,11 @@ def _twice(a: mx.array, tail: int) -> mx.array:
 
 
 def _pair(a: mx.array | None, b: mx.array | None) -> mx.array | None:
+    return None if a is None or b is None else _both(a, b)
+
+
+def _both(a: mx.array, b: mx.array) -> mx.array:
     """Return two arrays of one shape behind a new axis."""
-    if a is None or b is None:
-        return None
     # Not a selection of MLX's, whose derivative multiplies by zero: NaN of one
     # direction would reach the other.
     return mx.moveaxis(_native.two_steps(a, b, None), -2, 0)

@@ -1,7 +1,8 @@
 """The operands of the recurrence, judged together and bound to one dtype."""
 
 import math
-from typing import Any, NamedTuple, NoReturn, TypeAlias
+from dataclasses import dataclass
+from typing import Any, NamedTuple, NoReturn
 
 import mlx.core as mx
 
@@ -67,10 +68,15 @@ class Judged(NamedTuple):
         return self.hidden.shape[:-1]
 
 
-# What the kernels take, all of one dtype: x, Wxh, bias, Whh and hidden.
-Operands: TypeAlias = tuple[
-    mx.array, mx.array | None, mx.array | None, mx.array, mx.array | None
-]
+@dataclass(slots=True)
+class Operands:
+    """What the kernels take, all of one dtype; they find each by its name."""
+
+    x: mx.array
+    Wxh: mx.array | None
+    bias: mx.array | None
+    Whh: mx.array
+    hidden: mx.array | None
 
 
 def judge_projection(x: Any, Wxh: Any, bias: Any) -> Sequence:
@@ -218,7 +224,7 @@ def bind(call: Judged, stream: StreamOrDevice) -> Operands:
         hidden = cast(hidden, dtype, stream)
         if hidden.shape[:-1] != x.shape[:-2]:
             x = _native.widen(x, 2, hidden, 1, stream)
-    return x, Wxh, bias, Whh, hidden
+    return Operands(x, Wxh, bias, Whh, hidden)
 
 
 def start(call: Judged, stream: StreamOrDevice) -> mx.array | None:

@@ -36,11 +36,7 @@ def run(
         return _run_composed(call, options, begun, return_state, stream)
     assert operands is not None  # for the type checker: there is an activation
     result: mx.array | tuple[mx.array, mx.array] = _native.recurrence(
-        *operands,
-        activation,
-        return_state,
-        stream,
-        **(options or BoundOptions())._asdict(),
+        operands, activation, options, return_state, stream
     )
     return result
 
@@ -65,7 +61,7 @@ def read(
     if mx.result_type(*call.sequence.operands.values()) != call.dtype:
         return choice.after_reading(None, "is called with several dtypes"), None, []
     operands = bind(call, stream)
-    function, obstacle, begun = trace(choice.nonlinearity, *operands, stream)
+    function, obstacle, begun = trace(choice.nonlinearity, operands, stream)
     return choice.after_reading(function, obstacle), operands, begun
 
 

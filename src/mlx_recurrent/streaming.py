@@ -11,6 +11,7 @@ from mlx_recurrent import _native, composed, dispatch, functional
 from mlx_recurrent.dispatch import Nonlinearity
 from mlx_recurrent.duplicate import duplicate
 from mlx_recurrent.judging import type_name
+from mlx_recurrent.operands import Operands
 from mlx_recurrent.options import (
     BoundOptions,
     Values,
@@ -130,9 +131,8 @@ class Stream:
 
         choice = dispatch.choose(nonlinearity, mx.cpu)
         if self._plan.path == "traced":
-            function, obstacle, _ = trace(
-                choice.nonlinearity, x, Wxh, bias, Whh, None, mx.cpu
-            )
+            operands = Operands(x=x, Wxh=Wxh, bias=bias, Whh=Whh, hidden=None)
+            function, obstacle, _ = trace(choice.nonlinearity, operands, mx.cpu)
             choice = choice.after_reading(function, obstacle)
         elif self._plan.path == "composed":
             choice = choice.composed(self._plan.reason)

@@ -6,13 +6,16 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_recurrent import _native
 from mlx_recurrent.dispatch import Nonlinearity, StreamOrDevice
+
+if TYPE_CHECKING:
+    from mlx_recurrent.operands import Operands
 
 # A new function is compared at these values and their negatives: as far as functions of
 # the dtype stay finite in MLX, whose float64 has some with the range and the precision
@@ -51,11 +54,7 @@ class Trace(NamedTuple):
 
 def trace(
     nonlinearity: Nonlinearity,
-    x: mx.array,
-    Wxh: mx.array | None,
-    bias: mx.array | None,
-    Whh: mx.array,
-    hidden: mx.array | None,
+    operands: "Operands",
     stream: StreamOrDevice,
 ) -> Trace:
     """Call a callable for the first step of a sequence, and read what it did.
@@ -65,20 +64,16 @@ def trace(
 
     Args:
         nonlinearity (callable): The callable.
-        x (array): The sequence, ``(..., L, D)``, or ``(..., L, H)`` where ``Wxh`` is
-            ``None``, with L of at least 1. All operands are of one dtype.
-        Wxh (array, optional): The input weight, ``(H, D)``.
-        bias (array, optional): The bias, ``(H,)``.
-        Whh (array): The recurrent weight, ``(H, H)``.
-        hidden (array, optional): The initial state, ``(..., H)``.
+        operands (Operands): What the recurrence has, with at least one step.
         stream (Stream or Device, optional): The stream. ``None`` is the default one.
     """
     begun: list[mx.array] = []
+    dtype = operands.x.dtype
 
     def call(previous: mx.array | None) -> "tuple[_native.Reading | None, str]":
         t = len(begun)
         # The callable may write into the array that it is given.
-        given, a = _native.pre_activation(x, Wxh, bias, Whh, previous, t, stream)
+        given, a = _native.pre_activation(operands, previous, t, stream)
         key = _native.random_key()
         result = nonlinearity(given)
         # This name refers to it, and the question itself.
@@ -99,15 +94,15 @@ def trace(
 
     # The callable's own operations belong on the stream too.
     with nullcontext() if stream is None else mx.stream(stream):
-        first, obstacle = call(hidden)
+        first, obstacle = call(operands.hidden)
         if first is None or obstacle:
             return stop(obstacle)
         known = _sightings.of(nonlinearity)
-        function = first.known(x.dtype) if first.own else None
+        function = first.known(dtype) if first.own else None
         if function is not None and function in known:
             obstacle = known[function]
             return stop(obstacle) if obstacle else Trace(function, "", begun)
-        several = x.shape[-2] > 1
+        several = operands.x.shape[-2] > 1
         if several:
             second, obstacle = call(begun[0])
             if second is None or obstacle:
@@ -118,11 +113,11 @@ def trace(
         if obstacle:
             return stop(obstacle)
         try:
-            function = first.trace(x.dtype)
+            function = first.trace(dtype)
         except ValueError as error:
             return stop(str(error))
         if function.verdict is None:
-            function.verdict = _runs_as_mlx(function, x.dtype)
+            function.verdict = _runs_as_mlx(function, dtype)
         if not function.verdict:
             return stop("gives other values in the kernels than in MLX")
         # A single step is what it was read to be. Of several only two were seen.

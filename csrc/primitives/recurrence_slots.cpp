@@ -1,0 +1,191 @@
+#include "primitives/recurrence_slots.h"
+
+#include <cmath>
+
+#include "primitives/launch.h"
+
+namespace mlx_recurrent {
+
+namespace {
+
+using Slot = RecurrenceSlot;
+using kernels::BackwardArgs;
+using kernels::ForwardArgs;
+using kernels::RecurrenceArgs;
+
+constexpr Lead sets = Lead::sets;
+constexpr Lead rows = Lead::rows;
+constexpr Size L = Size::L;
+constexpr Size D = Size::D;
+constexpr Size H = Size::H;
+
+// The key and what is of the course have places of their own.
+constexpr RecurrenceRow table[] = {
+    {.slot = Slot::x,
+     .kind = {"x", rows, {L, D}},
+     .layer = &RecurrenceArgs::x,
+     .cotangent = &BackwardArgs::dx},
+    {.slot = Slot::Whh,
+     .kind = {"Whh", sets, {H, H}},
+     .layer = &RecurrenceArgs::Whh,
+     .cotangent = &BackwardArgs::dWhh},
+    {.slot = Slot::Wxh,
+     .kind = {"Wxh", sets, {H, D}},
+     .layer = &RecurrenceArgs::Wxh,
+     .cotangent = &BackwardArgs::dWxh},
+    {.slot = Slot::bias,
+     .kind = {"bias", sets, {H}},
+     .layer = &RecurrenceArgs::bias,
+     .cotangent = &BackwardArgs::dbias},
+    {.slot = Slot::hidden,
+     .kind = {"hidden", rows, {H}},
+     .layer = &RecurrenceArgs::hidden,
+     .cotangent = &BackwardArgs::dhidden},
+    {.slot = Slot::hidden0,
+     .kind = {"hidden0", sets, {H}},
+     .layer = &RecurrenceArgs::hidden0,
+     .cotangent = &BackwardArgs::dhidden0},
+    {.slot = Slot::leak,
+     .kind = {"leak", sets, {H}},
+     .layer = &RecurrenceArgs::leak,
+     .cotangent = &BackwardArgs::dleak},
+    {.slot = Slot::key, .kind = {"key", sets, {Size::two}, Holds::words}},
+    {.slot = Slot::lengths, .kind = lengths_kind},
+    {.slot = Slot::reset, .kind = reset_kind},
+    {.slot = Slot::states,
+     .kind = {"states", rows, {Size::kept, H}},
+     .backward = &BackwardArgs::states,
+     .output = &ForwardArgs::states},
+    {.slot = Slot::dstates,
+     .kind = {"dstates", rows, {L, H}},
+     .backward = &BackwardArgs::dstates},
+    {.slot = Slot::state,
+     .kind = {"state", rows, {H}},
+     .output = &ForwardArgs::state},
+    {.slot = Slot::dstate,
+     .kind = {"dstate", rows, {H}},
+     .backward = &BackwardArgs::dstate},
+    {.slot = Slot::preactivations,
+     .kind = {"preactivations", rows, {L, H}, Holds::computed_numbers},
+     .backward = &BackwardArgs::preactivations,
+     .output = &ForwardArgs::preactivations}};
+static_assert(in_order(table));
+
+// How the kernels are told which states to keep of L.
+int64_t checkpoint_steps(const RecurrenceForm& form, int64_t L) {
+  if (form.checkpoint_every != checkpoint_square_root) {
+    return form.checkpoint_every;
+  }
+  auto root = static_cast<int64_t>(std::sqrt(static_cast<double>(L)));
+  return root * root < L ? root + 1 : std::max<int64_t>(root, 1);
+}
+
+} // namespace
+
+const RecurrenceRow& row_of(RecurrenceSlot slot) {
+  return table[static_cast<int>(slot)];
+}
+
+const SlotKind& kind_of(RecurrenceSlot slot) {
+  return row_of(slot).kind;
+}
+
+RecurrenceSizes sizes_of(const RecurrenceForm& form, const Arrays& inputs) {
+  const mx::array& x = form.inputs.in(inputs, Slot::x);
+  const mx::array& Whh = form.inputs.in(inputs, Slot::Whh);
+  int axes = static_cast<int>(Whh.ndim()) - 2;
+  return {
+      axes,
+      size_between(Whh, 0, axes),
+      size_between(x, axes, static_cast<int>(x.ndim()) - 2),
+      x.shape(-2),
+      x.shape(-1),
+      Whh.shape(-1)};
+}
+
+Shapes shapes_of(
+    const RecurrenceForm& form,
+    const Arrays& inputs,
+    const char* primitive) {
+  const mx::array& x = form.inputs.in(inputs, Slot::x);
+  const mx::array& Whh = form.inputs.in(inputs, Slot::Whh);
+  expect(
+      has_kernels(x.dtype()) && Whh.ndim() >= 2 && x.ndim() >= Whh.ndim() &&
+          form.checkpoint_every >= checkpoint_square_root &&
+          form.course.fits(x),
+      primitive);
+  Shapes shapes(x, static_cast<int>(Whh.ndim()) - 2, Whh.shape(-1));
+  int64_t steps = x.shape(-2);
+  shapes.set(
+      Size::kept,
+      kernels::kept_states(
+          steps, checkpoint_steps(form, steps), form.latest_checkpoint));
+  bool wide = !form.projected() || x.shape(-1) == Whh.shape(-1);
+  expect(wide && shapes.fit(form.inputs, inputs), primitive);
+  return shapes;
+}
+
+std::vector<RecurrenceArgs> arguments(
+    const RecurrenceForm& form,
+    const Arrays& inputs,
+    const RecurrenceSizes& sizes,
+    Operands& operands) {
+  RecurrenceArgs one{};
+  one.N = sizes.N;
+  one.L = sizes.L;
+  one.D = sizes.D;
+  one.H = sizes.H;
+  one.activation = form.activation;
+  one.projected = form.projected();
+  one.checkpoint_every = checkpoint_steps(form, sizes.L);
+  one.latest_checkpoint = form.latest_checkpoint;
+  if (form.function) {
+    operands.hold(form.function);
+    one.function = &form.function->function();
+    one.derivative = &form.function->derivative();
+  }
+  std::vector<RecurrenceArgs> all(sizes.sets, one);
+  for (int i = 0; i < form.inputs.size(); ++i) {
+    const RecurrenceRow& row = row_of(form.inputs.at(i));
+    put(all, row.layer, row.kind, inputs[i], sizes.N, operands);
+  }
+  const mx::array& x = form.inputs.in(inputs, Slot::x);
+  std::vector<kernels::Course> runs = courses(
+      course_of(form.course, form.inputs, inputs),
+      x,
+      sizes.sets,
+      sizes.N,
+      operands);
+  auto key = form.inputs.find(inputs, Slot::key);
+  int first = sizes.axes + form.repeated_axes;
+  for (int64_t i = 0; i < sizes.sets; ++i) {
+    all[i].course = runs[i];
+    if (key) {
+      kernels::Vector words = Operands::vector(*key, i);
+      all[i].draws = {
+          static_cast<const uint32_t*>(words.data),
+          words.stride,
+          size_between(x, first, static_cast<int>(x.ndim()) - 2),
+          form.zoneout,
+          form.recurrent_dropout,
+          form.input_dropout};
+    }
+  }
+  return all;
+}
+
+kernels::Partition partition_of(
+    const RecurrenceSizes& sizes,
+    mx::Dtype dtype,
+    bool projected) {
+  return kernels::partition_recurrence(
+      sizes.N,
+      sizes.L,
+      projected ? 0 : sizes.D,
+      sizes.H,
+      compute_bytes(dtype),
+      machine_now(),
+      sizes.sets);
+}
+
+} // namespace mlx_recurrent

@@ -1,0 +1,48 @@
+// The arrays of the recurrence and of its derivative as the kernels take them.
+
+#pragma once
+
+#include "kernels/partition.h"
+#include "primitives/recurrence.h"
+
+namespace mlx_recurrent {
+
+// A slot, and where the kernels' arguments have its array.
+struct RecurrenceRow {
+  RecurrenceSlot slot;
+  SlotKind kind;
+  Place<kernels::RecurrenceArgs> layer;     // an input of the recurrence
+  Place<kernels::BackwardArgs> backward;    // one that its derivative adds
+  void* kernels::ForwardArgs::* output;     // of the recurrence
+  void* kernels::BackwardArgs::* cotangent; // what the derivative gives for it
+};
+
+const RecurrenceRow& row_of(RecurrenceSlot slot);
+
+// The sets of weights, and what one call has of each operand.
+struct RecurrenceSizes {
+  int axes; // leading, of the sets
+  int64_t sets, N, L, D, H;
+};
+
+RecurrenceSizes sizes_of(const RecurrenceForm& form, const Arrays& inputs);
+
+// Raises where the first of these inputs do not fit each other.
+Shapes shapes_of(
+    const RecurrenceForm& form,
+    const Arrays& inputs,
+    const char* primitive);
+
+// The arguments of each set.
+std::vector<kernels::RecurrenceArgs> arguments(
+    const RecurrenceForm& form,
+    const Arrays& inputs,
+    const RecurrenceSizes& sizes,
+    Operands& operands);
+
+kernels::Partition partition_of(
+    const RecurrenceSizes& sizes,
+    mx::Dtype dtype,
+    bool projected = false);
+
+} // namespace mlx_recurrent

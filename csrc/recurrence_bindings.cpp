@@ -1,0 +1,193 @@
+// The recurrence's part of the Python face. A call comes as objects, whose
+// attributes have the names that they have here: no order is to be kept.
+
+#include "recurrence_bindings.h"
+
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/variant.h>
+
+#include <string>
+#include <variant>
+
+#include "activation.h"
+#include "mlx_faults/stream_threads.h"
+#include "primitives/recurrence_slots.h"
+
+namespace mlx_recurrent {
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace {
+
+using Slot = RecurrenceSlot;
+
+// Python finds a name by its identity: made once, and kept.
+PyObject* interned(const char* name) {
+  return PyUnicode_InternFromString(name);
+}
+
+nb::object attribute(nb::handle object, PyObject* name) {
+  PyObject* found = PyObject_GetAttr(object.ptr(), name);
+  if (!found) {
+    nb::raise_python_error();
+  }
+  return nb::steal(found);
+}
+
+template <class T>
+void read(nb::handle object, PyObject* name, T& number) {
+  number = nb::cast<T>(attribute(object, name));
+}
+
+// Arrays, each an attribute with the name of its slot, or None.
+void read(
+    nb::handle object,
+    std::initializer_list<Slot> slots,
+    Slotted<Slot>& arrays) {
+  static PyObject* names[Slotted<Slot>::most] = {};
+  for (Slot slot : slots) {
+    PyObject*& name = names[static_cast<int>(slot)];
+    if (!name) {
+      name = interned(kind_of(slot).name);
+    }
+    nb::object found = attribute(object, name);
+    if (!found.is_none()) {
+      arrays[slot] = nb::cast<mx::array>(found);
+    }
+  }
+}
+
+Slotted<Slot> operands_of(nb::handle operands) {
+  Slotted<Slot> arrays;
+  read(
+      operands,
+      {Slot::x, Slot::Wxh, Slot::bias, Slot::Whh, Slot::hidden},
+      arrays);
+  return arrays;
+}
+
+void read_options(
+    nb::handle options,
+    Slotted<Slot>& arrays,
+    RecurrenceForm& form) {
+  read(
+      options,
+      {Slot::lengths, Slot::reset, Slot::hidden0, Slot::leak, Slot::key},
+      arrays);
+  static PyObject* const reverse = interned("reverse");
+  static PyObject* const flips = interned("flips");
+  static PyObject* const truncate_every = interned("truncate_every");
+  static PyObject* const checkpoint_every = interned("checkpoint_every");
+  static PyObject* const zoneout = interned("zoneout");
+  static PyObject* const recurrent_dropout = interned("recurrent_dropout");
+  static PyObject* const input_dropout = interned("input_dropout");
+  read(options, reverse, form.course.reverse);
+  read(options, flips, form.course.flips);
+  read(options, truncate_every, form.course.truncate_every);
+  read(options, checkpoint_every, form.checkpoint_every);
+  read(options, zoneout, form.zoneout);
+  read(options, recurrent_dropout, form.recurrent_dropout);
+  read(options, input_dropout, form.input_dropout);
+}
+
+RecurrenceForm form_of(
+    const std::variant<std::string, TracedReference>& activation) {
+  if (const auto* name = std::get_if<std::string>(&activation)) {
+    return {activation_named(*name)};
+  }
+  return {
+      kernels::Activation::traced,
+      std::get<TracedReference>(activation).traced};
+}
+
+Returned returned_of(const std::variant<bool, std::string>& return_state) {
+  const bool* whether = std::get_if<bool>(&return_state);
+  return !whether ? Returned::state
+      : *whether  ? Returned::both
+                  : Returned::states;
+}
+
+nb::dict described(const kernels::Partition& p) {
+  nb::dict d;
+  d["isa"] = kernels::table()->isa;
+  d["threads"] = p.threads;
+  d["split"] = p.split == kernels::Split::none ? "none"
+      : p.split == kernels::Split::batch       ? "batch"
+                                               : "hidden";
+  return d;
+}
+
+} // namespace
+
+void bind_recurrence(nb::module_& m) {
+  m.def(
+      "recurrence",
+      [](nb::handle operands,
+         const std::variant<std::string, TracedReference>& activation,
+         nb::handle options,
+         const std::variant<bool, std::string>& return_state,
+         mx::StreamOrDevice stream) -> nb::object {
+        Slotted<Slot> arrays = operands_of(operands);
+        RecurrenceForm form = form_of(activation);
+        if (!options.is_none()) {
+          read_options(options, arrays, form);
+        }
+        Arrays found = recurrence(
+            arrays, form, returned_of(return_state), stream_of(stream));
+        return found.size() == 1 ? nb::cast(found[0])
+                                 : nb::make_tuple(found[0], found[1]);
+      },
+      "operands"_a,
+      "activation"_a,
+      "options"_a.none(),
+      "return_state"_a,
+      "stream"_a.none());
+
+  m.def(
+      "pre_activation",
+      [](nb::handle operands,
+         const std::optional<mx::array>& previous,
+         int t,
+         mx::StreamOrDevice stream) {
+        mx::array a = pre_activation(
+            operands_of(operands), previous, t, stream_of(stream));
+        return nb::make_tuple(a, a);
+      },
+      "operands"_a,
+      "previous"_a.none(),
+      "t"_a,
+      "stream"_a.none());
+
+  m.def(
+      "partition",
+      [](int64_t N, int64_t L, int64_t D, int64_t H, mx::Dtype dtype) {
+        return described(partition_of({0, 1, N, L, D, H}, dtype));
+      },
+      "N"_a,
+      "L"_a,
+      "D"_a,
+      "H"_a,
+      "dtype"_a);
+  m.def(
+      "runs_apart",
+      [](int64_t N,
+         int64_t L,
+         int64_t D,
+         int64_t H,
+         mx::Dtype dtype,
+         int64_t sets) {
+        return partition_of({1, sets, N, L, D, H}, dtype).split ==
+            kernels::Split::sets;
+      },
+      nb::kw_only(),
+      "N"_a,
+      "L"_a,
+      "D"_a,
+      "H"_a,
+      "dtype"_a,
+      "sets"_a);
+}
+
+} // namespace mlx_recurrent
