@@ -346,6 +346,7 @@ void bind_streaming(nb::module_& m) {
               const std::variant<std::string, TracedReference>&,
               nb::iterable,
               nb::object>(),
+          nb::kw_only(),
           "Wxh"_a,
           "bias"_a.none(),
           "Whh"_a,

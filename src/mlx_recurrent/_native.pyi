@@ -46,6 +46,7 @@ class Stream:
 
     def __init__(
         self,
+        *,
         Wxh: mx.array,
         bias: mx.array | None,
         Whh: mx.array,

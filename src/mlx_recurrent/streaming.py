@@ -147,7 +147,14 @@ class Stream:
         else:
             self._plan = replace(self._plan, threads=1, partition="none")
             self._core = self._native = _native.Stream(
-                Wxh, bias, Whh, new, start, choice.activation, self._lead, self._dtype
+                Wxh=Wxh,
+                bias=bias,
+                Whh=Whh,
+                leak=new,
+                hidden0=start,
+                activation=choice.activation,
+                lead=self._lead,
+                dtype=self._dtype,
             )
         self._cores: list[Core] = [self._core]  # of a stack: those of all layers
         self.reset(hidden)
