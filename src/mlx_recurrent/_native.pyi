@@ -1,8 +1,11 @@
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol, TypedDict
+from typing import Any, Literal, TypedDict
 
 import mlx.core as mx
 import numpy as np
+
+from mlx_recurrent.functional.operands import Operands
+from mlx_recurrent.functional.options import BoundOptions
 
 _Stream = mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType | None
 
@@ -81,7 +84,7 @@ def read(result: mx.array, argument: mx.array) -> Reading:
     """Read the graph between a callable's argument and its result."""
 
 def pre_activation(
-    operands: _Operands, previous: mx.array | None, t: int, stream: _Stream
+    operands: Operands, previous: mx.array | None, t: int, stream: _Stream
 ) -> tuple[mx.array, mx.array]:
     """Return ``Wxh x_t + bias + Whh previous``, ``(..., H)``, as two objects."""
 
@@ -107,48 +110,10 @@ def matmul(
     All operands have one floating dtype; any strides; a CPU stream.
     """
 
-class _Operands(Protocol):
-    @property
-    def x(self) -> mx.array: ...
-    @property
-    def Wxh(self) -> mx.array | None: ...
-    @property
-    def bias(self) -> mx.array | None: ...
-    @property
-    def Whh(self) -> mx.array: ...
-    @property
-    def hidden(self) -> mx.array | None: ...
-
-class _Options(Protocol):
-    @property
-    def lengths(self) -> mx.array | None: ...
-    @property
-    def reset(self) -> mx.array | None: ...
-    @property
-    def reverse(self) -> bool: ...
-    @property
-    def hidden0(self) -> mx.array | None: ...
-    @property
-    def leak(self) -> mx.array | None: ...
-    @property
-    def zoneout(self) -> float: ...
-    @property
-    def recurrent_dropout(self) -> float: ...
-    @property
-    def input_dropout(self) -> float: ...
-    @property
-    def key(self) -> mx.array | None: ...
-    @property
-    def checkpoint_every(self) -> int: ...
-    @property
-    def truncate_every(self) -> int: ...
-    @property
-    def flips(self) -> int: ...
-
 def recurrence(
-    operands: _Operands,
+    operands: Operands,
     activation: str | Traced,
-    options: _Options | None,
+    options: BoundOptions | None,
     return_state: bool | Literal["only"],
     stream: _Stream,
 ) -> Any:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from mlx_recurrent.functional.operands import Operands
 
 if TYPE_CHECKING:
-    from mlx_recurrent.operands import Operands
 
 # A new function is compared at these values and their negatives: as far as functions of
 # the dtype stay finite in MLX, whose float64 has some with the range and the precision
