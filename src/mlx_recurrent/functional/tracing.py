@@ -17,8 +17,6 @@ from mlx_recurrent.functional.dispatch import Nonlinearity, StreamOrDevice
 if TYPE_CHECKING:
     from mlx_recurrent.functional.operands import Operands
 
-if TYPE_CHECKING:
-
 # A new function is compared at these values and their negatives: as far as functions of
 # the dtype stay finite in MLX, whose float64 has some with the range and the precision
 # of float32, and in float32 beyond.
