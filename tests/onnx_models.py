@@ -7,6 +7,8 @@ from onnx.reference import ReferenceEvaluator
 
 from conftest import draw
 
+# Rows, steps, features and hidden units.
+N, L, D, H = 3, 6, 3, 4
 TYPES = {
     mx.float32: TensorProto.FLOAT,
     mx.float64: TensorProto.DOUBLE,
@@ -27,7 +29,7 @@ def tensor(name, a):
     return helper.make_tensor(name, TYPES[a.dtype], a.shape, numpy(a).tobytes(), True)
 
 
-def weights(rng, directions=1, D=3, H=4, dtype=mx.float32, bias=True):
+def weights(rng, directions=1, D=D, H=H, dtype=mx.float32, bias=True):
     """W, R and B by name."""
     arrays = {
         "W": draw(rng, (directions, H, D), dtype, D**-0.5),
@@ -71,10 +73,9 @@ def model_of(nodes, inputs, outputs, constants, opset=22, dtype=mx.float32):
 def single(rng, direction="forward", initial_h=False, dtype=mx.float32, **attributes):
     """One RNN node alone, with lengths and without a known number of rows or steps."""
     directions = 2 if direction == "bidirectional" else 1
-    H = 4
     batch_first = attributes.get("layout") == 1
     inputs = {
-        "X": ["N", "L", 3] if batch_first else ["L", "N", 3],
+        "X": ["N", "L", D] if batch_first else ["L", "N", D],
         "sequence_lens": ["N"],
     }
     state = ["N", directions, H] if batch_first else [directions, "N", H]
@@ -90,8 +91,62 @@ def single(rng, direction="forward", initial_h=False, dtype=mx.float32, **attrib
         **attributes,
     )
     y = ["N", "L", directions, H] if batch_first else ["L", directions, "N", H]
-    arrays = weights(rng, directions, 3, H, dtype)
+    arrays = weights(rng, directions, D, H, dtype)
     return model_of([node], inputs, {"Y": y, "Y_h": state}, arrays, dtype=dtype)
+
+
+INTEGERS = {
+    "zero": np.array([0]),
+    "one": np.array([1]),
+    "two": np.array([2]),
+    "ones": np.array([1, 1]),
+    "first": np.array(0),
+    "second": np.array(1),
+    "wide": np.array([0, 0, -1]),
+    "deux": np.array(2, np.float32),
+}
+BOTH = {"shapes": [(2, D, H)]}
+TWO = {"shapes": [(1, D, H), (1, H, H)]}
+
+
+def graph(rng, nodes, outputs, constants=None, inputs=None, **keywords):
+    """A model of nodes around RNN nodes with the weights 1W, 1R, 1B, 2W, ..."""
+    arrays = {}
+    for i, shape in enumerate(keywords.pop("shapes", [(1, D, H)]), start=1):
+        directions, features, hidden = shape
+        made = weights(rng, directions, features, hidden)
+        arrays |= {f"{i}{name}": a for name, a in made.items()}
+    inputs = {"X": ["L", "N", D], **(inputs or {})}
+    return model_of(nodes, inputs, outputs, {**arrays, **(constants or {})}, **keywords)
+
+
+def rnn(i, x, y, h="", lens="", direction="forward", **attributes):
+    return helper.make_node(
+        "RNN",
+        [x, f"{i}W", f"{i}R", f"{i}B", lens, h],
+        [y, f"{y}_h"],
+        f"rnn{i}",
+        direction=direction,
+        hidden_size=H,
+        **attributes,
+    )
+
+
+def node(kind, inputs, outputs, **attributes):
+    return helper.make_node(
+        kind, inputs.split(), outputs.split(), f"the {kind}", **attributes
+    )
+
+
+def zero_state(start="X"):
+    """The first state as tf2onnx and PyTorch write it: zeros for the rows there are."""
+    return [
+        node("Shape", start, "sizes"),
+        node("Gather", "sizes second", "rows", axis=0),
+        node("Unsqueeze", "rows zero", "row"),
+        node("Concat", "one row hidden", "shape", axis=0),
+        node("ConstantOfShape", "shape", "h"),
+    ]
 
 
 def in_runtime(model, inputs):

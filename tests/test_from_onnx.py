@@ -1,236 +1,40 @@
-"""ONNX models as layers: the standard's cases, exporters' graphs, and what is refused.
+"""Graphs of RNN nodes as layers: what is around the nodes, and files.
 
-The truth is what ONNX's own cases state, ONNX's reference evaluator, ONNX Runtime, or
-loops over plain MLX operations.
+The truth is ONNX's reference evaluator, ONNX Runtime, or plain MLX operations.
 """
 
 import math
-import warnings
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-import reference
 from conftest import array, draw
 from mlx_recurrent import RNN, Bidirectional, Stack
 from mlx_recurrent.interop import Reversed, from_onnx, to_onnx
-from tolerances import DIFFERENCE, agree, equal, largest, wide
+from tolerances import agree, equal
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 
 from onnx import helper, numpy_helper  # noqa: E402
 
 from onnx_models import (  # noqa: E402
+    BOTH,
+    INTEGERS,
+    TWO,
+    D,
+    H,
+    L,
+    N,
+    graph,
     in_evaluator,
-    in_runtime,
     model_of,
-    single,
+    node,
+    rnn,
     weights,
+    zero_state,
 )
-
-N, L, D, H = 3, 6, 3, 4
-DIRECTIONS = ["forward", "reverse", "bidirectional"]
-
-
-def outputs_of(layer, x, hidden=None, lengths=None):
-    """Y and Y_h as the operator of layout 0 shapes them, for x (N, L, D)."""
-    y, last = layer(x, hidden, lengths=lengths, return_state=True)
-    pair = isinstance(layer, Bidirectional)
-    if pair and layer.merge == "concat":
-        y = mx.split(y, 2, axis=-1)
-    y = mx.stack(y) if pair else y[None]
-    last = mx.stack(last) if pair else last[None]
-    return mx.moveaxis(mx.swapaxes(y, 1, 2), 0, 1), last
-
-
-# The standard -------------------------------------------------------------------------
-
-
-def conformance_cases():
-    from onnx.backend.test.case import node
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # ONNX's own
-        from onnx.backend.test.case.node import rnn  # noqa: F401, makes them
-    return [
-        case
-        for case in node._NodeTestCases
-        if [made.op_type for made in case.model.graph.node] == ["RNN"]
-    ]
-
-
-CONFORMANCE = conformance_cases()
-
-
-def test_the_standards_cases_are_those_that_are_known():
-    assert {case.name for case in CONFORMANCE} >= {
-        "test_simple_rnn_defaults",
-        "test_simple_rnn_with_initial_bias",
-        "test_rnn_seq_length",
-        "test_simple_rnn_batchwise",
-    }
-
-
-@pytest.mark.parametrize("case", CONFORMANCE, ids=lambda case: case.name)
-def test_conformance(case):
-    model = onnx.ModelProto()
-    model.CopyFrom(case.model)
-    node = model.graph.node[0]
-    for inputs, outputs in case.data_sets:
-        given = dict(zip([i.name for i in model.graph.input], inputs, strict=True))
-        expected = dict(zip([o.name for o in model.graph.output], outputs, strict=True))
-        x = given.pop("X")
-        for name, a in given.items():  # weights that the cases give as inputs
-            model.graph.initializer.append(numpy_helper.from_array(a, name))
-        layer = from_onnx(model.SerializeToString())
-        batch_first = any(a.name == "layout" and a.i for a in node.attribute)
-        x = x if batch_first else np.swapaxes(x, 0, 1)
-        y, last = outputs_of(layer, array(x, mx.float32))
-        if batch_first:
-            y, last = mx.transpose(y, (2, 0, 1, 3)), mx.swapaxes(last, 0, 1)
-        for name, mine in (("Y", y), ("Y_h", last)):
-            if name in expected:
-                agree(mine, array(expected[name], mx.float32), name)
-
-
-@pytest.mark.parametrize("layout", [0, 1])
-@pytest.mark.parametrize("dtype", [mx.float32, mx.float64, mx.float16])
-@pytest.mark.parametrize("direction", DIRECTIONS)
-def test_the_reference_evaluator_agrees(rng, direction, dtype, layout):
-    model = single(rng, direction, True, dtype, layout=layout)
-    layer = from_onnx(model)
-    both = 2 if direction == "bidirectional" else 1
-    for std in (1, 30):
-        x = draw(rng, (N, L, D), dtype, std)
-        hidden = draw(rng, (both, N, H), dtype)
-        y, last = outputs_of(layer, x, list(hidden) if both == 2 else hidden[0])
-        inputs = {
-            "X": np.array(x if layout else mx.swapaxes(x, 0, 1)),
-            "sequence_lens": np.full(N, L, np.int32),
-            "initial_h": np.array(mx.swapaxes(hidden, 0, 1) if layout else hidden),
-        }
-        other_y, other_last = in_evaluator(model, inputs)
-        if layout:
-            other_y = other_y.transpose(1, 2, 0, 3)
-            other_last = other_last.swapaxes(0, 1)
-        agree(y, array(other_y, dtype), "Y")
-        agree(last, array(other_last, dtype), "Y_h")
-
-
-# Per function: alpha, beta and what the standard says it is.
-FUNCTIONS = {
-    "Relu": (None, None, lambda x: np.maximum(x, 0)),
-    "Tanh": (None, None, np.tanh),
-    "Sigmoid": (None, None, lambda x: 1 / (1 + np.exp(-x))),
-    "Affine": (0.5, -0.25, lambda x: 0.5 * x - 0.25),
-    "LeakyRelu": (0.25, None, lambda x: np.where(x >= 0, x, 0.25 * x)),
-    "ThresholdedRelu": (0.5, None, lambda x: np.where(x >= 0.5, x, 0)),
-    "ScaledTanh": (1.5, 0.5, lambda x: 1.5 * np.tanh(0.5 * x)),
-    "HardSigmoid": (0.25, 0.5, lambda x: np.clip(0.25 * x + 0.5, 0, 1)),
-    "Elu": (0.75, None, lambda x: np.where(x >= 0, x, 0.75 * (np.exp(x) - 1))),
-    # The magnitude in a form that complex steps can go through.
-    "Softsign": (None, None, lambda x: x / (1 + x * np.sign(x.real))),
-    "Softplus": (None, None, lambda x: np.log(1 + np.exp(x))),
-}
-
-
-@pytest.mark.parametrize("clip", [None, 0.75])
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_activations_are_what_the_standard_says(rng, name, clip):
-    """Values and gradients in float64, against a loop in NumPy and its differences."""
-    alpha, beta, f = FUNCTIONS[name]
-    attributes = {"activations": [name]}
-    if alpha is not None:
-        attributes["activation_alpha"] = [alpha]
-    if beta is not None:
-        attributes["activation_beta"] = [beta]
-    if clip is not None:
-        attributes["clip"] = clip
-    layer = from_onnx(single(rng, dtype=mx.float64, **attributes))
-    x = draw(rng, (N, L, D), mx.float64)
-    native = clip is None and name in ("Relu", "Tanh", "Sigmoid")
-    assert layer.plan(x).path == ("native" if native else "traced")
-
-    def ours(*arrays):
-        layer.Wxh, layer.Whh, layer.bias = arrays[1:]
-        return [layer(arrays[0])]
-
-    def plain(x, Wxh, Whh, bias):
-        h, states = np.zeros((N, H)), []
-        for t in range(L):
-            a = x[:, t] @ Wxh.T + bias + h @ Whh.T
-            h = f(a if clip is None else np.clip(a, -clip, clip))
-            states.append(h)
-        return np.stack(states, axis=1)
-
-    arrays = [x, layer.Wxh, layer.Whh, layer.bias]
-    cotangent = draw(rng, (N, L, H), mx.float64)
-    values, gradients = mx.vjp(ours, arrays, [cotangent])
-    true = [wide(a) for a in arrays]
-    truths = reference.gradient(plain, true, wide(cotangent))
-    for mine, truth in zip([*values, *gradients], [plain(*true), *truths], strict=True):
-        assert largest(wide(mine) - truth) <= DIFFERENCE * largest(truth), name
-
-
-@pytest.mark.parametrize("name", ["LeakyRelu", "HardSigmoid", "Elu"])
-def test_defaults_are_those_of_the_operators(rng, name):
-    pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
-    model = single(rng, activations=[name])
-    layer = from_onnx(model)
-    x = draw(rng, (N, L, D), mx.float32, 2)
-    inputs = {
-        "X": np.array(mx.swapaxes(x, 0, 1)),
-        "sequence_lens": np.full(N, L, np.int32),
-    }
-    agree(outputs_of(layer, x)[0], array(in_runtime(model, inputs)[0], mx.float32))
-
-
-def test_default_of_thresholded_relu(rng):
-    # ONNX Runtime takes 0, against the standard.
-    layer = from_onnx(single(rng, activations=["ThresholdedRelu"]))
-    values = mx.array([-2.0, 0.5, 0.99, 1.0, 2.0])
-    assert layer.nonlinearity(values).tolist() == [0, 0, 0, 1, 2]
-
-
-def test_names_of_activations_in_any_case(rng):
-    assert isinstance(
-        from_onnx(single(rng, activations=["relu"])).nonlinearity, nn.ReLU
-    )
-
-
-def test_parameters_are_consumed_in_order(rng):
-    def made(**attributes):
-        layer = from_onnx(single(rng, "bidirectional", **attributes))
-        return layer.forward.nonlinearity, layer.backward.nonlinearity
-
-    activations = ["Tanh", "LeakyRelu"]
-    _, leaky = made(activations=activations, activation_alpha=[0.25])
-    assert leaky._negative_slope == 0.25
-    # By place and in order alike.
-    _, leaky = made(activations=activations, activation_alpha=[0.25, 0.25])
-    assert leaky._negative_slope == 0.25
-    with pytest.raises(ValueError, match="activation_alpha: 2 values are given, where"):
-        made(activations=activations, activation_alpha=[0.5, 0.25])
-
-
-@pytest.mark.parametrize("dtype", [mx.float32, mx.float64, mx.float16, mx.bfloat16])
-def test_weights_are_exact(rng, dtype):
-    arrays = weights(rng, 2, D, H, dtype)
-    node = helper.make_node(
-        "RNN", ["X", "W", "R", "B"], ["Y"], hidden_size=H, direction="bidirectional"
-    )
-    model = model_of(
-        [node], {"X": ["L", "N", D]}, {"Y": ["L", 2, "N", H]}, arrays, dtype=dtype
-    )
-    layer = from_onnx(model)
-    for i, one in enumerate((layer.forward, layer.backward)):
-        equal(one.Wxh, arrays["W"][i])
-        equal(one.Whh, arrays["R"][i])
-        equal(one.bias, arrays["B"][i, :H] + arrays["B"][i, H:])
-
 
 # Where the weights are, and what is around the node -----------------------------------
 
@@ -256,35 +60,6 @@ def test_weights_from_nodes(rng):
     equal(layer.Wxh, arrays["W"][0])
     equal(layer.Whh, arrays["R"][0])
     equal(layer.bias, arrays["B"][0, :H] + arrays["B"][0, H:])
-
-
-def graph(rng, nodes, outputs, constants=None, inputs=None, **keywords):
-    """A model of nodes around RNN nodes with the weights 1W, 1R, 1B, 2W, ..."""
-    arrays = {}
-    for i, shape in enumerate(keywords.pop("shapes", [(1, D, H)]), start=1):
-        directions, features, hidden = shape
-        made = weights(rng, directions, features, hidden)
-        arrays |= {f"{i}{name}": a for name, a in made.items()}
-    inputs = {"X": ["L", "N", D], **(inputs or {})}
-    return model_of(nodes, inputs, outputs, {**arrays, **(constants or {})}, **keywords)
-
-
-def rnn(i, x, y, h="", lens="", direction="forward", **attributes):
-    return helper.make_node(
-        "RNN",
-        [x, f"{i}W", f"{i}R", f"{i}B", lens, h],
-        [y, f"{y}_h"],
-        f"rnn{i}",
-        direction=direction,
-        hidden_size=H,
-        **attributes,
-    )
-
-
-def node(kind, inputs, outputs, **attributes):
-    return helper.make_node(
-        kind, inputs.split(), outputs.split(), f"the {kind}", **attributes
-    )
 
 
 MERGES = {
@@ -329,16 +104,6 @@ MERGES = {
         [node("ReduceSum", "y one", "s", keepdims=0), node("Div", "s deux", "Y")],
     ),
 }
-INTEGERS = {
-    "zero": np.array([0]),
-    "one": np.array([1]),
-    "two": np.array([2]),
-    "ones": np.array([1, 1]),
-    "first": np.array(0),
-    "second": np.array(1),
-    "wide": np.array([0, 0, -1]),
-    "deux": np.array(2, np.float32),
-}
 
 
 @pytest.mark.parametrize("how", MERGES)
@@ -378,17 +143,6 @@ def test_two_nodes_as_two_directions(rng):
     model = graph(rng, nodes, {"Y": ["L", "N", 2 * H]}, INTEGERS, shapes=shapes)
     with pytest.raises(ValueError, match=r"'Y', which is made of .*Concat"):
         from_onnx(model)
-
-
-def zero_state(start="X"):
-    """The first state as tf2onnx and PyTorch write it: zeros for the rows there are."""
-    return [
-        node("Shape", start, "sizes"),
-        node("Gather", "sizes second", "rows", axis=0),
-        node("Unsqueeze", "rows zero", "row"),
-        node("Concat", "one row hidden", "shape", axis=0),
-        node("ConstantOfShape", "shape", "h"),
-    ]
 
 
 def test_a_zero_state_and_whole_lengths_that_the_graph_makes(rng):
@@ -434,7 +188,6 @@ STACK = [
     rnn(2, "s1", "y2"),
     node("Squeeze", "y2 one", "s2"),
 ]
-TWO = {"shapes": [(1, D, H), (1, H, H)]}
 
 
 def test_dropout_of_evaluation_and_outputs_of_every_layer(rng):
@@ -584,134 +337,6 @@ def test_what_a_layer_does_not_have_is_refused(rng, nodes, keywords, said):
         from_onnx(model)
 
 
-def body(nodes, inputs, outputs, name="body"):
-    """A graph for an attribute, of float32."""
-    infos = [
-        [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in names]
-        for names in (inputs, outputs)
-    ]
-    return helper.make_graph(nodes, name, *infos)
-
-
-def recurrent(kind, name, domain=""):
-    given, made = ["X", "W", "R"], ["Y"]
-    return helper.make_node(kind, given, made, name, domain=domain, hidden_size=H)
-
-
-def steps(wrapped):
-    """A loop that was unrolled, its weights through an operator, as exporters do."""
-    nodes, h = [], "X"
-    for i in range(3):
-        if wrapped:
-            nodes.append(helper.make_node(wrapped, ["R"], [f"R{i}"]))
-        nodes += [
-            helper.make_node("MatMul", [h, f"R{i}" if wrapped else "R"], [f"m{i}"]),
-            helper.make_node("Tanh", [f"m{i}"], [f"h{i}" if i < 2 else "Y"]),
-        ]
-        h = f"h{i}"
-    return nodes
-
-
-LOOP = helper.make_node(
-    "Loop",
-    ["many", "", "X"],
-    ["Y"],
-    "the loop",
-    body=helper.make_graph(
-        [
-            helper.make_node("Identity", ["go"], ["goes"]),
-            helper.make_node("Tanh", ["h"], ["next"]),
-        ],
-        "body",
-        [
-            helper.make_tensor_value_info("i", onnx.TensorProto.INT64, []),
-            helper.make_tensor_value_info("go", onnx.TensorProto.BOOL, []),
-            helper.make_tensor_value_info("h", onnx.TensorProto.FLOAT, None),
-        ],
-        [
-            helper.make_tensor_value_info("goes", onnx.TensorProto.BOOL, []),
-            helper.make_tensor_value_info("next", onnx.TensorProto.FLOAT, None),
-        ],
-    ),
-)
-SCAN = helper.make_node(
-    "Scan",
-    ["h", "X"],
-    ["last", "Y"],
-    "the scan",
-    num_scan_inputs=1,
-    body=body(
-        [
-            helper.make_node("Add", ["a", "x"], ["b"]),
-            helper.make_node("Identity", ["b"], ["y"]),
-        ],
-        ["a", "x"],
-        ["b", "y"],
-    ),
-)
-
-
-def branches(kind):
-    graph = body([recurrent(kind, "inner")], [], ["Y"])
-    return helper.make_node(
-        "If", ["yes"], ["Y"], "the if", then_branch=graph, else_branch=graph
-    )
-
-
-WITHOUT = {
-    "LSTM": ([recurrent("LSTM", "the lstm")], "but LSTM 'the lstm', which is not read"),
-    "GRU": ([recurrent("GRU", "")], "but GRU 'Y', which is not read"),
-    "another domain": (
-        [recurrent("RNN", "rnn", "com.example")],
-        "but RNN 'rnn' of the domain 'com.example'; only ONNX's own",
-    ),
-    "If": ([branches("RNN")], r"but RNN 'inner' in the node 'the if' \(If\); only"),
-    "LSTM in If": ([branches("LSTM")], r"but LSTM 'inner' in the node 'the if' \(If\)"),
-    "Loop": ([LOOP], "but Loop 'the loop', a loop over steps; take the layer itself"),
-    "Scan": ([SCAN], "but Scan 'the scan', a loop over steps; take the layer itself"),
-    "function": (
-        [helper.make_node("Layer", ["X", "W", "R"], ["Y"], domain="own")],
-        "but RNN 'inner' in the function 'Layer'; only",
-    ),
-    "unrolled": (steps(""), "but 3 products with the same weights, a loop that was"),
-    "unrolled, Keras": (steps("Identity"), r"but 3 products .* dynamo=False \(PyTorch"),
-    "unrolled, turned": (steps("Transpose"), "but 3 products with the same weights"),
-    "nothing": (
-        [helper.make_node("Relu", ["X"], ["Y"])],
-        r"has no RNN node: export with dynamo=False .*from_torch, from_keras",
-    ),
-}
-
-
-@pytest.mark.parametrize("what", WITHOUT)
-def test_what_there_is_in_place_of_an_rnn_node_is_named(what):
-    nodes, said = WITHOUT[what]
-    value = helper.make_tensor_value_info
-    inputs = [value(n, onnx.TensorProto.FLOAT, None) for n in ("X", "W", "R", "h")]
-    inputs.append(value("yes", onnx.TensorProto.BOOL, []))
-    inputs.append(value("many", onnx.TensorProto.INT64, []))
-    layer = helper.make_function(
-        "own",
-        "Layer",
-        ["X", "W", "R"],
-        ["Y"],
-        [recurrent("RNN", "inner")],
-        [helper.make_opsetid("", 17)],
-    )
-    for info in inputs[:4]:
-        info.type.tensor_type.shape.SetInParent()
-    y = value("Y", onnx.TensorProto.FLOAT, [])
-    domains = [("", 17), ("own", 1), ("com.example", 1)]
-    model = helper.make_model(
-        helper.make_graph(nodes, "graph", inputs, [y]),
-        opset_imports=[helper.make_opsetid(*domain) for domain in domains],
-        functions=[layer] if what == "function" else [],
-        ir_version=8,
-    )
-    with pytest.raises(ValueError, match=said):
-        from_onnx(model)
-
-
 def test_weights_must_be_constants_that_fit(rng):
     outputs = {"Y": ["L", 1, "N", H]}
     good = graph(rng, [rnn(1, "X", "Y")], outputs)
@@ -824,14 +449,13 @@ def test_masks(rng):
 def test_the_padding_of_an_input_is_no_part_of_a_residual(rng):
     model = to_onnx(Stack.build(D, D, 2, residual=True), sequence_lens=True)
     assert from_onnx(model).residual
-    for node in model.graph.node:
-        if node.name == "layers.0.residual_Add":
-            node.input[1] = "X"
+    for each in model.graph.node:
+        if each.name == "layers.0.residual_Add":
+            each.input[1] = "X"
     with pytest.raises(ValueError, match=r"is made of .*residual_Add"):
         from_onnx(model)
 
 
-BOTH = {"shapes": [(2, D, H)]}
 SPLIT = [
     rnn(1, "X", "y", direction="bidirectional"),
     node("Split", "y ones", "f b", axis=1),
@@ -890,168 +514,6 @@ def test_merges_of_nodes_that_are_chosen(rng):
     )
     with pytest.raises(ValueError, match="graph makes sum and mul of them"):
         from_onnx(model, node="rnn1")
-
-
-@pytest.mark.parametrize("chosen", [None, "rnn1"])
-def test_lengths_and_states_that_would_be_lost(rng, chosen):
-    outputs = {"Y": [None] * 4}
-    fixed = {"ends": np.array([5, 2], np.int32)}
-    model = graph(rng, [rnn(1, "X", "Y", lens="ends")], outputs, fixed)
-    with pytest.raises(ValueError, match="sequence_lens: it is a constant"):
-        from_onnx(model, node=chosen)
-    nodes = [node("Tanh", "h", "t"), rnn(1, "X", "Y", "t")]
-    model = graph(rng, nodes, outputs, inputs={"h": [1, "N", H]})
-    with pytest.raises(ValueError, match=r"initial_h: it is made of .*\(Tanh\)"):
-        from_onnx(model, node=chosen)
-
-
-def test_lengths_of_one_input_are_not_all_the_same(rng):
-    nodes = [
-        node("Gather", "sequence_lens first", "a", axis=0),
-        node("Gather", "sequence_lens second", "b", axis=0),
-        rnn(1, "X", "y", lens="a"),
-        node("Squeeze", "y one", "s"),
-        rnn(2, "s", "Y", lens="b"),
-    ]
-    inputs = {"sequence_lens": [2, "N"]}
-    model = graph(rng, nodes, {"Y": [None] * 4}, INTEGERS, inputs, **TWO)
-    with pytest.raises(ValueError, match=r"'rnn1' with sequence_lens: .*\(Gather\)"):
-        from_onnx(model)
-
-
-def test_rows_in_another_order_are_refused(rng):
-    outputs = {"Y": [None] * 4}
-    turned = {"turned": np.array([1, 0])}
-    nodes = [
-        node("Gather", "sequence_lens turned", "ends", axis=0),
-        rnn(1, "X", "Y", lens="ends"),
-    ]
-    with pytest.raises(ValueError, match=r"sequence_lens: .*\(Gather\)"):
-        from_onnx(graph(rng, nodes, outputs, turned, {"sequence_lens": [2]}))
-    nodes = [node("Gather", "h turned", "t", axis=1), rnn(1, "X", "Y", "t")]
-    with pytest.raises(
-        ValueError, match=r"initial_h: it is made of the input 'h' .*Gather"
-    ):
-        from_onnx(graph(rng, nodes, outputs, turned, {"h": [1, 2, H]}))
-    nodes = [
-        node("Split", "h ones", "a b", axis=1),
-        node("Concat", "b a", "t", axis=1),
-        rnn(1, "X", "Y", "t"),
-    ]
-    with pytest.raises(
-        ValueError, match=r"initial_h: it is made of the input 'h' .*Concat"
-    ):
-        from_onnx(graph(rng, nodes, outputs, INTEGERS, {"h": [1, 2, H]}))
-
-
-STATE = {"h": [2, "N", H]}
-HALF = [
-    node("Split", "h ones", "h1 h2", axis=0),
-    rnn(1, "X", "y1", "h1"),
-    node("Squeeze", "y1 one", "s1"),
-]
-
-
-def test_a_state_of_which_each_layer_has_a_part(rng):
-    outputs = {"Y": [None] * 4}
-    nodes = [*HALF, rnn(2, "s1", "Y", "h2")]
-    model = graph(rng, nodes, outputs, INTEGERS, STATE, **TWO)
-    x, h = draw(rng, (N, L, D), mx.float32), draw(rng, (2, N, H), mx.float32)
-    inputs = {"X": np.array(mx.swapaxes(x, 0, 1)), "h": np.array(h)}
-    y = array(in_evaluator(model, inputs)[0][:, 0], mx.float32)
-    agree(mx.swapaxes(from_onnx(model)(x, list(h)), 0, 1), y)
-    # One of the nodes has its part alone.
-    equal(from_onnx(model, node="rnn2").Whh, from_onnx(model).layers[1].Whh)
-    for second, said in (
-        ("h1", "'rnn2' with initial_h: it is .* 'h' .*, given twice"),
-        ("", "input 'h' of 2 states, of which the RNN nodes take 1 alone"),
-        ("h", "'rnn2' with initial_h: it is the input 'h', where"),
-        ("y1_h", "'rnn2' with initial_h: it is the last state of 'rnn1', where"),
-    ):
-        nodes[-1] = rnn(2, "s1", "Y", second)
-        model = graph(rng, nodes, outputs, INTEGERS, STATE, **TWO)
-        with pytest.raises(ValueError, match=said):
-            from_onnx(model)
-
-
-@pytest.mark.parametrize("turned", [False, True])
-def test_parts_of_a_state_for_two_nodes_as_two_directions(rng, turned):
-    parts = ["h2", "h1"] if turned else ["h1", "h2"]
-    nodes = [
-        HALF[0],
-        rnn(1, "X", "f", parts[0]),
-        rnn(2, "X", "b", parts[1], direction="reverse"),
-        node("Concat", "f b", "Y", axis=3),
-    ]
-    shapes = [(1, D, H), (1, D, H)]
-    model = graph(rng, nodes, {"Y": [None] * 4}, INTEGERS, STATE, shapes=shapes)
-    if turned:
-        with pytest.raises(ValueError, match=r"'rnn2' .* in another order"):
-            from_onnx(model)
-        return
-    x, h = draw(rng, (N, L, D), mx.float32), draw(rng, (2, N, H), mx.float32)
-    inputs = {"X": np.array(mx.swapaxes(x, 0, 1)), "h": np.array(h)}
-    y = array(in_evaluator(model, inputs)[0][:, 0], mx.float32)
-    agree(mx.swapaxes(from_onnx(model)(x, list(h)), 0, 1), y)
-
-
-@pytest.mark.parametrize("layout", [0, 1])
-def test_axes_of_a_state_are_known_by_their_places(rng, layout):
-    own = ["N", 1, H] if layout else [1, "N", H]
-    for perm, shape, taken in (
-        ([0, 1, 2], own, True),
-        ([1, 0, 2], [own[1], own[0], H], True),
-        ([0, 2, 1], [own[0], H, own[1]], layout == 1),  # an axis of one may be anywhere
-        ([2, 1, 0], [H, own[1], own[0]], False),
-    ):
-        nodes = [
-            node("Transpose", "h", "t", perm=perm),
-            rnn(1, "X", "Y", "t", layout=layout),
-        ]
-        model = graph(rng, nodes, {"Y": [None] * 4}, INTEGERS, {"h": shape})
-        if taken:
-            assert type(from_onnx(model)) is RNN
-        else:
-            with pytest.raises(ValueError, match="rows and features in their order"):
-                from_onnx(model)
-
-
-@pytest.mark.parametrize("chosen", [None, "rnn1"])
-def test_part_of_a_state_is_not_taken_for_zeros(rng, chosen):
-    nodes = [
-        *zero_state()[:-1],
-        node("ConstantOfShape", "shape", "zeros"),
-        node("Concat", "zeros h", "both", axis=0),
-        rnn(1, "X", "Y", "both", direction="bidirectional"),
-    ]
-    constants = {**INTEGERS, "hidden": np.array([H])}
-    inputs = {"h": [1, "N", H]}
-    model = graph(rng, nodes, {"Y": [None] * 4}, constants, inputs, **BOTH)
-    with pytest.raises(ValueError, match=r"initial_h: it is made of the input 'h' by"):
-        from_onnx(model, node=chosen)
-
-
-def test_other_uses_of_a_states_input(rng):
-    square = {"shapes": [(1, H, H)], "constants": INTEGERS}
-    nodes = [rnn(1, "X", "Y", "X")]
-    model = graph(rng, nodes, {"Y": [None] * 4}, inputs={"X": [1, "N", H]}, **square)
-    with pytest.raises(ValueError, match="the input 'X', the same input as X or"):
-        from_onnx(model)
-    nodes = [rnn(1, "X", "Y", "h"), node("Identity", "h", "again")]
-    outputs = {"Y": [None] * 4, "again": [None] * 3}
-    model = graph(rng, nodes, outputs, inputs={"h": [1, "N", H]})
-    with pytest.raises(ValueError, match="output 'again', which is the input 'h'"):
-        from_onnx(model)
-
-
-def test_lengths_are_integers_from_the_start(rng):
-    nodes = [
-        node("Cast", "ends", "lens", to=onnx.TensorProto.INT32),
-        rnn(1, "X", "Y", lens="lens"),
-    ]
-    model = graph(rng, nodes, {"Y": [None] * 4}, inputs={"ends": ["N"]})
-    with pytest.raises(ValueError, match=r"of the input 'ends' by .*\(Cast\)"):
-        from_onnx(model)
 
 
 def test_inputs_that_have_a_default_are_that(rng):
@@ -1153,49 +615,6 @@ def test_a_range_of_several_limits_is_refused_by_name(rng):
     model = graph(rng, nodes, {"Y": [None] * 4}, INTEGERS)
     with pytest.raises(ValueError, match=r"the model .*'rnn1', whose X is made by"):
         from_onnx(model)
-
-
-# PyTorch's exporter -------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("hidden", [False, True])
-@pytest.mark.parametrize("batch_first", [False, True])
-@pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("layers", [1, 2])
-def test_pytorchs_export(tmp_path, rng, layers, bidirectional, batch_first, hidden):
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    model = torch.nn.RNN(
-        D,
-        H,
-        layers,
-        nonlinearity="relu",
-        bidirectional=bidirectional,
-        batch_first=batch_first,
-        dropout=0.5 if layers > 1 else 0,
-    )
-    both = 1 + bidirectional
-    x = torch.from_numpy(rng.standard_normal((N, L, D)).astype(np.float32))
-    h = torch.from_numpy(rng.standard_normal((layers * both, N, H)).astype(np.float32))
-    given = x if batch_first else x.swapaxes(0, 1)
-    arguments = (given, h) if hidden else (given,)
-    model.eval()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch's own
-        torch.onnx.export(model, arguments, tmp_path / "model.onnx", dynamo=False)
-    layer = from_onnx(tmp_path / "model.onnx")
-    with torch.no_grad():
-        y, last = model(*arguments)
-    states = None
-    if hidden:
-        states = list(mx.array(h.numpy()))
-        if bidirectional:
-            states = [tuple(states[i : i + 2]) for i in range(0, 2 * layers, 2)]
-        states = states if layers > 1 else states[0]
-    outputs, ends = layer(mx.array(x.numpy()), states, return_state=True)
-    y = y if batch_first else y.swapaxes(0, 1)
-    agree(outputs, mx.array(y.numpy()), "outputs")
-    ends = [a for _, a in tree_flatten(ends)] if layers * both > 1 else [ends]
-    agree(mx.stack(ends), mx.array(last.numpy()), "states")
 
 
 # Files --------------------------------------------------------------------------------

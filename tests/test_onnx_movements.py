@@ -257,6 +257,54 @@ def test_packed_sequences_that_are_not_sorted(
         agree(last, array(states, mx.float32), f"states {ends}")
 
 
+def in_order(model):
+    """The same nodes, each after those that it uses."""
+    ordered = onnx.ModelProto()
+    ordered.CopyFrom(model)
+    del ordered.graph.node[:]
+    rest = list(model.graph.node)
+    unmade = {name for node in rest for name in node.output}
+    while rest:
+        node = next(node for node in rest if not unmade & set(node.input))
+        rest.remove(node)
+        unmade -= set(node.output)
+        ordered.graph.node.append(node)
+    return ordered
+
+
+def test_rows_that_are_sorted_in_part_are_refused(rng):
+    inputs = drawn(rng)
+    inputs["ends"] = np.array([2, L, 3])
+    inputs["h"] = np.array(draw(rng, (1, N, H), mx.float32))
+    content = Export(unsorted, inputs).content
+    assert from_onnx(content, node="/rnn/RNN").Whh.shape == (H, H)
+    model = onnx.load_from_string(content)
+    gathers = {
+        node.input[0]: node for node in model.graph.node if node.op_type == "Gather"
+    }
+    (inverse,) = (
+        node.output[0] for node in model.graph.node if node.op_type == "ScatterElements"
+    )
+    forward = gathers["h"].input[1]
+    refused = {
+        "x": (inverse, r"has the output .*\(Gather\)"),
+        "h": (inverse, r"initial_h: it is made of the input 'h' .*\(Gather\)"),
+    }
+    for name, node in gathers.items():
+        if node.input[1] == inverse:
+            refused[name] = (forward, r"has the output .*\(Gather\)")
+    assert len(refused) == 4
+    for name, (by, said) in refused.items():
+        before, gathers[name].input[1] = gathers[name].input[1], by
+        with pytest.raises(ValueError, match=said):
+            from_onnx(in_order(model))
+        gathers[name].input[1] = before
+    gathers["h"].op_type = "Identity"
+    del gathers["h"].input[1], gathers["h"].attribute[:]
+    with pytest.raises(ValueError, match="initial_h: its rows are in another order"):
+        from_onnx(model)
+
+
 @pytest.mark.parametrize(
     ("function", "said"),
     [

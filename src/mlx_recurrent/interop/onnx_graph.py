@@ -110,9 +110,9 @@ class Graph:
         ]
         nodes = [*_within(self.graph.node), *itertools.chain(*inner)]
         for kind, why in (
-            ("RNN", "; only ONNX's own, in the graph itself, are read"),
-            ("GRU", ", which is not read"),
-            ("LSTM", ", which is not read"),
+            ("RNN", f"; only ONNX's own, in the graph itself, are read: {_LAYERS}"),
+            ("GRU", ", another layer: mlx.nn has a GRU"),
+            ("LSTM", ", another layer: mlx.nn has an LSTM"),
             ("Loop", f", a loop over steps; {_LAYERS}"),
             ("Scan", f", a loop over steps; {_LAYERS}"),
         ):

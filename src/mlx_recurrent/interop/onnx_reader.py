@@ -421,6 +421,8 @@ class Reader:
                 why = "the same input as X or sequence_lens"
             elif len({*before, *parts}) < len(before) + len(parts):
                 why = "given twice, where each layer and direction has its own"
+            elif len({part.axis for part in before + parts}) > 1:
+                why = "along another axis than before"
             elif (before + parts) != sorted(before + parts, key=lambda p: p.index):
                 why = "in another order than that of the layers and directions"
             if why:

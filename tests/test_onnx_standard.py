@@ -1,0 +1,230 @@
+"""The operator RNN as the standard has it.
+
+The truth is what ONNX's own cases state, ONNX's reference evaluator, ONNX Runtime, or
+loops over plain MLX operations.
+"""
+
+import warnings
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+
+import reference
+from conftest import array, draw
+from mlx_recurrent import Bidirectional
+from mlx_recurrent.interop import from_onnx
+from tolerances import DIFFERENCE, agree, equal, largest, wide
+
+onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+
+from onnx import helper, numpy_helper  # noqa: E402
+
+from onnx_models import (  # noqa: E402
+    D,
+    H,
+    L,
+    N,
+    in_evaluator,
+    in_runtime,
+    model_of,
+    single,
+    weights,
+)
+
+DIRECTIONS = ["forward", "reverse", "bidirectional"]
+
+
+def outputs_of(layer, x, hidden=None, lengths=None):
+    """Y and Y_h as the operator of layout 0 shapes them, for x (N, L, D)."""
+    y, last = layer(x, hidden, lengths=lengths, return_state=True)
+    pair = isinstance(layer, Bidirectional)
+    if pair and layer.merge == "concat":
+        y = mx.split(y, 2, axis=-1)
+    y = mx.stack(y) if pair else y[None]
+    last = mx.stack(last) if pair else last[None]
+    return mx.moveaxis(mx.swapaxes(y, 1, 2), 0, 1), last
+
+
+def conformance_cases():
+    from onnx.backend.test.case import node
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ONNX's own
+        from onnx.backend.test.case.node import rnn  # noqa: F401, makes them
+    return [
+        case
+        for case in node._NodeTestCases
+        if [made.op_type for made in case.model.graph.node] == ["RNN"]
+    ]
+
+
+CONFORMANCE = conformance_cases()
+
+
+def test_the_standards_cases_are_those_that_are_known():
+    assert {case.name for case in CONFORMANCE} >= {
+        "test_simple_rnn_defaults",
+        "test_simple_rnn_with_initial_bias",
+        "test_rnn_seq_length",
+        "test_simple_rnn_batchwise",
+    }
+
+
+@pytest.mark.parametrize("case", CONFORMANCE, ids=lambda case: case.name)
+def test_conformance(case):
+    model = onnx.ModelProto()
+    model.CopyFrom(case.model)
+    node = model.graph.node[0]
+    for inputs, outputs in case.data_sets:
+        given = dict(zip([i.name for i in model.graph.input], inputs, strict=True))
+        expected = dict(zip([o.name for o in model.graph.output], outputs, strict=True))
+        x = given.pop("X")
+        for name, a in given.items():  # weights that the cases give as inputs
+            model.graph.initializer.append(numpy_helper.from_array(a, name))
+        layer = from_onnx(model.SerializeToString())
+        batch_first = any(a.name == "layout" and a.i for a in node.attribute)
+        x = x if batch_first else np.swapaxes(x, 0, 1)
+        y, last = outputs_of(layer, array(x, mx.float32))
+        if batch_first:
+            y, last = mx.transpose(y, (2, 0, 1, 3)), mx.swapaxes(last, 0, 1)
+        for name, mine in (("Y", y), ("Y_h", last)):
+            if name in expected:
+                agree(mine, array(expected[name], mx.float32), name)
+
+
+@pytest.mark.parametrize("layout", [0, 1])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float64, mx.float16])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_the_reference_evaluator_agrees(rng, direction, dtype, layout):
+    model = single(rng, direction, True, dtype, layout=layout)
+    layer = from_onnx(model)
+    both = 2 if direction == "bidirectional" else 1
+    for std in (1, 30):
+        x = draw(rng, (N, L, D), dtype, std)
+        hidden = draw(rng, (both, N, H), dtype)
+        y, last = outputs_of(layer, x, list(hidden) if both == 2 else hidden[0])
+        inputs = {
+            "X": np.array(x if layout else mx.swapaxes(x, 0, 1)),
+            "sequence_lens": np.full(N, L, np.int32),
+            "initial_h": np.array(mx.swapaxes(hidden, 0, 1) if layout else hidden),
+        }
+        other_y, other_last = in_evaluator(model, inputs)
+        if layout:
+            other_y = other_y.transpose(1, 2, 0, 3)
+            other_last = other_last.swapaxes(0, 1)
+        agree(y, array(other_y, dtype), "Y")
+        agree(last, array(other_last, dtype), "Y_h")
+
+
+# Per function: alpha, beta and what the standard says it is.
+FUNCTIONS = {
+    "Relu": (None, None, lambda x: np.maximum(x, 0)),
+    "Tanh": (None, None, np.tanh),
+    "Sigmoid": (None, None, lambda x: 1 / (1 + np.exp(-x))),
+    "Affine": (0.5, -0.25, lambda x: 0.5 * x - 0.25),
+    "LeakyRelu": (0.25, None, lambda x: np.where(x >= 0, x, 0.25 * x)),
+    "ThresholdedRelu": (0.5, None, lambda x: np.where(x >= 0.5, x, 0)),
+    "ScaledTanh": (1.5, 0.5, lambda x: 1.5 * np.tanh(0.5 * x)),
+    "HardSigmoid": (0.25, 0.5, lambda x: np.clip(0.25 * x + 0.5, 0, 1)),
+    "Elu": (0.75, None, lambda x: np.where(x >= 0, x, 0.75 * (np.exp(x) - 1))),
+    # The magnitude in a form that complex steps can go through.
+    "Softsign": (None, None, lambda x: x / (1 + x * np.sign(x.real))),
+    "Softplus": (None, None, lambda x: np.log(1 + np.exp(x))),
+}
+
+
+@pytest.mark.parametrize("clip", [None, 0.75])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_activations_are_what_the_standard_says(rng, name, clip):
+    """Values and gradients in float64, against a loop in NumPy and its differences."""
+    alpha, beta, f = FUNCTIONS[name]
+    attributes = {"activations": [name]}
+    if alpha is not None:
+        attributes["activation_alpha"] = [alpha]
+    if beta is not None:
+        attributes["activation_beta"] = [beta]
+    if clip is not None:
+        attributes["clip"] = clip
+    layer = from_onnx(single(rng, dtype=mx.float64, **attributes))
+    x = draw(rng, (N, L, D), mx.float64)
+    native = clip is None and name in ("Relu", "Tanh", "Sigmoid")
+    assert layer.plan(x).path == ("native" if native else "traced")
+
+    def ours(*arrays):
+        layer.Wxh, layer.Whh, layer.bias = arrays[1:]
+        return [layer(arrays[0])]
+
+    def plain(x, Wxh, Whh, bias):
+        h, states = np.zeros((N, H)), []
+        for t in range(L):
+            a = x[:, t] @ Wxh.T + bias + h @ Whh.T
+            h = f(a if clip is None else np.clip(a, -clip, clip))
+            states.append(h)
+        return np.stack(states, axis=1)
+
+    arrays = [x, layer.Wxh, layer.Whh, layer.bias]
+    cotangent = draw(rng, (N, L, H), mx.float64)
+    values, gradients = mx.vjp(ours, arrays, [cotangent])
+    true = [wide(a) for a in arrays]
+    truths = reference.gradient(plain, true, wide(cotangent))
+    for mine, truth in zip([*values, *gradients], [plain(*true), *truths], strict=True):
+        assert largest(wide(mine) - truth) <= DIFFERENCE * largest(truth), name
+
+
+@pytest.mark.parametrize("name", ["LeakyRelu", "HardSigmoid", "Elu"])
+def test_defaults_are_those_of_the_operators(rng, name):
+    pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+    model = single(rng, activations=[name])
+    layer = from_onnx(model)
+    x = draw(rng, (N, L, D), mx.float32, 2)
+    inputs = {
+        "X": np.array(mx.swapaxes(x, 0, 1)),
+        "sequence_lens": np.full(N, L, np.int32),
+    }
+    agree(outputs_of(layer, x)[0], array(in_runtime(model, inputs)[0], mx.float32))
+
+
+def test_default_of_thresholded_relu(rng):
+    # ONNX Runtime takes 0, against the standard.
+    layer = from_onnx(single(rng, activations=["ThresholdedRelu"]))
+    values = mx.array([-2.0, 0.5, 0.99, 1.0, 2.0])
+    assert layer.nonlinearity(values).tolist() == [0, 0, 0, 1, 2]
+
+
+def test_names_of_activations_in_any_case(rng):
+    assert isinstance(
+        from_onnx(single(rng, activations=["relu"])).nonlinearity, nn.ReLU
+    )
+
+
+def test_parameters_are_consumed_in_order(rng):
+    def made(**attributes):
+        layer = from_onnx(single(rng, "bidirectional", **attributes))
+        return layer.forward.nonlinearity, layer.backward.nonlinearity
+
+    activations = ["Tanh", "LeakyRelu"]
+    _, leaky = made(activations=activations, activation_alpha=[0.25])
+    assert leaky._negative_slope == 0.25
+    # By place and in order alike.
+    _, leaky = made(activations=activations, activation_alpha=[0.25, 0.25])
+    assert leaky._negative_slope == 0.25
+    with pytest.raises(ValueError, match="activation_alpha: 2 values are given, where"):
+        made(activations=activations, activation_alpha=[0.5, 0.25])
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float64, mx.float16, mx.bfloat16])
+def test_weights_are_exact(rng, dtype):
+    arrays = weights(rng, 2, D, H, dtype)
+    node = helper.make_node(
+        "RNN", ["X", "W", "R", "B"], ["Y"], hidden_size=H, direction="bidirectional"
+    )
+    model = model_of(
+        [node], {"X": ["L", "N", D]}, {"Y": ["L", 2, "N", H]}, arrays, dtype=dtype
+    )
+    layer = from_onnx(model)
+    for i, one in enumerate((layer.forward, layer.backward)):
+        equal(one.Wxh, arrays["W"][i])
+        equal(one.Whh, arrays["R"][i])
+        equal(one.bias, arrays["B"][i, :H] + arrays["B"][i, H:])
