@@ -613,7 +613,9 @@ def test_a_range_of_several_limits_is_refused_by_name(rng):
         rnn(1, "x", "Y"),
     ]
     model = graph(rng, nodes, {"Y": [None] * 4}, INTEGERS)
-    with pytest.raises(ValueError, match=r"the model .*'rnn1', whose X is made by"):
+    with pytest.raises(
+        ValueError, match=r"the model .*'rnn1', whose X is made of the input 'X' by"
+    ):
         from_onnx(model)
 
 

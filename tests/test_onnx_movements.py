@@ -118,6 +118,18 @@ STATES = {
         {"layers": 2},
         "the input 'h', given twice",
     ),
+    "one for two layers, expanded": (
+        lambda rnn, x, h: rnn(x, h.expand(2, -1, -1)),
+        {"h": 1},
+        {"layers": 2},
+        r"of the input 'h' by the node '/Expand' \(Expand\)",
+    ),
+    "one row for all": (
+        lambda rnn, x, h: rnn(x, h[:, :1].expand(1, N, H)),
+        {"h": 1},
+        {},
+        "of the input 'h' by the node '/",
+    ),
     "one for both directions": (
         lambda rnn, x, h: rnn(x, cat([h, h], 0)),
         {"h": 1},

@@ -170,11 +170,13 @@ class Graph:
     def _node(self, node: NodeProto, inputs: list[Value]) -> list[Value]:
         kind = node.op_type
         origins = origins_of(*inputs)
-        missing: Value = Opaque(f"is made{origins and ' of '}{origins}{by_node(node)}")
-        made: list[Value] = [missing] * len(node.output)
-        for value in inputs:
-            if isinstance(value, Opaque):
-                made = [value] * len(node.output)
+        missing = Opaque(
+            f"is made{origins and ' of '}{origins}{by_node(node)}", bool(origins)
+        )
+        # The first reason stays, but one that names an input goes before all others.
+        reasons = [v for v in [*inputs, missing] if isinstance(v, Opaque)]
+        reason: Value = max(reasons, key=lambda reason: reason.has_origin)
+        made = [reason] * len(node.output)
         if node.domain not in ("", "ai.onnx"):
             return made
         if kind == "RNN":

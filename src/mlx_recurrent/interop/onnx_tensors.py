@@ -227,9 +227,10 @@ class Permutation:
 
 @dataclass(frozen=True)
 class Opaque:
-    """What no layer does, and where it was done."""
+    """What no layer does, where it was done, and whether that says of which input."""
 
     why: str
+    has_origin: bool = True
 
 
 Value: TypeAlias = (
