@@ -7,6 +7,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/variant.h>
 
+#include <algorithm>
 #include <string>
 #include <variant>
 
@@ -109,6 +110,64 @@ Returned returned_of(const std::variant<bool, std::string>& return_state) {
                   : Returned::states;
 }
 
+// An array among the operands of a plain call; null where it is none.
+const mx::array* array_at(const nb::tuple& operands, size_t i) {
+  nb::handle found = operands[i];
+  return nb::isinstance<mx::array>(found) ? nb::inst_ptr<mx::array>(found)
+                                          : nullptr;
+}
+
+bool is_shaped(const mx::array& a, std::initializer_list<mx::ShapeElem> shape) {
+  return std::equal(
+      a.shape().begin(), a.shape().end(), shape.begin(), shape.end());
+}
+
+// Operands that need no judgement and no conversion: x, Wxh, bias, Whh and
+// hidden of one floating dtype, whose shapes fit with nothing to broadcast.
+std::optional<Slotted<Slot>> plain_operands(const nb::tuple& operands) {
+  constexpr double kFew = 4294967296.0; // as many numbers need no closer look
+  const mx::array* x = array_at(operands, 0);
+  const mx::array* Wxh = array_at(operands, 1);
+  const mx::array* bias = array_at(operands, 2);
+  const mx::array* Whh = array_at(operands, 3);
+  const mx::array* hidden = array_at(operands, 4);
+  if (!x || !Wxh || !Whh || (!bias && !operands[2].is_none()) ||
+      (!hidden && !operands[4].is_none()) || x->ndim() < 2 ||
+      Wxh->ndim() != 2) {
+    return {};
+  }
+  int H = Wxh->shape(0);
+  mx::Shape state = x->shape();
+  state.pop_back();
+  state.back() = H;
+  bool fit = mx::issubdtype(x->dtype(), mx::floating) &&
+      x->dtype() == Wxh->dtype() && x->dtype() == Whh->dtype() &&
+      x->shape(-1) == Wxh->shape(1) && is_shaped(*Whh, {H, H}) &&
+      (!bias || (bias->dtype() == x->dtype() && is_shaped(*bias, {H}))) &&
+      (!hidden ||
+       (hidden->dtype() == x->dtype() && hidden->shape() == state)) &&
+      x->size() > 0 && H > 0 && static_cast<double>(x->size()) * H * H <= kFew;
+  if (!fit) {
+    return {};
+  }
+  Slotted<Slot> arrays;
+  arrays[Slot::x] = *x;
+  arrays[Slot::Wxh] = *Wxh;
+  arrays[Slot::Whh] = *Whh;
+  if (bias) {
+    arrays[Slot::bias] = *bias;
+  }
+  if (hidden) {
+    arrays[Slot::hidden] = *hidden;
+  }
+  return arrays;
+}
+
+nb::object returned(const Arrays& found) {
+  return found.size() == 1 ? nb::cast(found[0])
+                           : nb::make_tuple(found[0], found[1]);
+}
+
 nb::dict described(const kernels::Partition& p) {
   nb::dict d;
   d["isa"] = kernels::table()->isa;
@@ -134,16 +193,35 @@ void bind_recurrence(nb::module_& m) {
         if (!options.is_none()) {
           read_options(options, arrays, form);
         }
-        Arrays found = recurrence(
-            arrays, form, returned_of(return_state), stream_of(stream));
-        return found.size() == 1 ? nb::cast(found[0])
-                                 : nb::make_tuple(found[0], found[1]);
+        return returned(recurrence(
+            arrays, form, returned_of(return_state), stream_of(stream)));
       },
       "operands"_a,
       "activation"_a,
       "options"_a.none(),
       "return_state"_a,
       "stream"_a.none());
+
+  m.def(
+      "plain_recurrence",
+      [](const nb::tuple& operands,
+         const char* activation,
+         nb::handle both) -> nb::object {
+        bool wants = both.is(Py_True) || both.is(Py_False);
+        auto arrays = wants && operands.size() == 5 ? plain_operands(operands)
+                                                    : std::nullopt;
+        if (!arrays) {
+          return nb::none();
+        }
+        return returned(recurrence(
+            *arrays,
+            {activation_named(activation)},
+            both.is(Py_True) ? Returned::both : Returned::states,
+            stream_of({})));
+      },
+      "operands"_a,
+      "activation"_a,
+      "return_state"_a);
 
   m.def(
       "pre_activation",

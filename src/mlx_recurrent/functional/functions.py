@@ -3,7 +3,7 @@
 import math
 import operator
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import mlx.core as mx
 
@@ -141,6 +141,14 @@ def rnn(
         >>> rnn(x, Wxh, Whh, reverse=True).shape
         (5, 8)
     """
+    if not options and stream is None:
+        # Quickly, where there is nothing to judge.
+        activation = dispatch.native(nonlinearity)
+        if activation is not None:
+            operands = x, Wxh, bias, Whh, hidden
+            result = _native.plain_recurrence(operands, activation, return_state)
+            if result is not None:
+                return cast("mx.array", result)
     judge_keywords(options, Options)
     judge_return_state(return_state)
     sequence = judge_projection(x, Wxh, bias)
