@@ -16,6 +16,7 @@ from mlx_recurrent import RNN, Bidirectional, Stack
 from mlx_recurrent.interop import Reversed
 from mlx_recurrent.layers.stack_stream import StackStream
 from networks import in_dtype
+from optional import problem
 from tolerances import ACTIVE, EPS, close, equal, wide
 
 PATHS = {"native": NATIVE, "traced": TRACED, "composed": COMPOSED}
@@ -153,17 +154,22 @@ def test_nested_stacks_and_one_layer(rng):
     model = Stack([RNN(D, H), inner, Stack([RNN(H, H)])], residual=True)
     x = draw(rng, (N, L, D), mx.float32)
     first, _, third = model.layers
-    weights = [
-        widened(layer.parameters()) for layer in (first, *inner.layers, *third.layers)
-    ]
-    h = networks.layer(np, weights[0], wide(x))[0]
-    a = h + networks.layer(np, weights[1], h)[0]
-    a = a + networks.layer(np, weights[2], a)[0]
-    b = h + a  # the outer residual
-    c = b + networks.layer(np, weights[3], b)[0]
+    weights = [layer.parameters() for layer in (first, *inner.layers, *third.layers)]
+
+    def outputs(xp, weights, x):
+        h = networks.layer(xp, weights[0], x)[0]
+        a = h + networks.layer(xp, weights[1], h)[0]
+        a = a + networks.layer(xp, weights[2], a)[0]
+        b = h + a  # the outer residual
+        return b + networks.layer(xp, weights[3], b)[0]
+
     stream = model.stream([mx.zeros((N, H)), None, [None]])
     got = stream(numpy(x))
-    close(mx.array(got), model(x), c)
+    close(
+        mx.array(got),
+        outputs(mx, weights, x),
+        outputs(np, widened(weights), wide(x)),
+    )
     assert [np.shape(s) for s in stream.state] == [(N, H), (2, N, H), (1, N, H)]
     assert list(stream.plan.parts) == [f"layers[{i}]" for i in range(3)]
     assert list(stream.plan.parts["layers[1]"].parts) == ["layers[0]", "layers[1]"]
@@ -312,7 +318,15 @@ def test_evaluation_mode_and_copies(rng):
     stream = model.stream()
     got = stream(numpy(x))
     np.testing.assert_array_equal(state, np.array(mx.random.state[0]))
-    np.testing.assert_allclose(got, np.array(model.eval()(x)), 1e-5, 1e-6)
+    h, exact = x, x.astype(mx.float64)
+    for layer in model.layers:
+        p = problem(
+            rng, (), L, h.shape[-1], H, hidden=False, zoneout=0.3, training=False
+        )
+        weights = layer.Wxh, layer.Whh, layer.bias
+        h = p.plain(h, *weights)[0]
+        exact = p.plain(exact, *(a.astype(mx.float64) for a in weights))[0]
+    close(mx.array(got), h, wide(exact))
     for layer in model.layers:
         layer.Wxh = layer.Wxh + 1
         layer.Whh[:] = mx.zeros((H, H))
@@ -389,8 +403,9 @@ class Wrapped(nn.Module):
 
 def test_a_module_around_a_layer(rng):
     model, x = Stack([RNN(D, H), Wrapped()]), draw(rng, (L, D), mx.float32)
-    expected = np.array(model(x))
-    np.testing.assert_allclose(model.stream()(x), expected, 1e-5, 1e-6)
+    inside = Stack([model.layers[0], model.layers[1].rnn])
+    (theirs, truth), *_ = others(inside, x[None])
+    close(mx.array(model.stream()(x)), theirs[0], truth[0])
     assert model.plan(x).path == "native"
 
 
@@ -532,11 +547,12 @@ class TestStep:
         model, x = Stack([inner, RNN(H, H)]), draw(rng, (H,), mx.float32)
         hidden = [states_for(rng, inner), draw(rng, (N, H), mx.float32)]
         y, states = model.step(x, hidden, reset=[True, False, False])
-        apart, _ = model.step(mx.stack([x] * N), hidden, reset=[1, 0, 0])
-        close(y, apart, wide(apart))
         assert [np.shape(s) for s in states] == [(2, N, H), (N, H)]
-        fresh, _ = model.step(x)
-        close(y[0], fresh, wide(fresh))
+        flat = Stack([*inner.layers, model.layers[1]])
+        rows, before = mx.stack([x[None]] * N), [*hidden[0], hidden[1]]
+        reset = np.array([[True], [False], [False]])
+        (theirs, truth), *_ = others(flat, rows, before, reset=reset)
+        close(y, theirs[:, 0], truth[:, 0])
 
     def test_training_draws_and_evaluation_does_not(self, rng):
         model, x = build(dropout=0.5), draw(rng, (40, D), mx.float32)
@@ -552,9 +568,11 @@ class TestStep:
         def run(x, states, reset):
             return model.step(x, states, reset=reset)[0]
 
-        expected = run(x, states, reset)
-        close(mx.compile(run)(x, states, reset), expected, wide(expected))
-        close(mx.vmap(run)(x, states, reset), expected, wide(expected))
+        (theirs, truth), *_ = others(
+            model, x[:, None], states, residual=True, reset=np.array(reset)[:, None]
+        )
+        for got in (mx.compile(run), mx.vmap(run)):
+            close(got(x, states, reset), theirs[:, 0], truth[:, 0])
         value, gradient = nn.value_and_grad(
             model, lambda x: run(x, states, reset).sum()
         )(x)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import mlx_recurrent
+import reference
 from callables import COMPOSED as OTHERS
 from callables import TRACED as ELEMENTWISE
 from conftest import (
@@ -26,10 +27,11 @@ from conftest import (
     draw,
     unreadable,
     upstream,
+    upstream_layer,
 )
 from mlx_recurrent import RNN, Stream
 from optional import problem as problem_with
-from tolerances import ACTIVE, EPS, close
+from tolerances import ACTIVE, EPS, close, wide
 
 PATHS = {"native": NATIVE, "traced": TRACED, "composed": COMPOSED}
 # Leading axes, L, D, H: around the vector widths, and longer than a piece.
@@ -125,7 +127,10 @@ def test_callables(rng, name):
     stream = layer.stream(np.zeros((2, 20)))
     states = stream(x)
     assert stream.plan.path == found.path
-    np.testing.assert_allclose(states, np.array(layer(array(x, mx.float64))), 1e-6)
+    x, weights = array(x, mx.float64), (layer.Wxh, layer.Whh, layer.bias)
+    theirs = upstream_layer(x, *weights, found.make())(x)
+    truth = reference.rnn(*map(wide, (x, *weights)), activation=found.twin)
+    close(array(states, mx.float64), theirs, truth)
     assert stream.state.shape == (2, 20)
 
 
@@ -181,7 +186,8 @@ def test_states(rng, path):
     same(stream(x[:, 2:]), second)
     stream.reset()
     same(stream.state, np.zeros((3, 8), np.float32))
-    np.testing.assert_allclose(stream(x), np.array(layer(problem.x)), 1e-5, 1e-6)
+    whole = problem.of(hidden=None)
+    close(mx.array(stream(x)), call(upstream, whole), whole.states())
     # A stream begun at a state is that of another.
     same(layer.stream(first[:, -1])(x[:, 2:]), second)
 
@@ -217,7 +223,8 @@ def test_a_state_to_begin_with(rng, path):
     rows = Stream(*weights, np.ones((3, 8)), nonlinearity=f, hidden0=problem.hidden)
     assert (rows.state == 1).all()
     rows.reset()
-    np.testing.assert_allclose(rows(np.stack([x] * 3))[2], states, 1e-5, 1e-6)
+    for got in (states, rows(np.stack([x] * 3))[2]):
+        close(mx.array(got), call(upstream, problem), problem.states())
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (1, 9)], ids=str)
