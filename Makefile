@@ -15,6 +15,7 @@ SOAK ?=
 FUZZ_KERNELS ?=
 SANITIZE ?=
 EMULATE ?=
+MLX ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
@@ -28,7 +29,7 @@ SOURCES := pyproject.toml CMakeLists.txt \
 LINUX := $(filter Linux,$(shell uname))
 CXX_FILES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp tests/kernels/*.h tests/kernels/*.cpp)
 
-.PHONY: demo test test-isas fuzz soak large bench accuracy docs lint sanitize fuzz-kernels emulate dist clean
+.PHONY: demo test test-isas mlx-versions fuzz soak large bench accuracy docs lint sanitize fuzz-kernels emulate dist clean
 
 demo: $(VENV)/demo
 	$(RUN) examples/char_lm.py train $(if $(wildcard runs/char_lm/checkpoint.json),--resume)
@@ -48,6 +49,10 @@ test-isas: $(VENV)/test
 	set -e; for isa in $$($(RUN) -c "from mlx_recurrent import _native as n; \
 	  print(*n.available_isas().split(', ')[1:])"); do \
 	  MLX_RECURRENT_ISA=$$isa $(RUN) -m pytest; done
+
+# The quick tests with each MLX that the sources are for, or with MLX="0.32.0 0.32.4".
+mlx-versions:
+	$(PYTHON) tests/mlx_versions.py $(MLX)
 
 soak: $(VENV)/test
 	$(RUN) tests/soak.py $(SOAK)

@@ -83,7 +83,9 @@ nb::object random_key() {
     return random_state[0];
   }
   thread_local GivenBack first;
+#if defined(MLX_HAS_COMPILE_CACHE)
   mx::detail::compile_cache(); // makes it
+#endif
   nb::object key = random_state[0];
   thread_local Taken last;
   return key;

@@ -4,6 +4,13 @@
 // closing down, by unwinding the thread's stack; in C++ that ends the process.
 // Here such a thread waits for ever, as it does in Python 3.14; the end of the
 // process, a moment later, ends it.
+//
+// Fault: MLX keeps Python's objects for each thread, its random key and what it
+// has compiled, and frees them when the thread ends: after Python has taken it
+// for joined, so perhaps while the interpreter closes down.
+// MLX: 0.32.1 to 0.32.4.
+// Shown by: tests/test_processes.py::
+//   test_python_ends_after_threads_that_read_a_callable
 
 #pragma once
 
@@ -24,12 +31,8 @@ class Released {
   PyThreadState* state_;
 };
 
-// MLX's random key of this thread: another object after each draw.
-//
-// MLX keeps Python's objects for each thread, this key and what the thread has
-// compiled, and frees them when the thread ends: after Python has taken it for
-// joined, so perhaps while the interpreter closes down. The thread ends safely
-// if it asks here before MLX makes the first of them.
+// MLX's random key of this thread: another object after each draw. The thread
+// ends safely if it asks here before MLX makes the first of its objects.
 nanobind::object random_key();
 void find_random_state(); // before that, once
 

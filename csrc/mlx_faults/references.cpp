@@ -1,11 +1,14 @@
 #include "mlx_faults/references.h"
 
+#include <limits>
+
 namespace mlx_recurrent {
+
+#if defined(MLX_HAS_ARRAY_DESC)
 
 namespace {
 
-// The count is private to MLX, and so is its type. An explicit instantiation
-// may name both.
+// An explicit instantiation may name a private member and its type.
 long count_of(const mlx::core::array& a);
 template <auto description>
 struct Expose {
@@ -20,5 +23,13 @@ template struct Expose<&mlx::core::array::array_desc_>;
 long references(const mlx::core::array& a) {
   return count_of(a);
 }
+
+#else
+
+long references(const mlx::core::array&) {
+  return std::numeric_limits<long>::max();
+}
+
+#endif
 
 } // namespace mlx_recurrent

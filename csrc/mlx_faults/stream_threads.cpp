@@ -4,90 +4,34 @@
 
 #include <algorithm>
 #include <atomic>
-#include <condition_variable>
 #include <cstdint>
 #include <cstring>
 #include <deque>
 #include <limits>
-#include <memory>
 #include <mutex>
-#include <new>
 #include <optional>
-#include <shared_mutex>
 #include <sstream>
 #include <stdexcept>
 #include <string>
-#include <unordered_map>
 #include <unordered_set>
 
 #include "mlx/backend/cpu/encoder.h"
 #include "mlx/primitives.h"
-#include "mlx/scheduler.h"
 #include "mlx/utils.h"
 #include "mlx_faults/file_readers.h"
+#include "mlx_faults/scheduler.h"
 
 namespace mlx_recurrent {
 
 namespace {
 
-using mx::scheduler::Scheduler;
-
-// MLX does not tell which streams have a thread, and to ask one would be to
-// wait for its answer. An explicit instantiation may name private members; the
-// package is built for one exact version of MLX.
-struct Private {
-  std::unordered_map<int, std::unique_ptr<mx::scheduler::StreamThread>>&
-      threads;
-  std::shared_mutex& threads_lock;
-  int& tasks;
-  std::mutex& tasks_lock;
-  std::condition_variable& task_done;
-};
-Private private_of(Scheduler& scheduler);
-
-template <auto... members>
-struct Members {
-  friend Private private_of(Scheduler& scheduler) {
-    return {scheduler.*members...};
-  }
-};
-template struct Members<
-    &Scheduler::threads_,
-    &Scheduler::threads_mtx_,
-    &Scheduler::n_active_tasks_,
-    &Scheduler::mtx,
-    &Scheduler::completion_cv>;
-
 std::atomic<int> fork_count{0};
 std::atomic<bool> any_lost{false};
 std::vector<int> lost_streams; // written in a new child, which is one thread
 
-// No other thread is then in the middle of what the locks protect.
-void before_fork() {
-  Private scheduler = private_of(mx::scheduler::scheduler());
-  scheduler.threads_lock.lock();
-  scheduler.tasks_lock.lock();
-}
-
-void after_fork_in_parent() {
-  Private scheduler = private_of(mx::scheduler::scheduler());
-  scheduler.tasks_lock.unlock();
-  scheduler.threads_lock.unlock();
-}
-
 void after_fork_in_child() {
-  Private scheduler = private_of(mx::scheduler::scheduler());
-  scheduler.tasks_lock.unlock();
-  // It knows its owner by a number that is another one in the child.
-  new (&scheduler.threads_lock) std::shared_mutex;
-  // An evaluation waits where many tasks are under way; here nobody runs them.
-  scheduler.tasks = 0;
-  new (&scheduler.task_done) std::condition_variable;
   fork_count.fetch_add(1);
-  lost_streams.clear();
-  for (const auto& [index, thread] : scheduler.threads) {
-    lost_streams.push_back(index);
-  }
+  lost_streams = renew_scheduler();
   any_lost.store(!lost_streams.empty());
 }
 
@@ -192,9 +136,8 @@ void expect_threads(const std::vector<mx::array>& arrays, size_t most_seen) {
 void watch_forks() {
   static std::once_flag once;
   std::call_once(once, [] {
-    // MLX makes it where it is first asked for; a fork is not the place.
-    mx::scheduler::scheduler();
-    pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
+    make_scheduler();
+    pthread_atfork(hold_scheduler, give_scheduler_back, after_fork_in_child);
   });
 }
 

@@ -3,6 +3,12 @@
 // that forked: what is put on such a stream there is never run, and whoever
 // waits for it waits for ever. And each of Python's threads has streams of its
 // own, which no other one may use.
+//
+// Fault: MLX waits for ever for a stream whose thread was left behind, and of
+// another thread's stream it says no more than that it is not there.
+// MLX: 0.32.0 to 0.32.4.
+// Shown by: tests/test_processes.py::test_forked_child_is_told_what_to_do,
+//   tests/test_threads.py::test_parameters_that_another_thread_has_not_evaluated
 
 #pragma once
 

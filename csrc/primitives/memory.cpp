@@ -9,6 +9,8 @@
 #include <new>
 #include <utility>
 
+#include "mlx_faults/allocation.h"
+
 namespace mlx_recurrent {
 
 namespace {
@@ -27,22 +29,6 @@ void ask_for_huge_pages(void* memory, size_t bytes) {
 #else
   (void)memory, (void)bytes;
 #endif
-}
-
-// Of an array that has more bytes than a number can say MLX knows the rest of a
-// division only, and would give it less memory than is written.
-void expect_countable(const mx::array& a) {
-  auto bytes = static_cast<int64_t>(a.itemsize());
-  for (int size : a.shape()) {
-    if (size == 0) {
-      return;
-    }
-  }
-  for (int size : a.shape()) {
-    if (__builtin_mul_overflow(bytes, size, &bytes)) {
-      throw std::bad_alloc();
-    }
-  }
 }
 
 struct Block {
@@ -123,12 +109,7 @@ Shelf& shelf() {
 } // namespace
 
 void allocate(mx::array& out) {
-  expect_countable(out);
-  mx::allocator::Data data = mx::allocator::malloc(out.nbytes());
-  if (out.nbytes() > 0 && !data.buffer().raw_ptr()) {
-    throw std::bad_alloc();
-  }
-  out.set_data(std::move(data));
+  take_memory(out);
   ask_for_huge_pages(out.data<char>(), out.nbytes());
 }
 

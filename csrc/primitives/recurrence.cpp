@@ -2,6 +2,7 @@
 
 #include "mlx_faults/references.h"
 #include "mlx_faults/stream_threads.h"
+#include "mlx_faults/zero_cotangent.h"
 #include "primitives/arithmetic.h"
 #include "primitives/batching.h"
 #include "primitives/broadcast.h"

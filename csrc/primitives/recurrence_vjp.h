@@ -23,10 +23,6 @@ Arrays backward(
     const Arrays& inputs,
     const mx::Stream& s);
 
-// Whether a cotangent is what MLX passes for an output that nobody used: its
-// own zeros. One that is zero but not known to be is right, only slower.
-bool is_unused(const mx::array& cotangent);
-
 class RecurrenceVJP : public CpuPrimitive {
  public:
   RecurrenceVJP(const mx::Stream& stream, BackwardForm form)

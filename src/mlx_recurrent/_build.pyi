@@ -1,1 +1,2 @@
 MLX_VERSION: str
+MLX_LACKS: str
