@@ -4,6 +4,7 @@
 
 #include "elman.h"
 #include "program.h"
+#include "recurrent_product.h"
 #include "terms.h"
 
 namespace {
@@ -147,7 +148,7 @@ struct ForwardSteps {
   Range columns;
   Range rows{0, 0}; // positions, as `running` has them
   int64_t ldh, ldd;
-  int chains;
+  RecurrentProduct<T> product; // with Whh
 
   ForwardSteps(
       const RecurrenceArgs& g,
@@ -155,12 +156,16 @@ struct ForwardSteps {
       const Running& running,
       Terms<T>& terms,
       const ForwardMemory<T>& memory)
-      : g(g), shares(shares), running(running), terms(terms), memory(memory) {
-    panels = shares.panels(panel_count<C>(g.H));
+      : g(g),
+        shares(shares),
+        running(running),
+        terms(terms),
+        memory(memory),
+        product(memory.Whh, g.N, g.H, shares) {
+    panels = product.panels;
     columns = columns_of<C>(panels, g.H);
-    ldh = leading_dimension<C>(g.H);
+    ldh = product.ldh;
     ldd = leading_dimension<C>(g.D);
-    chains = chains_for(g.N);
   }
 
   // Packs the weights, once for all members; the caller waits for them.
@@ -308,30 +313,8 @@ struct ForwardSteps {
         activate_tile(tile, at, results, absent);
       }
     };
-    if (at.seen) {
-      multiply<T>(
-          count,
-          g.H,
-          at.seen,
-          ldh,
-          memory.Whh,
-          g.H,
-          panels.first,
-          panels.last,
-          chains,
-          Sums<C>{at.a, ldh, at.a, ldh},
-          i % 2 == 1,
-          finish);
-    } else if (f != Activation::traced) {
-      finish(
-          Tile<C>{
-              at.a + columns.first,
-              ldh,
-              0,
-              count,
-              columns.first,
-              columns.last - columns.first});
-    }
+    product.step(
+        i, at.seen ? count : 0, count, at.seen, {at.a, ldh, at.a, ldh}, finish);
     if constexpr (f == Activation::traced) {
       if (absent) {
         swap_started(count, terms.saved, at.a);

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include "recurrent_product.h"
 #include "running.h"
 
 namespace {
@@ -89,10 +90,9 @@ struct LinearScanSteps {
   // The factors in front of the matrix's product and behind it.
   const Sequence& inner;
   const Sequence& outer;
-  Range panels; // this member's
-  Range columns;
+  RecurrentProduct<T> product;
+  Range columns; // this member's
   int64_t ldh;
-  int chains;
   Range rows; // positions
 
   LinearScanSteps(
@@ -104,10 +104,9 @@ struct LinearScanSteps {
         running(layout.running),
         inner(g.transposed ? g.beta : g.gamma),
         outer(g.transposed ? g.gamma : g.beta),
-        panels(shares.panels(panel_count<C>(g.H))),
-        columns(columns_of<C>(panels, g.H)),
-        ldh(leading_dimension<C>(g.H)),
-        chains(chains_for(g.N)),
+        product(layout.V, g.N, g.H, shares),
+        columns(columns_of<C>(product.panels, g.H)),
+        ldh(product.ldh),
         rows{0, 0} {
   }
 
@@ -310,34 +309,26 @@ struct LinearScanSteps {
     auto row = [&](int64_t n) __attribute__((always_inline)) {
       return plain ? moved(first, n) : row_at(i, n, n < coming, n < going);
     };
-    multiply<T>(
+    product.step(
+        i,
         coming,
-        g.H,
+        count,
         layout.carried[entered(i) & 1],
-        ldh,
-        layout.V,
-        g.H,
-        panels.first,
-        panels.last,
-        chains,
         Sums<C>{},
-        i % 2 == 1,
         [&](const Tile<C>& tile) __attribute__((always_inline)) {
           for (int64_t m = 0; m < tile.rows; ++m) {
             Row r = row(tile.row + m);
-            const C* product = tile.values + m * tile.stride;
+            const C* values =
+                tile.values ? tile.values + m * tile.stride : nullptr;
             for (int64_t j = 0; j < tile.columns; j += Simd<C>::lanes) {
-              int64_t left = tile.columns - j;
-              finish(r, tile.column + j, left, product + j);
+              finish(
+                  r,
+                  tile.column + j,
+                  tile.columns - j,
+                  values ? values + j : nullptr);
             }
           }
         });
-    for (int64_t n = coming; n < count; ++n) {
-      Row r = row(n);
-      for (int64_t j = columns.first; j < columns.last; j += Simd<C>::lanes) {
-        finish(r, j, columns.last - j, nullptr);
-      }
-    }
   }
 };
 

@@ -1,0 +1,229 @@
+// The memory of a backward pass, and a member's share of the work.
+
+#pragma once
+
+#include "forward.h"
+#include "slice_sums.h"
+
+namespace {
+
+// Terms that the weight gradients sum at a time.
+constexpr int64_t kBackwardChunkRows = 256;
+
+// Row r of a slice at place t in time: what a row of a chunk's buffers is.
+struct RowAt {
+  int64_t r, t;
+};
+
+template <class T>
+struct BackwardLayout {
+  typedef Compute<T> C;
+  int64_t steps;
+  int64_t rows;
+  ForwardMemory<T> forward;
+  Running running;
+  Terms<T> terms;
+  Panels<T> transposed; // Whh
+  Panels<T> Wxh;        // for dx
+  C* states; // ((steps + 1) * rows, ldh): the state before the chunk, then its
+             // states; by group
+  C* seen;   // (steps * rows, ldh): what Whh saw, where not all rows see the
+             // states; by group
+  C* delta[2]; // (steps * rows, ldh) each, by group
+  C* a; // pre-activations (steps * rows, ldh), by group; where they are known
+  C* back; // (rows, ldh): Whh^T delta; by group
+  C* held; // (rows, ldh): what a state passes on beside Whh; by group
+  ProgramMemory<C> derivative;
+  C* panel;              // (kOuterTerms, kPanel), by member
+  RowAt* row_at;         // (steps * rows), by member
+  int64_t* begins;       // (steps + 1): the first row of each step, by member
+  C* sums[2];            // (ldh) each, by member: a chunk's dhidden0 and dleak
+  SliceSums<T> dWhh;     // (H, H)
+  SliceSums<T> dWxh;     // (H, D)
+  SliceSums<T> dbias;    // (1, H)
+  SliceSums<T> dhidden0; // (1, H)
+  SliceSums<T> dleak;    // (1, H)
+
+  // Whether the derivative starts from pre-activations, not from states: f(a)
+  // is no more to be seen in a state that leaks.
+  static bool needs_preactivations(const RecurrenceArgs& g) {
+    return g.activation == Activation::traced || g.leak.data;
+  }
+
+  // Whether steps run forward once more: for the states, or for the
+  // pre-activations.
+  static bool recomputes(const BackwardArgs& args) {
+    return args.layer.checkpoint_every > 0 ||
+        (needs_preactivations(args.layer) && !args.preactivations.data);
+  }
+
+  // Whether what Whh sees are the states before, as they lie one after another.
+  bool sees_states() const {
+    return !terms.carries() && !running.lengths;
+  }
+
+  // Whether all that a state passes on is what goes through Whh, to the state
+  // before.
+  bool is_plain() const {
+    return sees_states() && !terms.blends();
+  }
+
+  static int64_t chunk(const RecurrenceArgs& g, const Shares& shares) {
+    if (g.checkpoint_every > 0) {
+      return minimum(g.checkpoint_every, g.L);
+    }
+    int64_t rows = shares.most_rows() > 0 ? shares.most_rows() : 1;
+    return minimum(ceil_div(kBackwardChunkRows, rows), g.L);
+  }
+
+  BackwardLayout(Arena& arena, const BackwardArgs& args, const Shares& shares)
+      : steps(chunk(args.layer, shares)),
+        rows(shares.most_rows()),
+        forward(
+            arena,
+            args.layer,
+            shares.partition,
+            shares.most_rows(),
+            recomputes(args) ? steps : 0,
+            args.layer.checkpoint_every > 0 ? chains_for(args.layer.N) : 1,
+            shares.member.index),
+        running(arena, args.layer.course, args.layer.N, args.layer.L),
+        terms(arena, args.layer, running, shares) {
+    const RecurrenceArgs& g = args.layer;
+    int64_t ldh = leading_dimension<C>(g.H);
+    int groups = Shares::groups(shares.partition);
+    int threads = shares.partition.threads;
+    int slices = shares.partition.slices;
+    transposed =
+        take_panels<T>(arena, g.H, g.H, stays_stored<T>(chains_for(g.N)));
+    bool input = args.dx && !g.projected;
+    Wxh = take_panels<T>(arena, input ? g.H : 0, g.D, false);
+    auto take = [&](int64_t count) {
+      return arena.take<C>(groups * count) + shares.group() * count;
+    };
+    states = take((steps + 1) * rows * ldh);
+    delta[0] = take(steps * rows * ldh);
+    delta[1] = take(steps * rows * ldh);
+    a = take(needs_preactivations(g) ? steps * rows * ldh : 0);
+    seen = take(sees_states() ? 0 : steps * rows * ldh);
+    back = take(is_plain() ? 0 : rows * ldh);
+    held = take(terms.blends() ? rows * ldh : 0);
+    if (g.activation == Activation::traced) {
+      derivative = ProgramMemory<C>(
+          arena, *g.derivative, shares.partition, shares.member.index);
+    }
+    int64_t size = kOuterTerms * kPanel<C>;
+    panel = arena.take<C>(threads * size) + shares.member.index * size;
+    size = steps * rows;
+    row_at = arena.take<RowAt>(threads * size) + shares.member.index * size;
+    begins = arena.take<int64_t>(threads * (steps + 1)) +
+        shares.member.index * (steps + 1);
+    for (C*& sum : sums) {
+      sum = arena.take<C>(threads * ldh) + shares.member.index * ldh;
+    }
+    dWhh = SliceSums<T>(arena, args.dWhh, g.H, g.H, slices);
+    dWxh = SliceSums<T>(arena, args.dWxh, g.H, g.D, slices);
+    dbias = SliceSums<T>(arena, args.dbias, 1, g.H, slices);
+    dhidden0 = SliceSums<T>(arena, args.dhidden0, 1, g.H, slices);
+    dleak = SliceSums<T>(arena, args.dleak, 1, g.H, slices);
+  }
+};
+
+template <class T>
+static size_t backward_scratch(const BackwardArgs& args, const Partition& p) {
+  Arena arena{0};
+  Shares shares{p, kNobody, args.layer.N};
+  BackwardLayout<T> layout(arena, args, shares);
+  return arena.used + 64;
+}
+
+// The chunk at hand: steps [first, last) of the rows at hand that run, one step
+// after the other.
+struct Chunk {
+  int64_t first, last;
+  const int64_t* begins;
+
+  int64_t begin(int64_t i) const {
+    return begins[i - first];
+  }
+  int64_t count(int64_t i) const {
+    return begin(i + 1) - begin(i);
+  }
+  int64_t rows() const {
+    return begin(last);
+  }
+};
+
+// What the parts of a run have in common: the call, this member's share of it,
+// and the rows at hand.
+template <class T>
+struct BackwardWork {
+  typedef Compute<T> C;
+  const BackwardArgs& args;
+  const RecurrenceArgs& g;
+  const Shares& shares;
+  const BackwardLayout<T>& layout;
+  Range panels;  // of H, this member's
+  Range columns; // of H
+  Range inputs;  // panels of D
+  int64_t ldh;
+  Range rows{0, 0}; // positions
+
+  BackwardWork(
+      const BackwardArgs& args,
+      const Shares& shares,
+      const BackwardLayout<T>& layout)
+      : args(args), g(args.layer), shares(shares), layout(layout) {
+    panels = shares.panels(panel_count<C>(g.H));
+    columns = columns_of<C>(panels, g.H);
+    inputs = shares.panels(panel_count<C>(g.D));
+    ldh = leading_dimension<C>(g.H);
+  }
+
+  int64_t count_at(int64_t i) const {
+    Range running_rows = layout.running.at_step(rows, i);
+    return running_rows.last - running_rows.first;
+  }
+
+  int64_t row_number(int64_t r) const {
+    return layout.running.row(rows.first + r);
+  }
+
+  // Whether something is wanted of what passes to where episodes start.
+  bool wants_starts() const {
+    return args.dhidden0 && layout.terms.episodes;
+  }
+
+  // What Whh saw at the steps of the chunk.
+  const C* seen_rows() const {
+    return layout.sees_states() ? layout.states : layout.seen;
+  }
+
+  // Stages the rows of one sequence into those of a chunk.
+  template <class S>
+  void stage_rows(const Sequence& from, const Chunk& chunk, C* to) const {
+    for (int64_t k = 0; k < chunk.rows(); ++k, to += ldh) {
+      stage_row<S>(
+          to,
+          row_of<S>(from, row_number(layout.row_at[k].r), layout.row_at[k].t),
+          from.feature_stride,
+          columns.first,
+          columns.last);
+    }
+  }
+
+  Chunk chunk_at(int64_t first, int64_t last) const {
+    layout.begins[0] = 0;
+    RowAt* at = layout.row_at;
+    for (int64_t i = first; i < last; ++i) {
+      int64_t count = count_at(i);
+      layout.begins[i - first + 1] = layout.begins[i - first] + count;
+      for (int64_t r = 0; r < count; ++r) {
+        *at++ = RowAt{r, layout.running.place(rows.first + r, i)};
+      }
+    }
+    return Chunk{first, last, layout.begins};
+  }
+};
+
+} // namespace
