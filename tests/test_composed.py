@@ -244,6 +244,12 @@ def test_scan_is_called_with_what_upstream_gives(rng, hidden):
     assert ours.seen == theirs.seen and got.dtype == expected.dtype
 
 
+def test_scan_of_whole_numbers_calls_with_others():
+    z, Whh, seen = mx.ones((3, 2, H), mx.int32), mx.zeros((H, H)), Recorder()
+    mlx_recurrent.scan(z, Whh, nonlinearity=seen)
+    assert {dtype for _, dtype in seen.seen} == {mx.float32}
+
+
 def test_called_in_order():
     """A state of its own: the t-th call belongs to step t."""
     counter = itertools.count()
@@ -580,6 +586,16 @@ def test_own_arrays_have_a_say_in_the_dtype(path, own, L):
             reset=mx.ones((2, L), mx.bool_),
         )
         assert outputs.dtype == last.dtype == mx.float32
+
+
+@pytest.mark.parametrize("start", [None, "hidden", "hidden0"])
+def test_dtype_of_one_step_has_that_of_its_product(path, start):
+    x, W = mx.ones((2, 1, 4), mx.float16), mx.ones((4, 4), mx.float16)
+    shape = (2, 4) if start == "hidden" else (4,)
+    given = {} if start is None else {start: mx.ones(shape, mx.float16)}
+    for options in ({}, {"leak": 0.5}):
+        got = path("tanh", x, W, mx.ones((4, 4)), **given, **options)
+        assert got.dtype == (mx.float16 if start is None else mx.float32)
 
 
 def test_dtype_of_a_state_without_steps(path):

@@ -413,7 +413,7 @@ def in_places(axis):
 
 
 ELSEWHERE = {
-    "negative": lambda a: mx.abs(a) * 1.07,
+    "negative": lambda a: mx.maximum(a, -0.005) * 1.07,
     "large": lambda a: mx.clip(a, -100, 100) * 1.07,
     "slope": lambda a: mx.stop_gradient(a) * 1.07,
     "rows": in_places(0),
@@ -431,7 +431,7 @@ def test_what_is_seen_of_a_callable(operands, elsewhere):
 
 def test_what_is_said_of_a_callable_ends_with_it(operands):
     """Another at the same place in memory is looked at anew."""
-    same = lambda a: a * 0.83  # noqa: E731
+    same = lambda a: a * 1.07  # noqa: E731
     for _ in range(100):
         first = Sometimes(same, same)
         assert RNN(5, H, nonlinearity=first).plan(operands[0]).path == "traced"
@@ -445,7 +445,7 @@ def test_what_is_said_of_a_callable_ends_with_it(operands):
 
 
 def test_methods_are_those_of_their_objects(operands):
-    same = lambda a: a * 0.81  # noqa: E731
+    same = lambda a: a * 1.07  # noqa: E731
     for elsewhere, path in ((same, "traced"), (ELSEWHERE["negative"], "composed")):
         method = Sometimes(same, elsewhere).__call__
         assert RNN(5, H, nonlinearity=method).plan(operands[0]).path == path
@@ -644,15 +644,18 @@ def peak(run):
         return mx.get_peak_memory() - before
 
     mx.eval(run())
-    return min(once() for _ in range(10))
+    return min(once() for _ in range(5))
 
 
 def test_pre_activations_are_kept_for_a_derivative_alone(rng):
-    """One array of the output's size, and none where there is no derivative."""
-    x = draw(rng, (8, 400, 16), mx.float32)
+    """One array of the output's size, and none where there is no derivative.
+
+    Beside such an output, scratch that a thread gives back late is little.
+    """
+    x = draw(rng, (8, 4000, 16), mx.float32)
     layers = [RNN(16, 64, nonlinearity=f) for f in (None, nn.silu)]
     mx.eval([layer.parameters() for layer in layers])
-    output = 4 * 8 * 400 * 64
+    output = 4 * 8 * 4000 * 64
     native, traced = (peak(lambda layer=layer: layer(x)) for layer in layers)
     assert traced < native + output / 4
     native, traced = (
