@@ -244,6 +244,12 @@ def test_scan_is_called_with_what_upstream_gives(rng, hidden):
     assert ours.seen == theirs.seen and got.dtype == expected.dtype
 
 
+def test_scan_of_whole_numbers_calls_with_others():
+    z, Whh, seen = mx.ones((3, 2, H), mx.int32), mx.zeros((H, H)), Recorder()
+    mlx_recurrent.scan(z, Whh, nonlinearity=seen)
+    assert {dtype for _, dtype in seen.seen} == {mx.float32}
+
+
 def test_called_in_order():
     """A state of its own: the t-th call belongs to step t."""
     counter = itertools.count()
@@ -582,6 +588,16 @@ def test_own_arrays_have_a_say_in_the_dtype(path, own, L):
         assert outputs.dtype == last.dtype == mx.float32
 
 
+@pytest.mark.parametrize("start", [None, "hidden", "hidden0"])
+def test_dtype_of_one_step_has_that_of_its_product(path, start):
+    x, W = mx.ones((2, 1, 4), mx.float16), mx.ones((4, 4), mx.float16)
+    shape = (2, 4) if start == "hidden" else (4,)
+    given = {} if start is None else {start: mx.ones(shape, mx.float16)}
+    for options in ({}, {"leak": 0.5}):
+        got = path("tanh", x, W, mx.ones((4, 4)), **given, **options)
+        assert got.dtype == (mx.float16 if start is None else mx.float32)
+
+
 def test_dtype_of_a_state_without_steps(path):
     x, W = mx.ones((2, 0, 4), mx.float16), mx.ones((4, 4))
     hidden = mx.ones((2, 4), mx.float16)
@@ -611,6 +627,94 @@ def test_a_leaky_state_is_rounded_once(rng, path, dtype):
     got = path("identity", x[:, None], eye, none, None, q, leak=leak)[:, 0]
     k = wide(leak)
     equal(got, array((1 - k) * wide(q) + k * wide(x), dtype))
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+@pytest.mark.parametrize("name", ["input_dropout", "recurrent_dropout"])
+def test_what_a_dropout_leaves_is_rounded_once(rng, path, name, dtype):
+    p = optional.problem(rng, (3,), 1, 5, dtype=dtype, bias=False, **{name: 0.3})
+    p.activation = "identity"
+    here, other = ("Wxh", "Whh") if name == "input_dropout" else ("Whh", "Wxh")
+    p.arrays[here], p.arrays[other] = mx.eye(5, dtype=dtype), mx.zeros((5, 5), dtype)
+    _, m_x, m_h = p.masks()
+    x, hidden = p.arrays["x"][:, 0], p.arrays["hidden"]
+    kept, values = (m_x, x) if name == "input_dropout" else (m_h, hidden)
+    equal(p(path)[1], array(kept * wide(values), dtype))
+
+
+def test_absent_products(path):
+    """Where rows begin without a state, in any way, a Whh of NaN is not seen."""
+    x, W = mx.ones((4, 3, 5)), mx.ones((5, 5))
+    lengths, reset = np.array([1, 0, 1, 1]), np.zeros((4, 3), bool)
+    reset[2:] = True
+    for options in (
+        {"lengths": lengths},
+        {"lengths": lengths, "reset": reset},
+        {"lengths": lengths, "reset": np.zeros_like(reset)},
+        {"lengths": np.array([3, 1, 3, 0]), "reset": np.ones_like(reset)},
+    ):
+        for reverse in (False, True):
+            given = {"reverse": reverse, "return_state": True, **options}
+            outputs, last = path("tanh", x, W, mx.full((5, 5), mx.nan), **given)
+            assert mx.isfinite(outputs).all() and mx.isfinite(last).all()
+
+
+@pytest.mark.parametrize("where", ["hidden", "cotangent", "both"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_nan_of_a_row_without_steps_stays_there(rng, path, reverse, where):
+    """In its state, or what comes back to it: no weight's gradient has it."""
+    p = optional.problem(rng, lengths=[6, 0, 3], reverse=reverse, leak="array")
+    nan = mx.array([0, mx.nan, 0])[:, None]
+    d = p.cotangents()
+    if where != "cotangent":
+        p.arrays["hidden"] += nan
+    if where != "hidden":
+        d[1] += nan
+    found = optional.grads(functools.partial(p, path), p.arrays.values(), d)
+    for name, a in zip(p.names, found, strict=True):
+        rows = np.isnan(wide(a)).any(-1)
+        if name == "hidden":
+            assert list(rows) == [False, where != "hidden", False]
+        else:
+            assert not rows.any()
+
+
+@pytest.mark.parametrize("name", ["input_dropout", "recurrent_dropout"])
+def test_tangents_of_what_is_dropped_are_absent(rng, path, name):
+    p = optional.problem(rng, L=1, **{name: 0.5})
+    _, m_x, m_h = p.masks()
+    of, dropped = ("x", m_x[:, None]) if m_h is None else ("hidden", m_h)
+    tangents = dict(zip(p.names, p.directions(), strict=True))
+    nan = mx.where(mx.array(dropped) == 0, mx.nan, tangents[of])
+    assert mx.isnan(nan).any()
+    values, expected = list(p.arrays.values()), dict(tangents)
+    tangents[of] = nan
+    expected[of] = optional.without_nan(nan)
+    got = mx.jvp(lambda *v: p(path, *v), values, list(tangents.values()))[1]
+    plain = mx.jvp(p.plain, values, list(expected.values()))[1]
+    truth = p.tangents(list(expected.values()))
+    for each in zip(got, plain, truth, strict=True):
+        close(*each)
+
+
+@pytest.mark.parametrize("every", [None, 2])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_lengths_beyond_the_steps(rng, path, reverse, every):
+    """Along a mapped axis they cannot be judged: they end at L."""
+    p = optional.problem(rng, (), reverse=reverse, truncate_every=every, hidden=False)
+    d, x = p.cotangents(), draw(rng, (3, 6, 3), mx.float32)
+    weights = list(p.arrays.values())[1:]
+
+    def gradients(n, row):
+        p.keywords["lengths"] = n
+        return optional.grads(lambda *v: p(path, *v), [row, *weights], d)
+
+    got = mx.vmap(gradients)(mx.array([7, 2, 100]), x)
+    for i, n in enumerate([6, 2, 6]):
+        p.arrays["x"], p.keywords["lengths"] = x[i], np.array(n)
+        expected = optional.grads(p.plain, p.arrays.values(), d)
+        for a, b, c in zip(got, expected, p.gradients(*d), strict=True):
+            close(a[i], b, c)
 
 
 def with_terms(layer):

@@ -13,7 +13,7 @@ from conftest import DTYPES, NATIVE, TRACED, draw, name_of
 from mlx_recurrent import RNN, Bidirectional
 from networks import MERGES
 from optional import draw_key, problem
-from tolerances import close, wide
+from tolerances import agree, close, wide
 
 N, L, D, H = 2, 8, 300, 400
 RANDOM = ["zoneout", "input_dropout", "recurrent_dropout"]
@@ -319,3 +319,27 @@ def test_where_it_would_save_nothing(rng, apart):
     mlx_recurrent.set_num_threads(2)
     pair_of(rng, {"D": 3, "H": 5, "bias": (5,)}).check()
     assert len(apart) == 2
+
+
+# Of a function, its values, tangents and a cotangent: in parts along a new axis.
+MAPPED = {
+    "jvp": lambda f, v, t, c: mx.vmap(lambda *t: mx.jvp(f, v, t)[1][0])(*t),
+    "grad of jvp": lambda f, v, t, c: mx.vmap(
+        lambda *t: mx.vjp(lambda x: mx.jvp(f, [x, *v[1:]], t)[1][0], v[:1], [c])[1][0]
+    )(*t),
+    "grad": lambda f, v, t, c: mx.vmap(lambda x: mx.vjp(f, [x, *v[1:]], [c])[1][1])(
+        t[0]
+    ),
+}
+
+
+@pytest.mark.parametrize("derivative", MAPPED.values(), ids=MAPPED)
+@pytest.mark.parametrize("options", [{}, {"lengths": np.array([8, 5])}], ids=str)
+def test_mapped_derivatives(rng, apart, options, derivative):
+    """The axis of the directions is another one there."""
+    pair = pair_of(rng, options)
+    values, c = pair.values, draw(rng, (N, L, 2 * H), mx.float32)
+    tangents = [draw(rng, (3, *a.shape), a.dtype) for a in values]
+    results = (derivative(run, values, tangents, c) for run in (pair.ours, pair.plain))
+    agree(*results)
+    assert not apart

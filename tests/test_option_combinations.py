@@ -1,5 +1,6 @@
 """Random combinations of all optional terms, against the reference."""
 
+import itertools
 from functools import partial
 
 import mlx.core as mx
@@ -8,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optional import Problem, grads
+from conftest import ACTIVATIONS, ours, traced
+from optional import Problem, grads, problem
 from tolerances import DIFFERENCE, equal, largest, wide
 
 SINGLE = [mx.float32, mx.float64]
@@ -82,6 +84,16 @@ HIGHER = {
         lambda *v: grads(f, v, [a * b * b for a, b in zip(d, f(*v), strict=True)]), v, t
     ),
     "grad of jvp": lambda f, v, d, t: grads(lambda *v: mx.jvp(f, v, t)[1], v, d),
+    "grad of jvp by the tangents": lambda f, v, d, t: grads(
+        lambda *t: mx.jvp(f, v, t)[1], t, d
+    ),
+    "jvp of jvp": lambda f, v, d, t: mx.jvp(lambda *v: mx.jvp(f, v, t)[1], v, t)[1],
+    "vmap of jvp": lambda f, v, d, t: mx.vmap(lambda *t: mx.jvp(f, v, t)[1])(
+        *(mx.stack([a, 0.1 - a]) for a in t)
+    ),
+    "vmap of grad of grad": lambda f, v, d, t: mx.vmap(
+        lambda *t: grads(lambda *v: grads(f, v, d), v, t)
+    )(*(mx.stack([a, 0.1 - a]) for a in t)),
     "grad of grad of checkpoint": lambda f, v, d, t: grads(
         lambda *v: grads(mx.checkpoint(f), v, d), v, t
     ),
@@ -94,29 +106,55 @@ HIGHER = {
 }
 
 
+def check_higher(name, problem, path):
+    """With NaN in the padding of the product's, and zeros in that of the others'."""
+    values, (d, last) = list(problem.arrays.values()), problem.cotangents()
+    tangents = problem.directions()
+
+    def result(f, padding):
+        def clean(a):
+            return problem.in_padding(a, padding)
+
+        v, t = ([clean(x), *others] for x, *others in (values, tangents))
+        return flat(HIGHER[name](f, v, [clean(d), last], t))
+
+    got, truth = result(partial(problem, path), np.nan), result(problem.plain, 0)
+    assert np.isfinite(got).all()
+    assert largest(got - truth) <= DIFFERENCE * largest(truth)
+
+
 @pytest.mark.parametrize("name", HIGHER)
 def test_other_transforms(path, name):
-    """With NaN in the padding of the product's, and zeros in that of the others'."""
-
     @examples(12, dtype=mx.float64, lead=(2,), L=3, D=2, H=3)
     def run(problem):
-        values, d = list(problem.arrays.values()), problem.cotangents()
-        tangents = problem.directions()
+        check_higher(name, problem, path)
 
-        def result(f, padding):
-            v, t = (
-                [problem.in_padding(a[0], padding), *a[1:]] for a in (values, tangents)
-            )
-            return flat(
-                HIGHER[name](f, v, [problem.in_padding(d[0], padding), d[1]], t)
-            )
 
-        got, truth = (
-            result(partial(problem, path), np.nan),
-            result(problem.plain, 0),
-        )
-        assert np.isfinite(got).all()
-        assert largest(got - truth) <= DIFFERENCE * largest(truth)
+ONE = {
+    "lengths": [3, 1, 0],
+    "reset": np.array([[0, 1, 0], [1, 0, 1], [0, 0, 0]], bool),
+    "reverse": True,
+    "hidden0": True,
+    "leak": "array",
+    "zoneout": 0.3,
+    "input_dropout": 0.4,
+    "recurrent_dropout": 0.25,
+    "truncate_every": 2,
+}
+PAIRS = list(itertools.combinations_with_replacement(ONE, 2))
+
+
+@pytest.mark.parametrize("run", [ours, traced], ids=["native", "traced"])
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+def test_each_pair_of_options(rng, run, pair):
+    """Second derivatives with each activation, where no chance leaves out a term."""
+    options = {name: ONE[name] for name in pair}
+    sizes = {"lead": (3,), "L": 3, "D": 2, "H": 3, "dtype": mx.float64}
+    for activation in ACTIVATIONS:
+        hidden = bool(rng.integers(2))
+        made = problem(rng, activation=activation, hidden=hidden, **sizes, **options)
+        for name in ("hessian", "jvp of jvp"):
+            check_higher(name, made, run)
 
 
 @pytest.mark.parametrize("return_state", [False, "only"])

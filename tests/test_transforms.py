@@ -372,6 +372,42 @@ def test_compile_of_the_same_call_twice(rng, transform, return_state):
         close(*each)
 
 
+@both_paths
+def test_compile_of_the_same_gradient_twice(rng, run):
+    """Equal gradients of several arrays merge, whichever of them each is read for."""
+    problem, values, c = setting(rng)
+
+    def twice(*values):
+        one, other = (
+            mx.vjp(lambda *v: run("tanh", *v), values, [c])[1] for _ in range(2)
+        )
+        halves = one[3] + other[3], one[2] - other[2], one[4] + other[4]
+        return [one[0] * 2, *other[1:3], *halves]
+
+    x, *weights, bias, none, hidden = mx.compile(twice)(*values)
+    got = dict(zip(ARGUMENTS, [x / 2, *weights, bias / 2, hidden / 2], strict=True))
+    all_close(got, gradients(upstream, problem, c), problem.gradients(c))
+    assert not none.any()
+
+
+@both_paths
+@pytest.mark.parametrize("leak", [None, "array"])
+def test_second_derivatives_at_a_kink(rng, leak, run):
+    """relu's slope at zero is zero, of either sign, as mlx.core.maximum's is."""
+    sizes = {"lead": (3,), "L": 3, "D": 2, "H": 3, "dtype": mx.float64}
+    p = optional.problem(rng, activation="relu", leak=leak, bias=False, **sizes)
+    for name, zero in (("x", 0.0), ("hidden", -0.0)):
+        p.arrays[name] = mx.full(p.arrays[name].shape, zero, p.dtype)
+    values, d, t = list(p.arrays.values()), p.cotangents(), p.directions()
+
+    def second(f):
+        return optional.grads(lambda *v: optional.grads(f, v, d), values, t)
+
+    got, truth = second(lambda *v: p(run, *v)), second(p.plain)
+    for a, b in zip(got, truth, strict=True):
+        assert np.abs(wide(a) - wide(b)).max() <= DIFFERENCE * np.abs(wide(b)).max()
+
+
 @pytest.mark.parametrize("unused", ["outputs", "state"])
 def test_one_of_both_results(rng, unused):
     """The cotangent of what nobody uses is zero, and is not even made."""
@@ -775,6 +811,60 @@ def test_hessian_by_a_state_without_steps(rng, with_states, L, lengths, run):
 
     got, truth = hessian(lambda *a: p(run, *a)), wide(hessian(p.plain))
     assert np.abs(wide(got) - truth).max() <= DIFFERENCE * np.abs(truth).max()
+
+
+SINGULAR = {
+    "root": lambda a: mx.sqrt(mx.abs(a)),
+    "power": lambda a: mx.power(mx.abs(a), 1.5),
+    "quotient": lambda a: a / (0.3 + mx.sqrt(mx.abs(a))),
+}
+NESTS = {
+    "grad of grad": lambda f, v, d, t: optional.grads(
+        lambda *v: optional.grads(f, v, d), v, t
+    ),
+    "jvp of grad": lambda f, v, d, t: mx.jvp(lambda *v: optional.grads(f, v, d), v, t)[
+        1
+    ],
+    "grad of jvp": lambda f, v, d, t: optional.grads(
+        lambda *v: mx.jvp(f, v, t)[1], v, d
+    ),
+    "jvp of jvp": lambda f, v, d, t: mx.jvp(lambda *v: mx.jvp(f, v, t)[1], v, t)[1],
+    "vmap of grad": lambda f, v, d, t: mx.vmap(lambda d: optional.grads(f, v, [d]))(
+        mx.stack([*d, 2 - d[0]])
+    ),
+}
+
+
+@pytest.mark.parametrize("nest", NESTS.values(), ids=NESTS)
+@pytest.mark.parametrize("f", SINGULAR.values(), ids=SINGULAR)
+@pytest.mark.parametrize("leak", [None, 0.5])
+def test_what_is_singular_at_zero_beside_lengths(rng, leak, f, nest):
+    """Without a bias the padding is zero; each row alone has none."""
+    options = {"leak": leak, "nonlinearity": f}
+    p = optional.problem(rng, bias=False, hidden=False, dtype=mx.float64)
+    values, t, d = list(p.arrays.values()), p.directions(), p.cotangents()[:1]
+    lengths = [4, 2, 0]
+
+    def whole(x, Wxh, Whh):
+        return mlx_recurrent.rnn(x, Wxh, Whh, lengths=lengths, **options)
+
+    def each(x, Wxh, Whh):
+        rows = []
+        for row, n in zip(mx.split(x, 3), lengths, strict=True):
+            h, states = mx.zeros((1, 5), x.dtype), []
+            for x_t in mx.split(mx.squeeze(row, 0), 6)[:n]:
+                a = x_t @ Wxh.T + (h @ Whh.T if states else 0)
+                h = f(a) if leak is None else (1 - leak) * h + leak * f(a)
+                states.append(h)
+            states += [mx.zeros_like(h)] * (6 - n)
+            rows.append(mx.concatenate(states))
+        return mx.stack(rows)
+
+    assert RNN(3, 5, nonlinearity=f).plan(values[0]).path == "traced"
+    got, truth = (nest(run, values, d, t) for run in (whole, each))
+    for a, b in zip(got, truth, strict=True):
+        assert np.isfinite(wide(a)).all()
+        assert np.abs(wide(a) - wide(b)).max() <= DIFFERENCE * np.abs(wide(b)).max()
 
 
 @both_paths

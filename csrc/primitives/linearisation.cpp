@@ -2,6 +2,7 @@
 
 #include "kernels/elman.h"
 #include "primitives/arithmetic.h"
+#include "primitives/broadcast.h"
 #include "primitives/linear_scan.h"
 #include "primitives/masks.h"
 #include "primitives/matmul.h"
@@ -187,13 +188,21 @@ const mx::array& Linearisation::seen() {
   });
 }
 
-// a = z + Whh (m_h q), of all steps.
+// a = z + Whh (m_h q), of all steps that run.
 const mx::array& Linearisation::pre_activations() {
   return once(pre_activations_, [&] {
     mx::array z = form_.projected()
         ? input()
         : matmul(input(), input_in(Slot::Wxh), find(Slot::bias), s_);
-    return add(z, matmul(seen(), input_in(Slot::Whh), {}, s_), s_);
+    mx::array a = add(z, matmul(seen(), input_in(Slot::Whh), {}, s_), s_);
+    if (!form_.function || !course_.lengths) {
+      return a;
+    }
+    // In the padding a number for which hardly any function or slope is
+    // singular, as many are for zero.
+    mx::array usual = filled(a, 0.3, s_);
+    mx::array elsewhere = add(usual, negative(valid(usual), s_), s_);
+    return add(valid(a), elsewhere, s_);
   });
 }
 

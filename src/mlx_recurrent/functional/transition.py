@@ -141,6 +141,8 @@ class OptionsTransition(Transition):
         new = result
         if options.leak is not None:
             dtype = mx.result_type(start, result, options.leak)
+            if self._runs is not None:  # NaN of other rows is not the leak's
+                start = mx.where(self._runs, start, _zero(start))
             new = _times(self._rest, start) + _times(self._leak, result)
             new = new.astype(dtype)
         if options.zoneout:
