@@ -73,6 +73,37 @@ def test_cpp_asks_the_next_rung_down(rung):
             assert folder in {rung, *INCLUDED[rung]}, f"{path} includes {name}"
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(CSRC / "mlx_faults").glob("*.h"),
+        *(PACKAGE / "mlx_faults").glob("[!_]*.py"),
+    ],
+    ids=lambda path: path.name,
+)
+def test_a_fault_of_mlx_is_named(path):
+    """What it is, in which MLX, and which tests fail without what is done about it."""
+    words = " ".join(re.sub("^//", "", path.read_text(), flags=re.MULTILINE).split())
+    found = re.search(
+        r"Fault: .+ MLX: 0\.32\.\d to 0\.32\.\d\. Shown by: (test_\w+(?:, test_\w+)*)",
+        words,
+    )
+    assert found, path
+    tests = "".join(p.read_text() for p in Path(__file__).parent.glob("test_*.py"))
+    for name in found[1].split(", "):
+        assert f"def {name}(" in tests, name
+
+
+def test_what_mlx_keeps_private_is_touched_in_one_folder():
+    """Its members end in an underscore; ``detail`` and its threads are its own."""
+    private = re.compile(
+        r"\bdetail::|\bscheduler\(\)|&\w+::\w+_\b|&\w+::array::|compile_cache|Reader\b.*io::"
+    )
+    for path in [*CSRC.rglob("*.h"), *CSRC.rglob("*.cpp")]:
+        if "mlx_faults" not in path.parts:
+            assert not private.search(path.read_text()), path
+
+
 def sources():
     for folder in ("src", "csrc", "benchmarks"):
         yield from (

@@ -81,22 +81,22 @@ def test_second_order(rng, exported):
     values, c = list(problem.arrays.values()), draw(rng, (2, 4, 6), mx.float32)
     v = [draw(rng, a.shape, mx.float32) for a in values]
 
-    def second(function):
-        def grad(*a):
-            return mx.grad(lambda *b: (function("tanh", *b) * c).sum(), range(5))(*a)
+    def grad(function):
+        return mx.grad(lambda *a: (function("tanh", *a) * c).sum(), range(5))
 
-        return lambda *a: mx.jvp(grad, list(a), v)[1]
+    def second(*a):
+        return mx.jvp(grad(ours), list(a), v)[1]
 
-    got = exported(second(ours), *values)(*values)
+    def along(*a):
+        return sum((g * d).sum() for g, d in zip(grad(upstream)(*a), v, strict=True))
+
+    got = exported(second, *values)(*values)
+    # By reverse mode alone: MLX 0.32.0 has no forward mode of what a slice leaves.
+    expected = mx.grad(along, range(5))(*values)
     truth = reference.rnn_hessian_vector(
         problem.truth, [wide(d) for d in v], "tanh", wide(c)
     )
-    all_close(
-        *(
-            dict(zip(ARGUMENTS, r, strict=True))
-            for r in (got, second(upstream)(*values), truth)
-        )
-    )
+    all_close(*(dict(zip(ARGUMENTS, r, strict=True)) for r in (got, expected, truth)))
 
 
 def test_training_step(rng, exported):

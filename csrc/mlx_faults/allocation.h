@@ -4,8 +4,8 @@
 // them only the rest of the division; where there is no memory left it gives
 // none and says nothing.
 // MLX: 0.32.0 to 0.32.4.
-// Shown by: tests/test_large.py::test_more_bytes_than_64_bits_count,
-//   tests/test_allocation.py::test_every_allocation_fails
+// Shown by: test_more_bytes_than_64_bits_count,
+//   test_every_allocation_fails
 
 #pragma once
 

@@ -1,9 +1,11 @@
+// Reading files in a forked child.
+//
 // Fault: MLX reads arrays from files in threads that it starts with the first
-// it reads. A forked child does not have them: what is still to be read there
-// is never there, and whoever waits for it waits for ever. MLX: 0.32.0 to
-// 0.32.4. Shown by:
-// tests/test_processes.py::test_forked_child_cannot_read_files,
-//   tests/test_processes.py::test_forked_child_reads_files_where_its_parent_has_not
+// one it reads. A forked child does not have them: what is still to be read
+// there is never there, and whoever waits for it waits for ever.
+// MLX: 0.32.0 to 0.32.4.
+// Shown by: test_forked_child_cannot_read_files,
+//   test_pool_worker_that_loads_weights
 
 #pragma once
 

@@ -9,8 +9,7 @@
 // has compiled, and frees them when the thread ends: after Python has taken it
 // for joined, so perhaps while the interpreter closes down.
 // MLX: 0.32.1 to 0.32.4.
-// Shown by: tests/test_processes.py::
-//   test_python_ends_after_threads_that_read_a_callable
+// Shown by: test_python_ends_after_threads_that_read_a_callable
 
 #pragma once
 

@@ -1,10 +1,9 @@
 // Who refers to an array.
 //
-// MLX keeps the count private, and what a callable captured, or a derivative
-// will want, shows in nothing else.
-// MLX: 0.32.0 to 0.32.4.
-// Shown by: tests/test_tracing.py::test_what_others_hold_is_not_its_own,
-//   tests/test_tracing.py::test_pre_activations_are_kept_for_a_derivative_alone
+// Fault: MLX keeps the count private, and what a callable captured, or a
+// derivative will want, shows in nothing else. MLX: 0.32.0 to 0.32.4. Shown by:
+// test_what_others_hold_is_not_its_own,
+//   test_pre_activations_are_kept_for_a_derivative_alone
 
 #pragma once
 

@@ -5,9 +5,9 @@
 // nothing tells which streams have lost their thread: to ask one would be to
 // wait for its answer.
 // MLX: 0.32.0 to 0.32.4.
-// Shown by: tests/test_processes.py::test_fork_while_others_compute,
-//   tests/test_processes.py::test_fork_while_mlx_has_much_to_do,
-//   tests/test_processes.py::test_forked_child_is_told_what_to_do
+// Shown by: test_fork_while_others_compute,
+//   test_fork_while_mlx_has_much_to_do,
+//   test_forked_child_is_told_what_to_do
 
 #pragma once
 

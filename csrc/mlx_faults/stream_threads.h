@@ -7,8 +7,8 @@
 // Fault: MLX waits for ever for a stream whose thread was left behind, and of
 // another thread's stream it says no more than that it is not there.
 // MLX: 0.32.0 to 0.32.4.
-// Shown by: tests/test_processes.py::test_forked_child_is_told_what_to_do,
-//   tests/test_threads.py::test_parameters_that_another_thread_has_not_evaluated
+// Shown by: test_forked_child_is_told_what_to_do,
+//   test_parameters_that_another_thread_has_not_evaluated
 
 #pragma once
 

@@ -3,7 +3,7 @@
 // Fault: its vjp makes them and does not tell them from a cotangent, so that a
 // derivative computes with them what it could leave out.
 // MLX: 0.32.0 to 0.32.4.
-// Shown by: tests/test_transforms.py::test_one_of_both_results
+// Shown by: test_one_of_both_results
 
 #pragma once
 

@@ -175,7 +175,8 @@ class JudgedOptions(NamedTuple):
             return None
         leak = new_share(self.leak, self.kept, dtype, stream)
         if isinstance(leak, float):
-            leak = mx.full((H,), leak, dtype, stream=stream)
+            # An array: beside float64 MLX 0.32.0 rounds a number to float32.
+            leak = mx.full((H,), mx.array(leak, dtype), stream=stream)
         hidden0 = None if self.reset is None else self.hidden0
         return BoundOptions(
             lengths=self.lengths,
@@ -324,7 +325,8 @@ def new_share(
     """
     if isinstance(leak, mx.array):
         leak = cast(leak, dtype, stream)
-        return mx.multiply(leak, 1 - kept, stream=stream) if kept else leak
+        share = mx.array(1 - kept, dtype)
+        return mx.multiply(leak, share, stream=stream) if kept else leak
     new = (1.0 if leak is None else float(leak)) * (1 - kept)
     return None if new == 1 else new
 

@@ -26,7 +26,9 @@ def values_of(array: mx.array) -> np.ndarray:
         RuntimeError: As :func:`evaluate`.
         ValueError: Inside a compiled function or a vmap.
     """
-    _native.expect_threads([array])
+    # NumPy asks for memory, which MLX before 0.32.4 cannot refuse: where it may not
+    # compute, its error goes through Python's own frames and leaves them broken.
+    evaluate(array)
     return np.array(array)
 
 

@@ -1,4 +1,9 @@
-"""Weights from a file in a forked child, where MLX may have nobody to read them."""
+"""Weights from a file in a forked child.
+
+Fault: MLX reads files in threads that a forked child does not have, and waits for them.
+MLX: 0.32.0 to 0.32.4.
+Shown by: test_forked_child_cannot_read_files, test_pool_worker_that_loads_weights
+"""
 
 from typing import Any
 
