@@ -629,6 +629,38 @@ def test_a_leaky_state_is_rounded_once(rng, path, dtype):
     equal(got, array((1 - k) * wide(q) + k * wide(x), dtype))
 
 
+def widening(_, x, Wxh, Whh, **keywords):
+    """The product with a tanh that returns float32, whatever it is given."""
+    f = lambda a: mx.tanh(a.astype(mx.float32))  # noqa: E731
+    return mlx_recurrent.rnn(x, Wxh, Whh, nonlinearity=f, **keywords)
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+@pytest.mark.parametrize("leak", [None, 0.3, "array"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"zoneout": 0.3},
+        {"recurrent_dropout": 0.3},
+        {"lengths": [6, 2, 0], "reset": np.eye(3, 6, 1, bool), "reverse": True},
+    ],
+    ids="-".join,
+)
+def test_a_callable_that_widens(rng, options, leak, dtype):
+    """Its states are rounded to no narrower dtype, beside any option."""
+    given = {"bias": False, "hidden": False, "leak": leak, "dtype": dtype, **options}
+    p = optional.problem(rng, D=5, **given)
+    p.arrays["Wxh"] = mx.eye(5, dtype=dtype)  # what is projected is not rounded
+    if leak == 0.3:
+        p.keywords["leak"] = float(mx.array(leak, dtype))
+    got = p(widening)
+    single = p.plain(*(a.astype(mx.float32) for a in p.arrays.values()))
+    for each in zip(got, single, p.truth(), strict=True):
+        assert each[0].dtype == mx.float32
+        close(*each)
+
+
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
 @pytest.mark.parametrize("name", ["input_dropout", "recurrent_dropout"])
 def test_what_a_dropout_leaves_is_rounded_once(rng, path, name, dtype):

@@ -13,7 +13,7 @@ from conftest import DTYPES, draw, ours, traced
 from mlx_recurrent import RNN
 from mlx_recurrent.functional import masks
 from optional import draw_key, grads, problem
-from tolerances import DIFFERENCE, equal, wide
+from tolerances import DIFFERENCE, close, equal, wide
 
 RANDOM = ["zoneout", "input_dropout", "recurrent_dropout"]
 each = pytest.mark.parametrize("name", RANDOM)
@@ -218,6 +218,21 @@ def test_compiled(rng, name):
             keys.append(p.key.tolist())
             p.check(f(x))
         assert keys[0] != keys[1]
+
+
+def test_compiled_gradients_keep_masks_apart(rng):
+    """Those of one key, of the same shape and as probable: they are no equal calls."""
+    p = problem(rng, H=20, D=20, zoneout=0.4, recurrent_dropout=0.4, input_dropout=0.4)
+    values, d = list(p.arrays.values()), p.cotangents()
+
+    def gradients(*c):
+        return grads(lambda *v: p(ours, *v), values, c)
+
+    got = mx.compile(mx.vmap(gradients))(*(mx.stack([a, -a]) for a in d))
+    expected, truth = grads(p.plain, values, d), p.gradients(*d)
+    for a, b, c in zip(got, expected, truth, strict=True):
+        close(a[0], b, c)
+        close(a[1], -b, -c)
 
 
 @each

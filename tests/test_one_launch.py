@@ -327,6 +327,9 @@ MAPPED = {
     "grad of jvp": lambda f, v, t, c: mx.vmap(
         lambda *t: mx.vjp(lambda x: mx.jvp(f, [x, *v[1:]], t)[1][0], v[:1], [c])[1][0]
     )(*t),
+    "jvp of many weights": lambda f, v, t, c: mx.vmap(
+        lambda *v: mx.jvp(f, v, [a[0] for a in t])[1][0]
+    )(*(mx.stack([a, 0.9 * a]) for a in v)),
     "grad": lambda f, v, t, c: mx.vmap(lambda x: mx.vjp(f, [x, *v[1:]], [c])[1][1])(
         t[0]
     ),

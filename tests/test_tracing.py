@@ -14,7 +14,7 @@ import pytest
 from conftest import DTYPES, array, draw, unreadable, upstream_layer
 from mlx_recurrent import RNN, _native, rnn
 from mlx_recurrent.functional import tracing
-from tolerances import close, equal, wide
+from tolerances import FORMAT, close, equal, wide
 
 H = 12
 
@@ -518,6 +518,40 @@ def test_long_graphs_of_numbers():
     assert not reading(lambda a: a * d).obstacle
 
 
+ROUNDED_ONCE = [
+    *("add", "subtract", "multiply", "divide", "maximum", "minimum", "greater"),
+    *("greater_equal", "less", "less_equal", "equal", "not_equal"),
+]
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float64])
+@pytest.mark.parametrize("name", ROUNDED_ONCE)
+def test_operations_with_constants(name, dtype):
+    """Those that are left out or replaced too, either way around.
+
+    Numbers below the least normal one may be zero.
+    """
+    operation, least = getattr(mx, name), 2.0 ** FORMAT[dtype][1]
+    a = array([0.0, 0.3, 1.0, 7.1, 1e20, -0.3, -1.0, -7.1, math.inf, math.nan], dtype)
+    for c in (0.0, 1.0, -1.0, 0.5, -8.0, 3.0, 2.0**-126, 2.0**127, 2.0**1023):
+        number = lambda c=c: mx.array(c, dtype)  # noqa: E731
+        for f in (
+            lambda a, c=number: operation(a, c()),
+            lambda a, c=number: operation(c(), a),
+        ):
+            g = lambda a, f=f: f(a).astype(a.dtype)  # noqa: E731
+            expected = g(a)
+            small = mx.abs(expected) < least
+            for got in runs_as_read(g, a):
+                equal(*(mx.where(small, 0, b) for b in (got, expected)), f"{name} {c}")
+
+
+def test_one_of_several_results_of_a_compiled_function(operands):
+    both = mx.compile(lambda a: (mx.sin(a), mx.tanh(a) * 0.5))
+    for i in (0, 1):
+        agree(lambda a, i=i: both(a)[i], operands, "traced")
+
+
 @pytest.mark.parametrize("divisor", [3.0, 8.0, 41.0, 47.0, 61.0])
 def test_quotients_are_not_rounded_twice(divisor):
     a = mx.array(divisor) * mx.arange(1.0, 60.0)
@@ -527,11 +561,20 @@ def test_quotients_are_not_rounded_twice(divisor):
 
 
 def test_a_quotient_by_a_square_of_cosh_is_its_own():
+    """In a slope too, beside a tanh or not."""
     a = mx.linspace(-12, 12, 49)
-    f = lambda a: mx.exp(2 * a) / mx.square(mx.cosh(a))  # noqa: E731
-    b = a + 0
-    got = _native.pointwise(a, _native.read(f(b), b).trace(mx.float32), None)
-    assert np.allclose(got, f(a), rtol=1e-5)
+    for f in (
+        lambda a: mx.exp(2 * a) / mx.square(mx.cosh(a)),
+        lambda a: mx.tanh(a) + mx.exp(2 * a) / mx.square(mx.cosh(a)),
+    ):
+        b = a + 0
+        traced = _native.read(f(b), b).trace(mx.float32)
+        run = lambda a, traced=traced: _native.pointwise(a, traced, None)  # noqa: E731
+        (got, slope), (expected, true) = (
+            [r[0] for r in mx.vjp(g, [a], [mx.ones_like(a)])] for g in (run, f)
+        )
+        assert np.allclose(got, expected, rtol=1e-5)
+        assert np.allclose(slope, true, rtol=1e-4, atol=1e-5)
 
 
 ORDERS = {
