@@ -325,8 +325,9 @@ def new_share(
     """
     if isinstance(leak, mx.array):
         leak = cast(leak, dtype, stream)
-        share = mx.array(1 - kept, dtype)
-        return mx.multiply(leak, share, stream=stream) if kept else leak
+        if not kept:  # nothing new, whose memory a forked process may not get
+            return leak
+        return mx.multiply(leak, mx.array(1 - kept, dtype), stream=stream)
     new = (1.0 if leak is None else float(leak)) * (1 - kept)
     return None if new == 1 else new
 
