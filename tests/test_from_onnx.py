@@ -556,6 +556,33 @@ def test_directions_that_are_put_together_otherwise_are_refused(rng, nodes, cons
         from_onnx(model)
 
 
+def test_directions_side_by_side_along_another_axis_are_refused(rng):
+    """Along rows, which stand last."""
+    turned = [node("Transpose", name, f"{name}t", perm=[0, 3, 1, 2]) for name in "fb"]
+    joined = node("Concat", "ft bt", "Y", axis=-1)
+    model = graph(rng, [*SPLIT, *turned, joined], {"Y": [None] * 4}, INTEGERS, **BOTH)
+    with pytest.raises(ValueError, match=r"the output 'Y', .* \(Concat\)"):
+        from_onnx(model)
+
+
+@pytest.mark.parametrize("computed", ["axes", "steps", "both"])
+def test_what_a_slice_computes_is_not_left_out(rng, computed):
+    """Every second step, or another axis: neither is all that there is."""
+    axes = "zero" if computed == "steps" else "made"
+    steps = "one" if computed == "axes" else "made"
+    made = {"axes": "one zero", "steps": "one one", "both": "one zero"}[computed]
+    nodes = [
+        node("Add", made, "made"),
+        node("Slice", f"X zero end {axes} {steps}", "x"),
+        rnn(1, "x", "Y"),
+    ]
+    constants = {**INTEGERS, "end": np.array([L])}
+    inputs = {"X": [L, N, D]}
+    model = graph(rng, nodes, {"Y": [None] * 4}, constants, inputs=inputs)
+    with pytest.raises(ValueError, match=r"whose X is made of the input 'X' .*Slice"):
+        from_onnx(model)
+
+
 @pytest.mark.parametrize("column", [[1], [0, 2], [0]], ids=str)
 def test_a_mask_of_rows_is_no_padding(rng, column):
     # It counts rows in place of steps, or has the two axes in each other's places.

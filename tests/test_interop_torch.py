@@ -323,6 +323,17 @@ def test_refused_prefixes(given, prefix, error, message):
         from_torch(module, prefix=prefix)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_scripted_modules_are_refused():
+    module = torch.jit.script(torch.nn.RNN(D, H))
+    with pytest.raises(TypeError, match=r"but is torch\.jit.*RecursiveScriptModule"):
+        from_torch(module)
+    with pytest.raises(
+        ValueError, match=r"but is 'rnn', and there is no torch\.nn\.RNN"
+    ):
+        from_torch(module, prefix="rnn")
+
+
 def hooked():
     from torch.nn.utils import prune
 

@@ -264,6 +264,8 @@ def child():
         lambda: mlx_recurrent.scan(x, mx.load("x.npy")[0, :16]),
         lambda: mlx_recurrent.matmul(x, pending["Wxh"]),
         lambda: mx.grad(lambda x: layer(x).sum())(mx.load("x.npy")),
+        lambda: mx.vmap(layer)(mx.load("x.npy")),
+        lambda: mx.vmap(networks[1])(mx.load("x.npy")),
         lambda: weights.read("converted.safetensors", weights.Unsaid()),
     ]
     for use in uses:
@@ -275,6 +277,7 @@ def child():
         lambda: layer.stream(),
         lambda: interop.to_flax(layer),
         lambda: mlx_recurrent.init.spectral_radius_(layer, 1),
+        lambda: layer.save_weights("again.npz"),
     ]
     for use in of_layer:
         raises(use, "numpy.load")
@@ -308,7 +311,9 @@ def grandchild():
 
 def child():
     raises(lambda: layer(mx.load("x.npy")))
+    raises(lambda: layer.save_weights("again.safetensors"))
     own_stream()
+    layer.save_weights("again.safetensors")
     for file in ("w.npz", "w.safetensors"):
         layer.load_weights(file)
         same(everything(layer), expected)

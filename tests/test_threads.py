@@ -433,6 +433,8 @@ refused(
     lambda: layer(x, lengths=lengths),
     lambda: layer(x, reset=starts),
     lambda: layer.step(late[:, 0]),
+    lambda: mx.vmap(layer)(late),
+    lambda: mx.vmap(linear)(late),
     lambda: layer.step(x[:, 0], hidden),
     lambda: linear(late),
     lambda: exported(linear, late),
@@ -483,6 +485,7 @@ for way in ways:
     way(layers[-1])
 for k, layer in enumerate(layers):
     assert CURE in raised(lambda: layer(XS[0])), k
+    assert CURE in raised(lambda: layer.save_weights("again.npz")), k
 mx.eval([layer.parameters() for layer in layers])
 for layer in layers:
     same(*together(lambda: values(forward, [layer])), values(forward, [layer]))

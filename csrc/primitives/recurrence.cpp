@@ -308,6 +308,7 @@ Arrays Recurrence::jvp(
 std::pair<Arrays, Ints> Recurrence::vmap(
     const Arrays& inputs,
     const Ints& axes) {
+  expect_operands(inputs, stream()); // the call had their placeholders
   return vectorize(
       [this](const Arrays& in, int more_sets) {
         return outputs_of(form_.mapped(more_sets), in, stream());

@@ -169,9 +169,11 @@ def _slice(node: NodeProto, inputs: list[Value]) -> Value:
     value = inputs[0]
     starts = _integers(node, inputs, 1, "starts")
     ends = _integers(node, inputs, 2, "ends")
+    # What is computed is not what is left out.
+    computed = any(v is not None and _numbers(v) is None for v in inputs[3:])
     axes = _integers(node, inputs, 3, "axes")
     steps = _integers(node, inputs, 4, "steps") or [1]
-    if starts is None or ends is None or len(starts) != 1 or steps != [1]:
+    if starts is None or ends is None or len(starts) != 1 or computed or steps != [1]:
         return None
     start, end = starts[0], ends[0]
     axis = axes[0] if axes else 0
@@ -549,6 +551,8 @@ def _joined(merge: str, inputs: list[Value]) -> Tracked | None:
         return None
     axes = a.axes
     if merge == "concat":
+        if axes[-1].kind != "features":
+            return None
         sizes = a.axes[-1].size, b.axes[-1].size
         wide = None if None in sizes else sum(n for n in sizes if n)
         axes = (*a.axes[:-1], Axis(wide, "features"))

@@ -209,14 +209,14 @@ def _named(torch: Any, module: Any, prefix: str) -> Any:
     kinds = (torch.nn.RNN, torch.nn.RNNCell)
     found, layers = module, []
     if isinstance(module, torch.nn.Module):
-        layers = [name for name, m in module.named_modules() if isinstance(m, kinds)]
-        try:
-            found = module.get_submodule(prefix)
-        except AttributeError:
+        named = dict(module.named_modules(remove_duplicate=False))
+        layers = [name for name, m in named.items() if isinstance(m, kinds)]
+        if prefix not in named:
             raise ValueError(
                 f"prefix must be the name of a layer in module, but is {shown(prefix)}"
                 f"{_listed(layers, prefix)}"
-            ) from None
+            )
+        found = named[prefix]
     replaced = "forward" in getattr(found, "__dict__", ())
     # One that runs something else is not what it is called.
     if replaced or not any(

@@ -1,4 +1,4 @@
-"""Weights from a file in a forked child.
+"""Weights from and to a file where MLX has nobody to read or to compute them.
 
 Fault: MLX reads files in threads that a forked child does not have, and waits for them.
 MLX: 0.32.0 to 0.32.4.
@@ -20,7 +20,7 @@ def expect_file_readers() -> None:
 
 
 class Loading(Module):
-    """A module whose :meth:`load_weights` does not leave a forked child waiting."""
+    """A module whose weights' files do not leave a forked child waiting."""
 
     def load_weights(
         self, file_or_weights: str | list[tuple[str, mx.array]], strict: bool = True
@@ -49,3 +49,20 @@ class Loading(Module):
         given = dict(tree_flatten(weights)).values()
         _native.expect_after_fork([a for a in given if isinstance(a, mx.array)])
         return super().load_weights(weights, strict)
+
+    def save_weights(self, file: str) -> None:
+        """Save the weights to a file.
+
+        It is the method of MLX's module.
+
+        Args:
+            file (str): The path of a ``.npz`` or ``.safetensors`` file.
+
+        Raises:
+            ValueError: If the path ends otherwise.
+            RuntimeError: If MLX would have to compute something that another thread
+                made or, in a forked process, would wait for ever.
+        """
+        weights: Any = tree_flatten(self.parameters())  # type: ignore[no-untyped-call]
+        _native.expect_operands([a for _, a in weights], None)
+        super().save_weights(file)
