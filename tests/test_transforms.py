@@ -372,6 +372,40 @@ def test_compile_of_the_same_call_twice(rng, transform, return_state):
         close(*each)
 
 
+VIEWS = {
+    "swapped": lambda y: y.swapaxes(-1, -2),
+    "reversed": lambda y: y[::-1],
+    "every second": lambda y: y[:, ::2],
+    "one feature": lambda y: y[..., :1],
+}
+
+
+@both_paths
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
+def test_gradients_for_each_example_of_views(rng, view, run):
+    """Cotangents that lie in memory as the view does, and that nobody else needs."""
+    p = optional.problem(rng, (2, 4), L=6, H=6, D=3, hidden=False)
+    x, *weights = p.arrays.values()
+    c = draw(rng, (2, *view(mx.zeros((4, 6, 6))).shape), mx.float32)
+
+    def gradients(run, c, x):
+        def loss(*weights):
+            return (view(run("tanh", x, *weights)) * mx.exp(c)).sum()
+
+        return mx.grad(loss, (0, 1, 2))(*weights)
+
+    got = mx.vmap(lambda c, x: gradients(run, c, x))(c, x)
+    for i in range(2):
+        expected = gradients(upstream, c[i], x[i])
+        p = optional.problem(rng, (4,), L=6, H=6, D=3, hidden=False)
+        p.arrays = dict(zip(p.names, [x[i], *weights], strict=True))
+        zeros = mx.zeros((4, 6, 6))
+        d = mx.vjp(view, [zeros], [mx.exp(c[i])])[1][0]
+        truth = p.gradients(d, mx.zeros((4, 6)))[1:]
+        for a, b, t in zip(got, expected, truth, strict=True):
+            close(a[i], b, t)
+
+
 @both_paths
 def test_compile_of_the_same_gradient_twice(rng, run):
     """Equal gradients of several arrays merge, whichever of them each is read for."""
