@@ -9,7 +9,7 @@ import pytest
 
 import mlx_recurrent
 import reference
-from conftest import DTYPES, draw, ours, traced
+from conftest import DTYPES, composed, draw, ours, traced
 from mlx_recurrent import RNN
 from mlx_recurrent.functional import masks
 from optional import draw_key, grads, problem
@@ -56,8 +56,11 @@ def test_the_masks_are_the_generators(path, name, units):
 
 
 # More than 16 bits tell apart; the composed path takes its time for each step.
-@pytest.mark.parametrize("N, L", [(1, 5_000), (1, 70_000), (70_000, 1)])
-@pytest.mark.parametrize("run", [ours, traced, None], ids=["native", "traced", "hits"])
+MANY = [(1, 5_000), (1, 70_000), (70_000, 1)]
+LONG = [(run, *sizes) for run in (ours, traced, None) for sizes in MANY]
+
+
+@pytest.mark.parametrize("run, N, L", [*LONG, (composed, 1, 5_000)])
 @each
 def test_masks_of_many_steps_and_rows(run, name, N, L):
     mask, steps = getattr(reference, name.upper()), L if name == "zoneout" else 1
