@@ -322,6 +322,15 @@ def test_repr():
     )
 
 
+class Foreign:
+    """What a module of PyTorch looks like, which need not be installed."""
+
+    __module__ = "torch.nn.modules.rnn"
+
+    def __call__(self, x):
+        return x
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
@@ -334,6 +343,13 @@ def test_repr():
         ),
         ((3, RNN(3, 4)), TypeError, "forward must be a layer, but is int"),
         ((RNN(3, 4), 3), TypeError, "backward must be a layer, but is int"),
+        (
+            (RNN,),
+            TypeError,
+            r"forward .* is the class RNN: give RNN\(\.\.\.\), an inst",
+        ),
+        ((RNN(3, 4), nn.GRU), TypeError, "backward must be .* is the class GRU: give"),
+        ((Foreign(),), TypeError, r"forward must be .*Foreign: .*interop.from_torch"),
         ((RNN(3, 4), RNN(5, 4)), ValueError, "backward must take 3 .* takes 5"),
         ((RNN(3, 4), RNN(3, 5), "sum"), ValueError, 'have 4 .* "sum", but has 5'),
     ],

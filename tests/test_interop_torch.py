@@ -9,7 +9,7 @@ from mlx.utils import tree_flatten
 from conftest import DTYPES, draw
 from interchange import check, equal_weights
 from mlx_recurrent import RNN, Bidirectional, Stack
-from mlx_recurrent.interop import from_torch, to_torch
+from mlx_recurrent.interop import Reversed, from_torch, to_torch
 from networks import in_dtype
 from tolerances import agree
 
@@ -599,6 +599,14 @@ def odd(**arrays):
 def test_layers_that_pytorch_does_not_have(layer, error, message):
     with pytest.raises(error, match=message):
         to_torch(layer)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda layer: Stack([RNN(D, H), layer]), Bidirectional, Reversed]
+)
+def test_a_layer_of_pytorch_among_those_of_mlx(make):
+    with pytest.raises(TypeError, match=r"layer of MLX, but is .*torch.*from_torch"):
+        make(torch.nn.RNN(H, H))
 
 
 def test_refused_arguments():

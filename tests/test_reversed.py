@@ -61,5 +61,7 @@ def test_weights_and_errors(tmp_path):
     assert set(mx.load(path)) == {"backward.Wxh", "backward.Whh", "backward.bias"}
     with pytest.raises(TypeError, match="backward must be a layer, but is int"):
         Reversed(3)
+    with pytest.raises(TypeError, match=r"backward must .* the class RNN: give RNN"):
+        Reversed(RNN)
     with pytest.raises((TypeError, ValueError), match="reverse must be"):
         layer(mx.zeros((L, D)), reverse=2)

@@ -390,6 +390,7 @@ def test_repr():
         ([], {}, ValueError, "layers must hold at least one layer"),
         (RNN(3, 4), {}, TypeError, "layers must be a list of layers, but is .*RNN"),
         ([RNN(3, 4), 3], {}, TypeError, r"layers\[1\] must be a layer, but is int"),
+        ([RNN(3, 4), RNN], {}, TypeError, r"layers\[1\] .* is the class RNN: give RNN"),
         ([RNN(3, 4), RNN(5, 4)], {}, ValueError, r"layers\[1\] must take the 4 .* 5"),
         (
             [Bidirectional(RNN(3, 4)), RNN(4, 4)],

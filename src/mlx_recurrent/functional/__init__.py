@@ -3,6 +3,7 @@
 They judge their arguments, settle dtypes and shapes, choose the path and run on it.
 """
 
+from mlx_recurrent.functional.bidirectional import bidirectional
 from mlx_recurrent.functional.functions import (
     get_num_threads,
     linear,
@@ -15,6 +16,7 @@ from mlx_recurrent.functional.functions import (
 )
 
 __all__ = [
+    "bidirectional",
     "get_num_threads",
     "linear",
     "matmul",

@@ -21,6 +21,8 @@ _NAMES = {
     "merge": "merge_mode",
     "reverse": "go_backwards",
 }
+# Whose layers those of MLX are made of.
+_FRAMEWORKS = frozenset({"flax", "keras", "torch"})
 _BATCH_FIRST = "the batch always comes first, x is (N, L, D)"
 _BEFORE = "the layer has it: give it to the constructor"
 _DRAWN = "set the weights afterwards, as layer.Whh = ..., or by mlx_recurrent.init"
@@ -55,6 +57,13 @@ _WAYS_OUT = {
     "training": "layer.train() and layer.eval() set the mode",
     "unroll": "leave it out: one call runs all steps",
 }
+
+
+def framework_of(layer: Any) -> str | None:
+    """Return which of the frameworks in :mod:`mlx_recurrent.interop` made a layer."""
+    kinds = type(layer).__mro__
+    roots = (str(getattr(kind, "__module__", "")).split(".")[0] for kind in kinds)
+    return next((root for root in roots if root in _FRAMEWORKS), None)
 
 
 def names_ways_out(function: _F) -> _F:

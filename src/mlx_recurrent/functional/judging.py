@@ -11,6 +11,8 @@ import numpy as np
 from mlx.nn.layers import activations
 from mlx.nn.layers.base import Module
 
+from mlx_recurrent.functional.foreign import framework_of
+
 # What a call returns: outputs, outputs and state, or the state alone.
 ReturnState: TypeAlias = bool | Literal["only"]
 
@@ -80,6 +82,27 @@ def judge_nonlinearity(nonlinearity: Any) -> None:
         raise ValueError(
             f"nonlinearity must be a function or a module, but is the class {name}: "
             f"give {name}(), an instance"
+        )
+
+
+def judge_layer(name: str, layer: Any) -> None:
+    """Raise a ``TypeError`` for what is no layer, or the class of one."""
+    if isinstance(layer, type):
+        kind = layer.__qualname__
+        raise TypeError(
+            f"{name} must be a layer, but is the class {kind}: give {kind}(...), an "
+            "instance"
+        )
+    framework = framework_of(layer)
+    if framework:
+        raise TypeError(
+            f"{name} must be a layer of MLX, but is {type_name(layer)}: "
+            f"mlx_recurrent.interop.from_{framework} makes one"
+        )
+    if not callable(layer):
+        raise TypeError(
+            f"{name} must be a layer, but is {type_name(layer)}: a layer is an "
+            "mlx_recurrent.RNN, or is called like one"
         )
 
 

@@ -52,12 +52,14 @@ def draw_key() -> mx.array:
 def undrawn() -> Iterator[None]:
     """Put MLX's random state back afterwards: who draws then draws the same."""
     key = _native.random_key()
-    yield
-    if _native.random_key() is not key:
-        with suppress(ValueError):  # a key that is traced cannot be put back
-            _native.expect_after_fork([mx.random.uniform(key=key)])
-            high, low = map(int, values_of(key))
-            mx.random.seed(high << 32 | low)
+    try:
+        yield
+    finally:
+        if _native.random_key() is not key:
+            with suppress(ValueError):  # a key that is traced cannot be put back
+                _native.expect_after_fork([mx.random.uniform(key=key)])
+                high, low = map(int, values_of(key))
+                mx.random.seed(high << 32 | low)
 
 
 def hits(

@@ -18,7 +18,7 @@ from mlx_recurrent.functional.judging import (
     judge_stream,
 )
 from mlx_recurrent.functional.options import JudgedOptions, ScanOptions, judge_options
-from mlx_recurrent.functional.values import cast
+from mlx_recurrent.functional.values import as_dtype
 
 # What the kernels can count: a product of sizes stays below 2**63.
 _MOST_ROWS = 2**32
@@ -218,11 +218,11 @@ def bind(call: Judged, stream: StreamOrDevice) -> Operands:
     if Wxh is not None and bias is not None and bias.shape != Wxh.shape[:1]:
         x, Wxh, bias = project(x, Wxh, bias, stream), None, None
     hidden = start(call, stream)
-    x, Whh = cast(x, dtype, stream), cast(call.Whh, dtype, stream)
-    Wxh = None if Wxh is None else cast(Wxh, dtype, stream)
-    bias = None if bias is None else cast(bias, dtype, stream)
+    x, Whh = as_dtype(x, dtype, stream), as_dtype(call.Whh, dtype, stream)
+    Wxh = None if Wxh is None else as_dtype(Wxh, dtype, stream)
+    bias = None if bias is None else as_dtype(bias, dtype, stream)
     if hidden is not None:
-        hidden = cast(hidden, dtype, stream)
+        hidden = as_dtype(hidden, dtype, stream)
         if hidden.shape[:-1] != x.shape[:-2]:
             x = _native.widen(x, 2, hidden, 1, stream)
     return Operands(x, Wxh, bias, Whh, hidden)
@@ -245,9 +245,9 @@ def project(
     """Return ``x w^T + bias`` in the dtype that these promote to."""
     dtype = mx.result_type(*(a for a in (x, w, bias) if a is not None))
     if bias is not None:
-        bias = cast(bias, dtype, stream)
+        bias = as_dtype(bias, dtype, stream)
     return dispatch.product(
-        cast(x, dtype, stream), cast(w, dtype, stream), bias, stream
+        as_dtype(x, dtype, stream), as_dtype(w, dtype, stream), bias, stream
     )
 
 

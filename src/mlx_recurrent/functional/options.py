@@ -27,7 +27,7 @@ from mlx_recurrent.functional.judging import (
     shown,
     type_name,
 )
-from mlx_recurrent.functional.values import cast, values_of
+from mlx_recurrent.functional.values import as_dtype, values_of
 
 # A nested sequence of numbers, or an array.
 Values: TypeAlias = Sequence[Any] | np.ndarray | mx.array | int
@@ -182,7 +182,7 @@ class JudgedOptions(NamedTuple):
             lengths=self.lengths,
             reset=self.reset,
             reverse=self.reverse,
-            hidden0=None if hidden0 is None else cast(hidden0, dtype, stream),
+            hidden0=None if hidden0 is None else as_dtype(hidden0, dtype, stream),
             leak=leak,
             zoneout=self.zoneout,
             recurrent_dropout=self.recurrent_dropout,
@@ -200,7 +200,6 @@ class BoundOptions(NamedTuple):
             as before a first step without ``hidden``.
         leak (array, optional): How much of a state is new, ``(H,)``. ``None`` is one.
         key (array, optional): Of the masks: two ``uint32``. ``None`` until it is drawn.
-
         flips (int): Along which leading axis the second half of the sets of weights
             runs in the other direction. Default: ``-1``, none.
 
@@ -324,7 +323,7 @@ def new_share(
         float or array: ``(H,)``, a number for all units, or ``None`` where all is new.
     """
     if isinstance(leak, mx.array):
-        leak = cast(leak, dtype, stream)
+        leak = as_dtype(leak, dtype, stream)
         if not kept:  # nothing new, whose memory a forked process may not get
             return leak
         return mx.multiply(leak, mx.array(1 - kept, dtype), stream=stream)

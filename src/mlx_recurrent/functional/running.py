@@ -15,7 +15,7 @@ from mlx_recurrent.functional.operands import Judged, Operands, bind, project, s
 from mlx_recurrent.functional.options import BoundOptions
 from mlx_recurrent.functional.tracing import trace
 from mlx_recurrent.functional.transition import inputs
-from mlx_recurrent.functional.values import cast
+from mlx_recurrent.functional.values import as_dtype
 
 
 def run(
@@ -88,9 +88,9 @@ def _run_composed(
     if Wxh is not None:
         z = project(x, Wxh, bias, stream)
     else:
-        z = x if x.dtype in FLOATING else cast(x, call.dtype, stream)
+        z = x if x.dtype in FLOATING else as_dtype(x, call.dtype, stream)
     if z.shape[-2] == 0:
-        outputs, state = _run_no_steps(cast(z, call.dtype, stream), hidden, stream)
+        outputs, state = _run_no_steps(as_dtype(z, call.dtype, stream), hidden, stream)
     else:
         last_only = return_state == "only"
         steps, state = composed.recurrence(
@@ -119,7 +119,7 @@ def _run_no_steps(
     # nonlinearity was never seen.
     outputs = mx.multiply(z, mx.nan, stream=stream)
     if hidden is not None:
-        hidden = cast(hidden, z.dtype, stream)
+        hidden = as_dtype(hidden, z.dtype, stream)
     if dispatch.has_kernels(stream):
         if hidden is not None:
             outputs = _native.widen(outputs, 2, hidden, 1, stream)

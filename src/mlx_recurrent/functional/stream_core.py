@@ -16,7 +16,7 @@ from mlx_recurrent.functional.options import BoundOptions, judge_hidden0, new_sh
 from mlx_recurrent.functional.plan import Plan
 from mlx_recurrent.functional.tracing import trace
 from mlx_recurrent.functional.turns import Turns
-from mlx_recurrent.functional.values import evaluate, values_of
+from mlx_recurrent.functional.values import as_dtype, evaluate, values_of
 
 # What a layer's dtype is in NumPy, which has no bfloat16.
 _NUMPY: dict[mx.Dtype, np.dtype] = {
@@ -84,7 +84,7 @@ def prepare(
     dtype = mx.result_type(*arrays)
     # Two steps like those that will come. What is found of them judges the weights.
     features = Wxh.shape[-1] if getattr(Wxh, "ndim", 0) else 0
-    x = mx.broadcast_to(_cast(_ZERO, dtype), (*lead, 2, features))
+    x = mx.broadcast_to(as_dtype(_ZERO, dtype), (*lead, 2, features))
     found = plan(
         x,
         Wxh,
@@ -237,7 +237,7 @@ def _weights(
     # The kernels make their own copies. What is there is read where it lies: a forked
     # process may have no thread for another operation. Others have to be copied in any
     # case: MLX's arrays can be written into.
-    convert = mx.array if copies else _cast
+    convert = mx.array if copies else as_dtype
     Wxh, Whh = convert(Wxh, dtype), convert(Whh, dtype)
     if bias is not None:
         bias = convert(bias, dtype)
@@ -268,10 +268,6 @@ def converted(name: str, value: Any, dtype: np.dtype) -> np.ndarray:
     values = numpy_of(name, value)
     with as_mlx_converts():
         return np.array(values, dtype, order="C", subok=False)
-
-
-def _cast(a: mx.array, dtype: mx.Dtype) -> mx.array:
-    return a if a.dtype == dtype else a.astype(dtype)
 
 
 def as_mlx_converts() -> np.errstate:

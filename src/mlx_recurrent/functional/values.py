@@ -32,6 +32,6 @@ def values_of(array: mx.array) -> np.ndarray:
     return np.array(array)
 
 
-def cast(a: mx.array, dtype: mx.Dtype, stream: StreamOrDevice) -> mx.array:
+def as_dtype(a: mx.array, dtype: mx.Dtype, stream: StreamOrDevice = None) -> mx.array:
     """Return an array in a dtype; itself where it is of that."""
     return a if a.dtype == dtype else a.astype(dtype, stream=stream)

@@ -3,7 +3,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from mlx_recurrent.functional.foreign import names_ways_out
-from mlx_recurrent.functional.judging import ReturnState, judge_flag, type_name
+from mlx_recurrent.functional.judging import ReturnState, judge_flag, judge_layer
 from mlx_recurrent.functional.options import BidirectionalOptions, documented
 from mlx_recurrent.functional.plan import Plan
 from mlx_recurrent.layers.sizes import sizes_of
@@ -27,7 +27,7 @@ class Reversed(WholeTime, Loading):
             it.
 
     Raises:
-        TypeError: If ``backward`` cannot be called.
+        TypeError: If ``backward`` is no layer.
 
     Example:
         >>> import mlx.core as mx
@@ -43,8 +43,7 @@ class Reversed(WholeTime, Loading):
     @names_ways_out
     def __init__(self, backward: Any) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        if not callable(backward):
-            raise TypeError(f"backward must be a layer, but is {type_name(backward)}")
+        judge_layer("backward", backward)
         self.backward = backward
 
     @names_ways_out

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 import mlx.core as mx
 
-from mlx_recurrent.functional.both_directions import both_ways
+from mlx_recurrent import functional
 from mlx_recurrent.functional.foreign import names_ways_out
-from mlx_recurrent.functional.judging import ReturnState, shown, type_name
+from mlx_recurrent.functional.judging import ReturnState, judge_layer, shown, type_name
 from mlx_recurrent.functional.options import (
     BidirectionalOptions,
     Options,
@@ -71,7 +71,7 @@ class Bidirectional(WholeTime, Loading):
             Default: ``"concat"``.
 
     Raises:
-        TypeError: If a layer cannot be called, or ``backward`` is ``None`` and
+        TypeError: If one is no layer, or ``backward`` is ``None`` and
             ``forward`` is no :class:`RNN`.
         ValueError: If ``merge`` is none of these, or the layers' sizes do not fit.
 
@@ -91,11 +91,10 @@ class Bidirectional(WholeTime, Loading):
         self, forward: Any, backward: Any = None, merge: Merge = "concat"
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        judge_layer("forward", forward)
         if backward is None:
             backward = _like(forward)
-        for name, layer in (("forward", forward), ("backward", backward)):
-            if not callable(layer):
-                raise TypeError(f"{name} must be a layer, but is {type_name(layer)}")
+        judge_layer("backward", backward)
         known = isinstance(merge, str) and merge in _MERGES
         if not (known or merge is None or callable(merge)):
             raise ValueError(
@@ -194,7 +193,9 @@ class Bidirectional(WholeTime, Loading):
         if not type(self.forward) is type(self.backward) is RNN:
             return None
         layers = (self.forward._arguments(), self.backward._arguments())
-        return both_ways(x, layers, (hidden[0], hidden[1]), cast(Options, keywords))
+        return functional.bidirectional(
+            x, layers, (hidden[0], hidden[1]), cast(Options, keywords)
+        )
 
     def _merged(self, forward: Any, backward: Any) -> Any:
         if self.merge is None:

@@ -13,6 +13,7 @@ from mlx_recurrent.functional.judging import (
     judge_array,
     judge_entries,
     judge_flag,
+    judge_layer,
     judge_probability,
     judge_size,
     type_name,
@@ -60,8 +61,8 @@ class Stack(Loading):
             Default: ``False``.
 
     Raises:
-        TypeError: If ``layers`` is no list, an entry cannot be called, or another
-            argument is of the wrong type.
+        TypeError: If ``layers`` is no list, an entry is no layer, or another argument
+            is of the wrong type.
         ValueError: If there is no layer, if a layer does not take what the one before
             it gives, or if ``dropout`` is not in [0, 1).
 
@@ -88,10 +89,7 @@ class Stack(Loading):
         if not layers:
             raise ValueError("layers must hold at least one layer, but is empty")
         for i, layer in enumerate(layers):
-            if not callable(layer):
-                raise TypeError(
-                    f"layers[{i}] must be a layer, but is {type_name(layer)}"
-                )
+            judge_layer(f"layers[{i}]", layer)
         self.layers = list(layers)
         self.dropout = Dropout(judge_probability("dropout", dropout))
         self.residual = judge_flag("residual", residual)

@@ -21,7 +21,7 @@ from mlx_recurrent.functional.running import bound_options
 _LEAST_WORK = 4_000_000
 
 
-def both_ways(
+def bidirectional(
     x: mx.array,
     layers: tuple[dict[str, Any], dict[str, Any]],
     hidden: tuple[mx.array | None, mx.array | None],
