@@ -7,7 +7,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/variant.h>
 
-#include <algorithm>
+#include <array>
 #include <string>
 #include <variant>
 
@@ -110,55 +110,21 @@ Returned returned_of(const std::variant<bool, std::string>& return_state) {
                   : Returned::states;
 }
 
-// An array among the operands of a plain call; null where it is none.
-const mx::array* array_at(const nb::tuple& operands, size_t i) {
-  nb::handle found = operands[i];
-  return nb::isinstance<mx::array>(found) ? nb::inst_ptr<mx::array>(found)
-                                          : nullptr;
-}
-
-bool is_shaped(const mx::array& a, std::initializer_list<mx::ShapeElem> shape) {
-  return std::equal(
-      a.shape().begin(), a.shape().end(), shape.begin(), shape.end());
-}
-
-// Operands that need no judgement and no conversion: x, Wxh, bias, Whh and
-// hidden of one floating dtype, whose shapes fit with nothing to broadcast.
+// Operands in a tuple; none where one is neither an array nor None.
 std::optional<Slotted<Slot>> plain_operands(const nb::tuple& operands) {
-  constexpr double kFew = 4294967296.0; // as many numbers need no closer look
-  const mx::array* x = array_at(operands, 0);
-  const mx::array* Wxh = array_at(operands, 1);
-  const mx::array* bias = array_at(operands, 2);
-  const mx::array* Whh = array_at(operands, 3);
-  const mx::array* hidden = array_at(operands, 4);
-  if (!x || !Wxh || !Whh || (!bias && !operands[2].is_none()) ||
-      (!hidden && !operands[4].is_none()) || x->ndim() < 2 ||
-      Wxh->ndim() != 2) {
-    return {};
-  }
-  int H = Wxh->shape(0);
-  mx::Shape state = x->shape();
-  state.pop_back();
-  state.back() = H;
-  bool fit = mx::issubdtype(x->dtype(), mx::floating) &&
-      x->dtype() == Wxh->dtype() && x->dtype() == Whh->dtype() &&
-      x->shape(-1) == Wxh->shape(1) && is_shaped(*Whh, {H, H}) &&
-      (!bias || (bias->dtype() == x->dtype() && is_shaped(*bias, {H}))) &&
-      (!hidden ||
-       (hidden->dtype() == x->dtype() && hidden->shape() == state)) &&
-      x->size() > 0 && H > 0 && static_cast<double>(x->size()) * H * H <= kFew;
-  if (!fit) {
+  constexpr std::array order = {
+      Slot::x, Slot::Wxh, Slot::bias, Slot::Whh, Slot::hidden};
+  if (operands.size() != order.size()) {
     return {};
   }
   Slotted<Slot> arrays;
-  arrays[Slot::x] = *x;
-  arrays[Slot::Wxh] = *Wxh;
-  arrays[Slot::Whh] = *Whh;
-  if (bias) {
-    arrays[Slot::bias] = *bias;
-  }
-  if (hidden) {
-    arrays[Slot::hidden] = *hidden;
+  for (size_t i = 0; i < order.size(); ++i) {
+    nb::handle found = operands[i];
+    if (nb::isinstance<mx::array>(found)) {
+      arrays[order[i]] = *nb::inst_ptr<mx::array>(found);
+    } else if (!found.is_none()) {
+      return {};
+    }
   }
   return arrays;
 }
@@ -208,9 +174,8 @@ void bind_recurrence(nb::module_& m) {
          const char* activation,
          nb::handle both) -> nb::object {
         bool wants = both.is(Py_True) || both.is(Py_False);
-        auto arrays = wants && operands.size() == 5 ? plain_operands(operands)
-                                                    : std::nullopt;
-        if (!arrays) {
+        auto arrays = wants ? plain_operands(operands) : std::nullopt;
+        if (!arrays || !is_plain(*arrays)) {
           return nb::none();
         }
         return returned(recurrence(

@@ -125,6 +125,29 @@ Shapes shapes_of(
   return shapes;
 }
 
+bool is_plain(const Slotted<Slot>& operands) {
+  constexpr double kFew = 4294967296.0; // as many numbers need no closer look
+  const auto& x = operands[Slot::x];
+  const auto& Wxh = operands[Slot::Wxh];
+  if (!x || !Wxh || !operands[Slot::Whh] || x->ndim() < 2 || x->size() == 0 ||
+      Wxh->ndim() != 2 || !mx::issubdtype(x->dtype(), mx::floating)) {
+    return false;
+  }
+  int H = Wxh->shape(0);
+  if (H == 0 || static_cast<double>(x->size()) * H * H > kFew) {
+    return false;
+  }
+  Shapes shapes(*x, 0, H);
+  Slots<Slot> present = operands.slots();
+  for (int i = 0; i < present.size(); ++i) {
+    Slot slot = present.at(i);
+    if (!shapes.fit(kind_of(slot), operands.get(slot))) {
+      return false;
+    }
+  }
+  return true;
+}
+
 std::vector<RecurrenceArgs> arguments(
     const RecurrenceForm& form,
     const Arrays& inputs,

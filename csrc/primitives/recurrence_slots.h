@@ -33,6 +33,10 @@ Shapes shapes_of(
     const Arrays& inputs,
     const char* primitive);
 
+// Whether operands of a projected call need no judgement and no conversion: of
+// one floating dtype, in shapes that fit with nothing to broadcast.
+bool is_plain(const Slotted<RecurrenceSlot>& operands);
+
 // The arguments of each set.
 std::vector<kernels::RecurrenceArgs> arguments(
     const RecurrenceForm& form,
