@@ -13,7 +13,7 @@ from mlx_recurrent.functional.operands import (
     judge,
     judge_projection,
 )
-from mlx_recurrent.functional.options import BoundOptions, Options
+from mlx_recurrent.functional.options import BoundOptions, Options, ask_for_more
 from mlx_recurrent.functional.running import bound_options
 
 # Multiply-adds of a layer from which on running two at once saves more than it costs to
@@ -95,14 +95,8 @@ def bidirectional(
 def _is_special(layer: dict[str, Any]) -> bool:
     bias = layer["bias"]
     projects_first = isinstance(bias, mx.array) and bias.shape != layer["Whh"].shape[:1]
-    parameters = layer["leak"] is not None or layer["hidden0"] is not None
-    return bool(
-        projects_first
-        or parameters
-        or layer["zoneout"]
-        or layer["input_dropout"]
-        or layer["recurrent_dropout"]
-    )
+    own = {name: layer[name] for name in layer if name in Options.__annotations__}
+    return projects_first or ask_for_more(own)
 
 
 def _is_long(x: mx.array, layer: dict[str, Any]) -> bool:

@@ -1,9 +1,11 @@
 """Other frameworks' arguments, and what stands for them here."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import wraps
 from inspect import signature
 from typing import Any, TypeVar, cast
+
+from mlx_recurrent.functional.options import CallOptions, Options
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -21,8 +23,6 @@ _NAMES = {
     "merge": "merge_mode",
     "reverse": "go_backwards",
 }
-# Whose layers those of MLX are made of.
-_FRAMEWORKS = frozenset({"flax", "keras", "torch"})
 _BATCH_FIRST = "the batch always comes first, x is (N, L, D)"
 _BEFORE = "the layer has it: give it to the constructor"
 _DRAWN = "set the weights afterwards, as layer.Whh = ..., or by mlx_recurrent.init"
@@ -30,14 +30,14 @@ _DTYPE = "layer.set_dtype(...) changes the dtype of the weights afterwards"
 _IN_CALL = "it is an argument of the layer's call"
 _WAYS_OUT = {
     **dict.fromkeys(("batch_first", "time_major"), _BATCH_FIRST),
-    **dict.fromkeys(("leak", "zoneout", "learn_hidden", "nonlinearity"), _BEFORE),
-    **dict.fromkeys(("input_dropout", "recurrent_dropout"), _BEFORE),
+    **dict.fromkeys(
+        ("learn_hidden", "nonlinearity", *Options.__annotations__), _BEFORE
+    ),
     **dict.fromkeys(("kernel_init", "kernel_initializer"), _DRAWN),
     **dict.fromkeys(("recurrent_kernel_init", "recurrent_initializer"), _DRAWN),
     **dict.fromkeys(("bias_init", "bias_initializer"), _DRAWN),
     **dict.fromkeys(("dtype", "param_dtype"), _DTYPE),
-    **dict.fromkeys(("hidden", "lengths", "reset", "return_state"), _IN_CALL),
-    **dict.fromkeys(("reverse", "checkpoint_every", "truncate_every"), _IN_CALL),
+    **dict.fromkeys(("hidden", "return_state", *CallOptions.__annotations__), _IN_CALL),
     "bidirectional": "Bidirectional(RNN(...)) runs in both directions, and "
     "Stack.build(..., bidirectional=True)",
     "device": "an array is on no device: mx.set_default_device, or mx.stream around "
@@ -45,6 +45,7 @@ _WAYS_OUT = {
     "dropout": "a layer has input_dropout and recurrent_dropout, and "
     "Stack.build(..., dropout=...) has it between layers",
     "go_backwards": "reverse=True in the call runs backward",
+    "hidden0": "learn_hidden=True makes it, a parameter of the layer",
     "mask": "lengths in the call says where each row ends",
     "num_layers": "Stack.build(input_size, hidden_size, num_layers) makes several",
     "proj_size": "Linear, or mlx.nn.Linear, after the layer projects its outputs",
@@ -59,13 +60,6 @@ _WAYS_OUT = {
 }
 
 
-def framework_of(layer: Any) -> str | None:
-    """Return which of the frameworks in :mod:`mlx_recurrent.interop` made a layer."""
-    kinds = type(layer).__mro__
-    roots = (str(getattr(kind, "__module__", "")).split(".")[0] for kind in kinds)
-    return next((root for root in roots if root in _FRAMEWORKS), None)
-
-
 def names_ways_out(function: _F) -> _F:
     """Let a function say what stands for another framework's argument.
 
@@ -76,7 +70,7 @@ def names_ways_out(function: _F) -> _F:
     @wraps(function)
     def called(*arguments: Any, **keywords: Any) -> Any:
         if not keywords.keys() <= known:
-            raise no_keyword(
+            raise _no_keyword(
                 next(name for name in keywords if name not in known), known
             )
         return function(*arguments, **keywords)
@@ -84,7 +78,19 @@ def names_ways_out(function: _F) -> _F:
     return cast("_F", called)
 
 
-def no_keyword(name: str, known: Collection[str]) -> TypeError:
+def judge_keywords(options: Mapping[str, Any], kind: type) -> None:
+    """Raise a ``TypeError`` for an option that a function does not have.
+
+    Args:
+        options (dict): What the user gave.
+        kind (type): The dictionary of the options that there are.
+    """
+    for name in options:
+        if name not in kind.__annotations__:
+            raise _no_keyword(name, {*kind.__annotations__, "hidden", "nonlinearity"})
+
+
+def _no_keyword(name: str, known: Collection[str]) -> TypeError:
     """Return the error for a keyword that is not among the known ones."""
     for here, names in _NAMES.items():
         if here in known and name in names.split():

@@ -10,6 +10,7 @@ import mlx.core as mx
 from mlx_recurrent import _native
 from mlx_recurrent.functional import dispatch
 from mlx_recurrent.functional.dispatch import Nonlinearity, StreamOrDevice
+from mlx_recurrent.functional.foreign import judge_keywords
 from mlx_recurrent.functional.judging import (
     ReturnState,
     judge_array,
@@ -36,7 +37,6 @@ from mlx_recurrent.functional.options import (
     ScanOptions,
     Values,
     documented,
-    judge_keywords,
     judge_reset,
 )
 from mlx_recurrent.functional.plan import Plan

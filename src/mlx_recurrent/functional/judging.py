@@ -11,8 +11,6 @@ import numpy as np
 from mlx.nn.layers import activations
 from mlx.nn.layers.base import Module
 
-from mlx_recurrent.functional.foreign import framework_of
-
 # What a call returns: outputs, outputs and state, or the state alone.
 ReturnState: TypeAlias = bool | Literal["only"]
 
@@ -93,7 +91,7 @@ def judge_layer(name: str, layer: Any) -> None:
             f"{name} must be a layer, but is the class {kind}: give {kind}(...), an "
             "instance"
         )
-    framework = framework_of(layer)
+    framework = _framework_of(layer)
     if framework:
         raise TypeError(
             f"{name} must be a layer of MLX, but is {type_name(layer)}: "
@@ -104,6 +102,13 @@ def judge_layer(name: str, layer: Any) -> None:
             f"{name} must be a layer, but is {type_name(layer)}: a layer is an "
             "mlx_recurrent.RNN, or is called like one"
         )
+
+
+def _framework_of(layer: Any) -> str | None:
+    """Return which framework's a layer is, if ``interop`` can take it from there."""
+    kinds = type(layer).__mro__
+    roots = (str(getattr(kind, "__module__", "")).split(".")[0] for kind in kinds)
+    return next((root for root in roots if root in ("flax", "keras", "torch")), None)
 
 
 def _function_of(name: Any) -> str:

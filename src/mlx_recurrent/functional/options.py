@@ -15,7 +15,6 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_recurrent.functional.dispatch import StreamOrDevice
-from mlx_recurrent.functional.foreign import no_keyword
 from mlx_recurrent.functional.judging import (
     FLOATING,
     dtype_name,
@@ -257,11 +256,13 @@ def documented(*kinds: type) -> Callable[[_F], _F]:
     return document
 
 
-def judge_keywords(options: Mapping[str, Any], kind: type) -> None:
-    """Raise a ``TypeError`` for an option that a function does not have."""
-    for name in options:
-        if name not in kind.__annotations__:
-            raise no_keyword(name, {*kind.__annotations__, "hidden", "nonlinearity"})
+def ask_for_more(options: Mapping[str, Any]) -> bool:
+    """Whether one is not what it is by default; ``training`` alone does nothing."""
+    defaults: Mapping[str, Any] = {**_DEFAULTS, "training": options.get("training")}
+    return not all(
+        value is defaults[name] or (isinstance(value, Real) and value == defaults[name])
+        for name, value in options.items()
+    )
 
 
 def judge_options(

@@ -6,7 +6,7 @@ from mlx.nn.layers import recurrent
 
 from mlx_recurrent import functional
 from mlx_recurrent.functional.dispatch import Nonlinearity
-from mlx_recurrent.functional.foreign import names_ways_out
+from mlx_recurrent.functional.foreign import judge_keywords, names_ways_out
 from mlx_recurrent.functional.judging import (
     ReturnState,
     judge_flag,
@@ -20,7 +20,6 @@ from mlx_recurrent.functional.options import (
     CallOptions,
     Values,
     documented,
-    judge_keywords,
     judge_leaks,
 )
 from mlx_recurrent.functional.plan import Plan

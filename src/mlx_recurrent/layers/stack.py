@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.nn.layers.dropout import Dropout
 
-from mlx_recurrent.functional.foreign import names_ways_out
+from mlx_recurrent.functional.foreign import judge_keywords, names_ways_out
 from mlx_recurrent.functional.judging import (
     ReturnState,
     broadcasts,
@@ -24,7 +24,6 @@ from mlx_recurrent.functional.options import (
     CallOptions,
     Values,
     documented,
-    judge_keywords,
     judge_lengths,
     judge_reset,
 )
