@@ -23,8 +23,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 MADE := $(VENV)/made
 SOURCES := pyproject.toml CMakeLists.txt \
-  tests/reference.py tests/tolerances.py tests/callables.py \
-  $(shell find csrc src benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.py*' -not -name '*.pyc' -o -name CMakeLists.txt)
+  tests/tolerances.py tests/callables.py \
+  $(shell find csrc src benchmarks tests/reference -name '*.cpp' -o -name '*.h' -o -name '*.py*' -not -name '*.pyc' -o -name CMakeLists.txt)
 
 LINUX := $(filter Linux,$(shell uname))
 CXX_FILES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp tests/kernels/*.h tests/kernels/*.cpp)

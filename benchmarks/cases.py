@@ -52,7 +52,7 @@ class Cell(NamedTuple):
     onnx_gates: tuple[int, ...]
 
 
-# A new cell is an entry here, and one of the reference (tests/reference.py).
+# A new cell is an entry here, and one of the reference (tests/reference/cells.py).
 CELLS = {
     "RNN": Cell(
         shapes=lambda D, H: {"Wxh": (H, D), "Whh": (H, H), "bias": (H,)},

@@ -121,7 +121,7 @@ def _of_terms(work: Work) -> dict[str, np.ndarray]:
         name: called[name] for name in ("lengths", "truncate_every") if name in called
     }
     if "zoneout" in made:
-        terms["kept"] = hits(reference.ZONEOUT, "zoneout", L, H)
+        terms["kept"] = (hits(reference.ZONEOUT, "zoneout", L, H),)
     for name, mask, factors, units in (
         ("input_dropout", reference.INPUT_DROPOUT, "m_x", D),
         ("recurrent_dropout", reference.RECURRENT_DROPOUT, "m_h", H),
@@ -130,11 +130,12 @@ def _of_terms(work: Work) -> dict[str, np.ndarray]:
             hit = hits(mask, name, 1, units)[:, 0]
             terms[factors] = reference.factors(hit, made[name])
     leak = np.array(made["leak"]) if "leak" in made else None
-    problem = [*arrays.values(), None, None, leak], "tanh", reference.Terms(**terms)
+    primals = [*arrays.values(), None, None, leak]
+    problem = reference.Elman("tanh"), primals, reference.Terms(**terms)
     if work.kind == "forward":
-        return {"h": reference.terms_rnn(*problem)[0]}
+        return {"h": reference.recurrence(*problem)[0][0]}
     used = "d_last" if cotangent.ndim == 2 else "d_outputs"
-    return _of_weights(reference.terms_rnn_grad(*problem, **{used: cotangent}))
+    return _of_weights(reference.recurrence_grad(*problem, **{used: [cotangent]}))
 
 
 def ours_is_wrong(

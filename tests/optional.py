@@ -13,7 +13,7 @@ import reference
 from conftest import ACTIVATIONS, DTYPES, UPSTREAM, draw
 from tolerances import close, wide
 
-ARGUMENTS = reference.TERMS_ARGUMENTS
+ARGUMENTS = reference.Elman().arguments
 NO_TERMS = {
     "hidden0": False,
     "leak": None,
@@ -148,14 +148,14 @@ class Problem:
         kept, m_x, m_h = self.masks()
         zoneout = 0.0 if self.get("training", True) else self.get("zoneout", 0.0)
         return reference.Terms(
-            self.get("lengths"),
-            self.get("reset"),
-            self.get("reverse", False),
-            1 - zoneout,
-            kept,
-            m_x,
-            m_h,
-            self.get("truncate_every") or 0,
+            lengths=self.get("lengths"),
+            reset=self.get("reset"),
+            reverse=self.get("reverse", False),
+            shares=(1 - zoneout,),
+            kept=(kept,),
+            m_x=m_x,
+            m_h=m_h,
+            truncate_every=self.get("truncate_every") or 0,
         )
 
     @property
@@ -167,17 +167,22 @@ class Problem:
             values[-1] = np.full(self.H, self.keywords["leak"])
         return values
 
+    @property
+    def cell(self):
+        return reference.Elman(self.activation)
+
     def truth(self):
-        return list(reference.terms_rnn(self.primals, self.activation, self.terms))
+        outputs, last = reference.recurrence(self.cell, self.primals, self.terms)
+        return [*outputs, *last]
 
     def gradients(self, d_outputs, d_last):
         """The reference's, in the order of the arrays."""
         cotangents = [
-            d if isinstance(d, np.ndarray) else wide(without_nan(d))
+            [d if isinstance(d, np.ndarray) else wide(without_nan(d))]
             for d in (d_outputs, d_last)
         ]
-        found = reference.terms_rnn_grad(
-            self.primals, self.activation, self.terms, *cotangents
+        found = reference.recurrence_grad(
+            self.cell, self.primals, self.terms, *cotangents
         )
         by_name = dict(zip(ARGUMENTS, found, strict=True))
         return [by_name[name] for name in self.names]
@@ -187,11 +192,10 @@ class Problem:
         by_name = dict(zip(self.names, tangents, strict=True))
         values = [by_name.get(name) for name in ARGUMENTS]
         values = [None if v is None else wide(without_nan(v)) for v in values]
-        return list(
-            reference.terms_rnn_tangent(
-                self.primals, values, self.activation, self.terms
-            )
+        outputs, last = reference.recurrence_tangent(
+            self.cell, self.primals, values, self.terms
         )
+        return [*outputs, *last]
 
     def check(self, got):
         """Outputs and last states are right."""

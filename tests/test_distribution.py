@@ -19,7 +19,9 @@ PROJECT = (ROOT / "pyproject.toml").read_text("utf-8")
 VERSION = re.search(r'^version = "(.+)"$', PROJECT, re.MULTILINE)[1]
 RELATIVE_LINK = re.compile(r"\]\((?!https?:|#)[^)]*\)")
 LIBRARY = f"mlx_recurrent/_native{sysconfig.get_config_var('EXT_SUFFIX')}"
-FROM_TESTS = {"callables.py", "reference.py", "tolerances.py"}
+FROM_TESTS = {"callables.py", "tolerances.py"} | {
+    f"reference/{path.name}" for path in (ROOT / "tests/reference").glob("*.py")
+}
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
 """The reference itself, against plain loops and differences."""
 
-from dataclasses import replace
-
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -202,55 +200,6 @@ def combination(seed, **fixed):
     leads = [(), (1,), (3,), (1, 2)]
     fixed = {"dtype": mx.float64, "lead": choose("lead", leads), **sizes, **fixed}
     return Problem(choose, rng, **fixed)
-
-
-def of_terms(terms, activation):
-    """The outputs and last states as one array, of the primals."""
-
-    def function(*primals):
-        results = reference.terms_rnn(primals, activation, terms)
-        return np.concatenate([a.ravel() for a in results])
-
-    return function
-
-
-def frozen(problem):
-    """The terms with the states at the borders of blocks as constants."""
-    primals, terms = problem.primals, problem.terms
-    states = reference.border_states(primals, problem.activation, terms)
-    return replace(terms, frozen=states)
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_gradients_with_terms(rng, seed):
-    """By complex steps; over a border of blocks nothing passes."""
-    problem = combination(seed)
-    primals = [None if p is None else np.float64(p) for p in problem.primals]
-    function = of_terms(frozen(problem), problem.activation)
-    outputs, last = reference.terms_rnn(primals, problem.activation, problem.terms)
-    d_outputs, d_last = (rng.standard_normal(a.shape) for a in (outputs, last))
-    got = reference.terms_rnn_grad(
-        primals, problem.activation, problem.terms, d_outputs, d_last
-    )
-    cotangent = np.concatenate([d_outputs.ravel(), d_last.ravel()])
-    expected = reference.gradient(function, primals, cotangent)
-    for name, a, b in zip(reference.TERMS_ARGUMENTS, got, expected, strict=True):
-        assert (a is None) == (b is None)
-        if a is not None:
-            reference_close(a, b, name)
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_tangents_with_terms(rng, seed):
-    problem = combination(seed)
-    primals = [None if p is None else np.float64(p) for p in problem.primals]
-    tangents = like(rng, primals)
-    got = reference.terms_rnn_tangent(
-        primals, tangents, problem.activation, problem.terms
-    )
-    got = np.concatenate([a.ravel() for a in got])
-    function = of_terms(frozen(problem), problem.activation)
-    reference_close(got, reference.complex_step(function, primals, tangents))
 
 
 @pytest.mark.parametrize("seed", range(8))
