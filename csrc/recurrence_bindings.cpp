@@ -73,6 +73,7 @@ void read_options(
     nb::handle options,
     Slotted<Slot>& arrays,
     RecurrenceForm& form) {
+  using kernels::Drawn;
   read(
       options,
       {Slot::lengths, Slot::reset, Slot::hidden0, Slot::leak, Slot::key},
@@ -88,9 +89,9 @@ void read_options(
   read(options, flips, form.course.flips);
   read(options, truncate_every, form.course.truncate_every);
   read(options, checkpoint_every, form.checkpoint_every);
-  read(options, zoneout, form.zoneout);
-  read(options, recurrent_dropout, form.recurrent_dropout);
-  read(options, input_dropout, form.input_dropout);
+  read(options, zoneout, form.probability(Drawn::zoneout));
+  read(options, recurrent_dropout, form.probability(Drawn::recurrent_dropout));
+  read(options, input_dropout, form.probability(Drawn::input_dropout));
 }
 
 RecurrenceForm form_of(

@@ -69,7 +69,6 @@ Stream::Stream(
     state = memory(N * H * element);
   }
   args_.layer.L = most_steps_;
-  args_.layer.checkpoint_every = 0;
   const bool somewhere = false;
   args_.layer.course.reset.data = &somewhere; // the scratch has room for resets
   scratch_ = memory(kernel_.scratch(args_, kAlone));

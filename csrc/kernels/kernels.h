@@ -178,15 +178,22 @@ struct Course {
 // What is drawn with one key: the last word of a counter.
 enum class Drawn : uint32_t { zoneout, recurrent_dropout, input_dropout };
 
+// How probable a hit is, by what is drawn: that a unit keeps its state at a
+// step; that Whh does not see it, at any step; that Wxh does not see a feature,
+// at any step.
+struct Probabilities {
+  double of[3];
+
+  bool operator==(const Probabilities&) const = default;
+};
+
 // Random factors, from two words of a key; null: there are none. Row n of the
 // call draws as row n % rows.
 struct Draws {
   const uint32_t* key;
   int64_t key_stride;
   int64_t rows;
-  double zoneout;           // probability that a unit keeps its state at a step
-  double recurrent_dropout; // that Whh does not see it, at any step
-  double input_dropout;     // that Wxh does not see a feature, at any step
+  Probabilities probabilities;
 };
 
 // z_t = Wxh (m_x x_t) + bias or, where `projected` is set, x_t itself (then

@@ -19,12 +19,11 @@ static void run_mask(
     char*) {
   typedef Compute<T> C;
   const Draws& draws = args.draws;
-  bool zoneout = args.what == Drawn::zoneout;
-  double probability = zoneout                ? draws.zoneout
-      : args.what == Drawn::recurrent_dropout ? draws.recurrent_dropout
-                                              : draws.input_dropout;
+  double probability = probability_of(draws, args.what);
   uint32_t bound = bound_of(probability);
-  C otherwise = zoneout ? C(1) : static_cast<C>(1 / (1 - probability));
+  C otherwise = args.what == Drawn::zoneout
+      ? C(1)
+      : static_cast<C>(1 / (1 - probability));
   Generator generator(draws);
   Element<T>* out = static_cast<Element<T>*>(args.out);
   Shares shares{p, member, args.N};

@@ -28,6 +28,10 @@ INLINE uint32_t bound_of(double probability) {
   return static_cast<uint32_t>(bound < kWords ? bound : kWords - 1);
 }
 
+INLINE double probability_of(const Draws& draws, Drawn what) {
+  return draws.probabilities.of[static_cast<int>(what)];
+}
+
 // One of the 13 rounds on the words of a counter, by number from 0. A template,
 // so that what it does with which word is known when it is compiled.
 template <int round>

@@ -43,10 +43,10 @@ struct Terms {
     ldd = leading_dimension<C>(g.D);
     episodes = g.course.reset.data;
     leaks = g.leak.data;
-    draws_units = g.draws.key && g.draws.zoneout > 0;
-    drops_states = g.draws.key && g.draws.recurrent_dropout > 0;
-    drops_features = g.draws.key && g.draws.input_dropout > 0 && !g.projected;
-    bound = draws_units ? bound_of(g.draws.zoneout) : 0;
+    draws_units = draws(Drawn::zoneout);
+    drops_states = draws(Drawn::recurrent_dropout);
+    drops_features = draws(Drawn::input_dropout) && !g.projected;
+    bound = draws_units ? bound_of(probability_of(g.draws, Drawn::zoneout)) : 0;
     int64_t most = shares.most_rows();
     int64_t widest = drops_features && g.D > g.H ? g.D : g.H;
     ldw = ceil_div(widest, kDrawnUnits) * kDrawnUnits;
@@ -97,20 +97,11 @@ struct Terms {
       int64_t r = p - rows.first;
       drawn_rows[r] = static_cast<uint32_t>(running.row(p) % g.draws.rows);
       if (drops_states) {
-        draw_factors(
-            Drawn::recurrent_dropout,
-            g.draws.recurrent_dropout,
-            p,
-            columns,
-            factors + r * ldh);
+        draw_factors(Drawn::recurrent_dropout, p, columns, factors + r * ldh);
       }
       if (drops_features) {
         draw_factors(
-            Drawn::input_dropout,
-            g.draws.input_dropout,
-            p,
-            Range{0, g.D},
-            input_factors + r * ldd);
+            Drawn::input_dropout, p, Range{0, g.D}, input_factors + r * ldd);
       }
     }
   }
@@ -203,6 +194,10 @@ struct Terms {
   }
 
  private:
+  bool draws(Drawn what) const {
+    return g.draws.key && probability_of(g.draws, what) > 0;
+  }
+
   void stage_vector(C* to, const Vector& v) const {
     for (int64_t j = 0; j < ldh; ++j) {
       to[j] = v.data && j < g.H
@@ -228,13 +223,9 @@ struct Terms {
     generator.draw(what, row, t, first, units.last, to + first);
   }
 
-  void draw_factors(
-      Drawn what,
-      double probability,
-      int64_t position,
-      Range units,
-      C* to) const {
+  void draw_factors(Drawn what, int64_t position, Range units, C* to) const {
     draw(what, position, 0, units, words);
+    double probability = probability_of(g.draws, what);
     uint32_t below = bound_of(probability);
     C scale = static_cast<C>(1 / (1 - probability));
     for (int64_t j = units.first; j < units.last; ++j) {

@@ -113,10 +113,13 @@ mx::array Linearisation::valid(const mx::array& a) const {
   return course_.lengths ? only_places(a, Places::valid, course_, s_) : a;
 }
 
-mx::array Linearisation::mask(
+std::optional<mx::array> Linearisation::mask(
     kernels::Drawn what,
-    double probability,
     const mx::array& like) const {
+  double probability = form_.probabilities.of[static_cast<int>(what)];
+  if (probability == 0) {
+    return {};
+  }
   const mx::array& key = input_in(Slot::key);
   int first =
       static_cast<int>(input_in(Slot::Whh).ndim()) - 2 + form_.repeated_axes;
@@ -126,32 +129,19 @@ mx::array Linearisation::mask(
 }
 
 const std::optional<mx::array>& Linearisation::input_factors() {
-  return once(input_factors_, [&]() -> std::optional<mx::array> {
-    if (form_.input_dropout == 0) {
-      return {};
-    }
-    return mask(
-        kernels::Drawn::input_dropout, form_.input_dropout, input_in(Slot::x));
+  return once(input_factors_, [&] {
+    return mask(kernels::Drawn::input_dropout, input_in(Slot::x));
   });
 }
 
 const std::optional<mx::array>& Linearisation::seen_factors() {
-  return once(seen_factors_, [&]() -> std::optional<mx::array> {
-    if (form_.recurrent_dropout == 0) {
-      return {};
-    }
-    return mask(
-        kernels::Drawn::recurrent_dropout, form_.recurrent_dropout, states_);
+  return once(seen_factors_, [&] {
+    return mask(kernels::Drawn::recurrent_dropout, states_);
   });
 }
 
 const std::optional<mx::array>& Linearisation::kept() {
-  return once(kept_, [&]() -> std::optional<mx::array> {
-    if (form_.zoneout == 0) {
-      return {};
-    }
-    return mask(kernels::Drawn::zoneout, form_.zoneout, states_);
-  });
+  return once(kept_, [&] { return mask(kernels::Drawn::zoneout, states_); });
 }
 
 mx::array Linearisation::with_input_factors(const mx::array& a) {

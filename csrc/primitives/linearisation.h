@@ -51,7 +51,7 @@ class Linearisation {
   std::optional<mx::array> find(RecurrenceSlot slot) const {
     return form_.inputs.find(inputs_, slot);
   }
-  mx::array mask(kernels::Drawn what, double probability, const mx::array& like)
+  std::optional<mx::array> mask(kernels::Drawn what, const mx::array& like)
       const;
   const std::optional<mx::array>& kept();
   const std::optional<mx::array>& input_factors();

@@ -61,6 +61,8 @@ void Mask::eval_cpu(const Arrays& inputs, Arrays& outputs) {
   int64_t steps = each_step ? out.shape(-2) : 1;
   int64_t set_bytes =
       N * steps * out.shape(-1) * static_cast<int64_t>(out.itemsize());
+  kernels::Probabilities probabilities{};
+  probabilities.of[static_cast<int>(what_)] = probability_;
   std::vector<kernels::MaskArgs> args;
   for (int64_t i = 0; i < sets; ++i) {
     kernels::Vector words = Operands::vector(key, i);
@@ -72,9 +74,7 @@ void Mask::eval_cpu(const Arrays& inputs, Arrays& outputs) {
          {static_cast<const uint32_t*>(words.data),
           words.stride,
           rows_,
-          probability_,
-          probability_,
-          probability_},
+          probabilities},
          out.data<char>() + i * set_bytes});
   }
   launch(

@@ -34,13 +34,12 @@ Arrays recurrence(
   }
   // What the derivative needs where it does not follow from the states.
   bool blends = form.function || form.inputs.has(Slot::leak);
-  if (blends && returned != Returned::state &&
-      form.checkpoint_every == all_states) {
+  if (blends && returned != Returned::state && form.keeps_all_states()) {
     form.outputs.add(Slot::preactivations);
   }
   if (returned != Returned::state) {
     form.checkpoint_every = all_states; // all that are returned are there
-  } else if (form.checkpoint_every == all_states) {
+  } else if (form.keeps_all_states()) {
     // A derivative that is cut to blocks needs the states at their borders.
     int block = form.course.truncate_every;
     form.latest_checkpoint = block > 0;
@@ -173,7 +172,7 @@ Arrays Recurrence::vjp(
     const Ints& argnums,
     const Arrays& outputs) {
   const mx::Stream& s = stream();
-  bool all = form_.checkpoint_every == all_states;
+  bool all = form_.keeps_all_states();
   Slotted<Slot> in(form_.inputs, primals);
   for (int i = 0; i < form_.outputs.size(); ++i) {
     const mx::array& out = outputs[i];

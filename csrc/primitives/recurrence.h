@@ -43,11 +43,8 @@ struct RecurrenceForm {
   kernels::Activation activation;
   std::shared_ptr<const Traced> function; // where the activation is traced
   CourseForm course;
-  // Probabilities; a key is there where one is not 0.
-  double zoneout = 0;
-  double recurrent_dropout = 0;
-  double input_dropout = 0;
-  int checkpoint_every = all_states; // k, or one of the above
+  kernels::Probabilities probabilities{}; // a key is there where one is not 0
+  int checkpoint_every = all_states;      // k, or one of the above
 
   // What follows, from the arrays and from what is asked for.
   Slots<RecurrenceSlot> inputs;
@@ -60,6 +57,12 @@ struct RecurrenceForm {
 
   bool operator==(const RecurrenceForm&) const = default;
 
+  double& probability(kernels::Drawn what) {
+    return probabilities.of[static_cast<int>(what)];
+  }
+  bool keeps_all_states() const {
+    return checkpoint_every == all_states;
+  }
   // x is z already; there is no Wxh and no bias.
   bool projected() const {
     return !inputs.has(RecurrenceSlot::Wxh);

@@ -189,9 +189,7 @@ std::vector<RecurrenceArgs> arguments(
           static_cast<const uint32_t*>(words.data),
           words.stride,
           size_between(x, first, static_cast<int>(x.ndim()) - 2),
-          form.zoneout,
-          form.recurrent_dropout,
-          form.input_dropout};
+          form.probabilities};
     }
   }
   return all;

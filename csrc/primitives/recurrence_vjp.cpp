@@ -100,9 +100,8 @@ Arrays RecurrenceVJP::composed(
     layer.repeated_axes += more_sets;
   }
   int sets = static_cast<int>(in(Slot::Whh).ndim()) - 2 + more_sets;
-  mx::array y = layer.checkpoint_every == all_states
-      ? in(Slot::states)
-      : states_of(layer, inputs, s);
+  mx::array y =
+      layer.keeps_all_states() ? in(Slot::states) : states_of(layer, inputs, s);
   Course course = course_of(layer.course, layer.inputs, inputs);
   Linearisation linear(layer, inputs, y, s);
   auto cotangent = form_.inputs.find(inputs, Slot::dstates);

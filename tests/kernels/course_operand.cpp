@@ -99,9 +99,7 @@ Draws DrawsOperand::draws() const {
       chances_.any() ? key_.data() : nullptr,
       key_.stride(),
       chances_.rows,
-      chances_.zoneout,
-      chances_.recurrent_dropout,
-      chances_.input_dropout};
+      {{chances_.zoneout, chances_.recurrent_dropout, chances_.input_dropout}}};
 }
 
 } // namespace kernel_tests
