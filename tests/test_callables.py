@@ -91,7 +91,7 @@ class Problem:
 
     def path(self):
         made = self.kind.make(*self.values[5:])
-        return functional.plan(*self.values[:5], nonlinearity=made).path
+        return functional.plan(functional.rnn, *self.values[:5], nonlinearity=made).path
 
 
 @by_name

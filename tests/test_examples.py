@@ -10,6 +10,16 @@ import pytest
 import mlx_recurrent
 from mlx_recurrent import init, interop
 from mlx_recurrent.layers import stack_stream
+from mlx_recurrent.layers.recurrent_layer import RecurrentLayer
+
+
+def methods(kind):
+    """What a class defines, and what a layer has of :class:`RecurrentLayer`."""
+    shared = [base for base in kind.__mro__ if issubclass(base, RecurrentLayer)]
+    found = {}
+    for base in reversed(shared or [kind]):
+        found |= vars(base)
+    return found
 
 
 def public():
@@ -23,7 +33,7 @@ def public():
             continue
         yield f"{owner.__name__}.{name}", value
         if inspect.isclass(value):
-            for method, function in vars(value).items():
+            for method, function in methods(value).items():
                 function = getattr(function, "__func__", function)
                 if inspect.isfunction(function) and not method.startswith("_"):
                     yield f"{owner.__name__}.{name}.{method}", function

@@ -192,7 +192,12 @@ def test_gpu_is_composed():
     """A plan computes nothing, so it can be had where there is no GPU."""
     layer = RNN(3, 6)
     plan = functional.plan(
-        mx.zeros((4, 5, 3)), layer.Wxh, layer.Whh, layer.bias, stream=mx.gpu
+        functional.rnn,
+        mx.zeros((4, 5, 3)),
+        layer.Wxh,
+        layer.Whh,
+        layer.bias,
+        stream=mx.gpu,
     )
     assert plan.path == "composed" and "GPU" in plan.reason
 

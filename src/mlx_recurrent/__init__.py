@@ -1,4 +1,4 @@
-"""A fast drop-in replacement for :class:`mlx.nn.RNN`."""
+"""A fast drop-in replacement for MLX's recurrent layers."""
 
 # ruff: noqa: E402
 
@@ -23,7 +23,10 @@ from mlx_recurrent.functional.functions import (
     scan,
     set_num_threads,
 )
+from mlx_recurrent.functional.gated import gru, lstm
+from mlx_recurrent.layers.gru import GRU
 from mlx_recurrent.layers.linear import Linear
+from mlx_recurrent.layers.lstm import LSTM
 from mlx_recurrent.layers.rnn import RNN
 from mlx_recurrent.functional.plan import Plan
 from mlx_recurrent.layers.stack import Stack
@@ -32,6 +35,8 @@ from mlx_recurrent.layers.streaming import Stream
 __version__ = version("mlx-recurrent")
 
 __all__ = [
+    "GRU",
+    "LSTM",
     "RNN",
     "Bidirectional",
     "Linear",
@@ -42,8 +47,10 @@ __all__ = [
     "accelerate",
     "exporting",
     "get_num_threads",
+    "gru",
     "init",
     "interop",
+    "lstm",
     "matmul",
     "rnn",
     "scan",

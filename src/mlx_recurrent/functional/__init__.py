@@ -8,17 +8,21 @@ from mlx_recurrent.functional.functions import (
     get_num_threads,
     linear,
     matmul,
-    plan,
     rnn,
     scan,
     set_num_threads,
-    step,
 )
+from mlx_recurrent.functional.gated import gru, lstm
+from mlx_recurrent.functional.layer_calls import Function, cell_of, plan, step
 
 __all__ = [
+    "Function",
     "bidirectional",
+    "cell_of",
     "get_num_threads",
+    "gru",
     "linear",
+    "lstm",
     "matmul",
     "plan",
     "rnn",

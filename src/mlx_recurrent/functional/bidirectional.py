@@ -6,13 +6,8 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_recurrent import _native
-from mlx_recurrent.functional.operands import (
-    Judged,
-    Operands,
-    bind,
-    judge,
-    judge_projection,
-)
+from mlx_recurrent.functional.calls import judge_rnn
+from mlx_recurrent.functional.operands import Judged, Operands, bind
 from mlx_recurrent.functional.options import BoundOptions, Options, ask_for_more
 from mlx_recurrent.functional.running import bound_options
 
@@ -48,13 +43,14 @@ def bidirectional(
     if not _is_long(x, layers[0]) or any(_is_special(layer) for layer in layers):
         return None
     one, other = (
-        judge(
-            judge_projection(x, layer["Wxh"], layer["bias"]),
+        judge_rnn(
+            x,
+            layer["Wxh"],
             layer["Whh"],
+            layer["bias"],
             state,
-            layer["nonlinearity"],
-            None,
-            options,
+            nonlinearity=layer["nonlinearity"],
+            **options,
         )
         for layer, state in zip(layers, hidden, strict=True)
     )
@@ -112,7 +108,7 @@ def _is_long(x: mx.array, layer: dict[str, Any]) -> bool:
 def _likeness(call: Judged) -> tuple[Any, ...]:
     """What is equal for calls that one launch can make."""
     sequence = call.sequence
-    arrays = (sequence.Wxh, call.Whh, sequence.bias, call.hidden)
+    arrays = (sequence.Wx, call.Wh, sequence.bias, *call.states)
     return (
         call.choice.activation,
         call.dtype,

@@ -13,11 +13,15 @@ from mlx.nn.layers.linear import Identity
 from mlx.utils import tree_flatten
 
 from mlx_recurrent import _native
+from mlx_recurrent.functional.cells import Cell, sigmoid
 
 Nonlinearity: TypeAlias = Callable[[mx.array], mx.array]
 StreamOrDevice: TypeAlias = (
     mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType | None
 )
+
+# The cells that the kernels have beside Elman's.
+_NATIVE_CELLS: frozenset[str] = frozenset()
 
 # How many exporting() the present context is inside of.
 _exporting: ContextVar[int] = ContextVar("mlx_recurrent.exporting", default=0)
@@ -31,16 +35,18 @@ class Choice:
     """The path of a call.
 
     Args:
-        activation (str or Traced, optional): The kernel's name for the nonlinearity, or
-            what the kernel was told of it. ``None`` means the composed path.
-        nonlinearity (callable): What the composed path calls.
+        activation (str or Traced, optional): The kernel's name for the nonlinearity or
+            the cell, or what the kernel was told of a nonlinearity. ``None`` means the
+            composed path.
+        nonlinearity (callable, optional): What the composed path calls. ``None`` where
+            the cell says it.
         obstacle (str): Why no kernel is used, where that does not follow from the
             nonlinearity. Default: ``""``.
         found (str): Why the kernels cannot run the nonlinearity. Default: ``""``.
     """
 
     activation: "str | _native.Traced | None"
-    nonlinearity: Nonlinearity
+    nonlinearity: Nonlinearity | None
     obstacle: str = ""
     found: str = ""
 
@@ -71,18 +77,13 @@ class Choice:
 
     def composed(self, obstacle: str) -> "Choice":
         """Return the composed path for the same nonlinearity."""
-        function = _sigmoid if self.activation == "sigmoid" else self.nonlinearity
+        function = sigmoid if self.activation == "sigmoid" else self.nonlinearity
         both = " and ".join(why for why in (self.obstacle, obstacle) if why)
         return Choice(None, function, both)
 
     def after_reading(self, function: "_native.Traced | None", found: str) -> "Choice":
         """Return the path after the nonlinearity was read, with what was found."""
         return Choice(function, self.nonlinearity, found=found)
-
-
-def _sigmoid(a: mx.array) -> mx.array:
-    # MLX's own has the precision of float32 also in float64.
-    return 0.5 + 0.5 * mx.tanh(0.5 * a) if a.dtype == mx.float64 else mx.sigmoid(a)
 
 
 _TANH = Choice("tanh", mx.tanh)
@@ -94,7 +95,7 @@ _FUNCTIONS = {
     for choice in (
         _TANH,
         Choice("tanh", activations.tanh),
-        Choice("sigmoid", _sigmoid),
+        Choice("sigmoid", sigmoid),
         Choice("sigmoid", mx.sigmoid),
         Choice("sigmoid", activations.sigmoid),
         Choice("relu", activations.relu),
@@ -151,6 +152,29 @@ def choose(nonlinearity: Nonlinearity | None, stream: StreamOrDevice) -> Choice:
         choice = _TANH
     else:
         choice = recognise(nonlinearity) or Choice(None, nonlinearity)
+    return _placed(choice, stream)
+
+
+def choose_cell(cell: Cell, stream: StreamOrDevice) -> Choice:
+    """Return the path for a cell with a function of its own on a stream.
+
+    Args:
+        cell (Cell): The cell.
+        stream (Stream or Device, optional): The stream. ``None`` is the default one.
+    """
+    choice = Choice(cell.name, None)
+    if cell.step is None:
+        choice = choice.composed(
+            "reset_after is False: the reset comes before the product, which is then a "
+            "second one at each step"
+        )
+    elif cell.name not in _NATIVE_CELLS:
+        choice = choice.composed(f"the {cell.name.upper()} has no native kernel yet")
+    return _placed(choice, stream)
+
+
+def _placed(choice: Choice, stream: StreamOrDevice) -> Choice:
+    """Return the path where the place of a call may bar the kernels."""
     if not _on_cpu(stream):
         choice = choice.composed(
             "the call is on the GPU, where the native kernels, written for the CPU, "

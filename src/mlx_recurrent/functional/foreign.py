@@ -5,7 +5,7 @@ from functools import wraps
 from inspect import signature
 from typing import Any, TypeVar, cast
 
-from mlx_recurrent.functional.options import CallOptions, Options
+from mlx_recurrent.functional.options import STARTS, CallOptions, LSTMOptions
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -17,22 +17,23 @@ _NAMES = {
     "output_dims": "features out_features output_dim output_size units",
     "bias": "use_bias",
     "nonlinearity": "act activation activation_fn",
+    "cell": "c0 c_0 cx initial_c",
     "hidden": "h0 h_0 hx initial_carry initial_h initial_state state",
     "lengths": "input_lengths seq_lengths sequence_length sequence_lengths "
     "sequence_lens",
     "merge": "merge_mode",
+    "reset_after": "linear_before_reset",
     "reverse": "go_backwards",
 }
 _BATCH_FIRST = "the batch always comes first, x is (N, L, D)"
 _BEFORE = "the layer has it: give it to the constructor"
 _DRAWN = "set the weights afterwards, as layer.Whh = ..., or by mlx_recurrent.init"
 _DTYPE = "layer.set_dtype(...) changes the dtype of the weights afterwards"
+_FIXED = "a GRU and an LSTM have sigmoid and tanh"
 _IN_CALL = "it is an argument of the layer's call"
 _WAYS_OUT = {
     **dict.fromkeys(("batch_first", "time_major"), _BATCH_FIRST),
-    **dict.fromkeys(
-        ("learn_hidden", "nonlinearity", *Options.__annotations__), _BEFORE
-    ),
+    **dict.fromkeys(("learn_hidden", *LSTMOptions.__annotations__), _BEFORE),
     **dict.fromkeys(("kernel_init", "kernel_initializer"), _DRAWN),
     **dict.fromkeys(("recurrent_kernel_init", "recurrent_initializer"), _DRAWN),
     **dict.fromkeys(("bias_init", "bias_initializer"), _DRAWN),
@@ -45,7 +46,9 @@ _WAYS_OUT = {
     "dropout": "a layer has input_dropout and recurrent_dropout, and "
     "Stack.build(..., dropout=...) has it between layers",
     "go_backwards": "reverse=True in the call runs backward",
-    "hidden0": "learn_hidden=True makes it, a parameter of the layer",
+    **dict.fromkeys(STARTS, "learn_hidden=True makes it, a parameter of the layer"),
+    **dict.fromkeys(("leak", "nonlinearity"), "RNN has it: give it to the constructor"),
+    **dict.fromkeys(("activation", "recurrent_activation"), _FIXED),
     "mask": "lengths in the call says where each row ends",
     "num_layers": "Stack.build(input_size, hidden_size, num_layers) makes several",
     "proj_size": "Linear, or mlx.nn.Linear, after the layer projects its outputs",
@@ -56,6 +59,7 @@ _WAYS_OUT = {
     "stateful": "outputs, state = layer(x, state, return_state=True) carries the state",
     "stream": "mx.stream(...) around the call says where it runs",
     "training": "layer.train() and layer.eval() set the mode",
+    "unit_forget_bias": "init.forget_bias_(layer) sets it",
     "unroll": "leave it out: one call runs all steps",
 }
 
@@ -78,16 +82,21 @@ def names_ways_out(function: _F) -> _F:
     return cast("_F", called)
 
 
-def judge_keywords(options: Mapping[str, Any], kind: type) -> None:
+def judge_keywords(
+    options: Mapping[str, Any],
+    kind: type,
+    others: Collection[str] = ("hidden", "nonlinearity"),
+) -> None:
     """Raise a ``TypeError`` for an option that a function does not have.
 
     Args:
         options (dict): What the user gave.
         kind (type): The dictionary of the options that there are.
+        others (tuple(str)): What else the function is given by name.
     """
     for name in options:
         if name not in kind.__annotations__:
-            raise _no_keyword(name, {*kind.__annotations__, "hidden", "nonlinearity"})
+            raise _no_keyword(name, {*kind.__annotations__, *others})
 
 
 def _no_keyword(name: str, known: Collection[str]) -> TypeError:

@@ -1,6 +1,5 @@
-"""The functions: the recurrent layer, its recurrence, a step and a product."""
+"""The functions: the recurrent layer, its recurrence and a product."""
 
-import math
 import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
@@ -9,8 +8,8 @@ import mlx.core as mx
 
 from mlx_recurrent import _native
 from mlx_recurrent.functional import dispatch
+from mlx_recurrent.functional.calls import judge_rnn, judge_scan
 from mlx_recurrent.functional.dispatch import Nonlinearity, StreamOrDevice
-from mlx_recurrent.functional.foreign import judge_keywords
 from mlx_recurrent.functional.judging import (
     ReturnState,
     judge_array,
@@ -19,28 +18,23 @@ from mlx_recurrent.functional.judging import (
     shown,
     type_name,
 )
-from mlx_recurrent.functional.masks import undrawn
 from mlx_recurrent.functional.operands import (
-    judge,
     judge_bias,
     judge_count,
     judge_floating,
-    judge_hidden,
-    judge_projected,
-    judge_projection,
     project,
 )
 from mlx_recurrent.functional.options import (
     BidirectionalOptions,
     CallOptions,
+    CellOptions,
+    InputOptions,
     Options,
     ScanOptions,
-    Values,
+    ZoneoutOptions,
     documented,
-    judge_reset,
 )
-from mlx_recurrent.functional.plan import Plan
-from mlx_recurrent.functional.running import read, run
+from mlx_recurrent.functional.running import run
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -85,7 +79,15 @@ def rnn(
     stream: StreamOrDevice = None,
     **options: "Unpack[Options]",
 ) -> mx.array | tuple[mx.array, mx.array]: ...
-@documented(BidirectionalOptions, CallOptions, ScanOptions, Options)
+@documented(
+    BidirectionalOptions,
+    CallOptions,
+    ScanOptions,
+    ZoneoutOptions,
+    CellOptions,
+    InputOptions,
+    Options,
+)
 def rnn(
     x: mx.array,
     Wxh: mx.array,
@@ -149,11 +151,18 @@ def rnn(
             result = _native.plain_recurrence(operands, activation, return_state)
             if result is not None:
                 return cast("mx.array", result)
-    judge_keywords(options, Options)
     judge_return_state(return_state)
-    sequence = judge_projection(x, Wxh, bias)
-    call = judge(sequence, Whh, hidden, nonlinearity, stream, options)
-    return run(call, return_state, stream)
+    call = judge_rnn(
+        x,
+        Wxh,
+        Whh,
+        bias,
+        hidden,
+        nonlinearity=nonlinearity,
+        stream=stream,
+        **options,
+    )
+    return cast("mx.array | tuple[mx.array, mx.array]", run(call, return_state, stream))
 
 
 @overload
@@ -189,7 +198,7 @@ def scan(
     stream: StreamOrDevice = None,
     **options: "Unpack[ScanOptions]",
 ) -> mx.array | tuple[mx.array, mx.array]: ...
-@documented(BidirectionalOptions, CallOptions, ScanOptions)
+@documented(BidirectionalOptions, CallOptions, ZoneoutOptions, CellOptions, ScanOptions)
 def scan(
     z: mx.array,
     Whh: mx.array,
@@ -235,52 +244,11 @@ def scan(
         >>> scan(z, Whh, nonlinearity=lambda a: a).tolist()
         [[1.0], [2.0], [3.0], [4.0]]
     """
-    judge_keywords(options, ScanOptions)
     judge_return_state(return_state)
-    sequence = judge_projected(z)
-    call = judge(sequence, Whh, hidden, nonlinearity, stream, options)
-    return run(call, return_state, stream)
-
-
-def step(
-    x: mx.array,
-    hidden: mx.array | None,
-    reset: Values | None,
-    *,
-    Wxh: mx.array,
-    **arguments: Any,
-) -> mx.array:
-    """Return the state ``(..., H)`` after one step of :func:`rnn`.
-
-    Args:
-        x (array): The input, ``(..., D)``.
-        hidden (array, optional): The state before, ``(..., H)``.
-        reset (array, optional): Where an episode starts: booleans, of the shape of the
-            leading axes.
-        Wxh (array): The input weight, ``(H, D)``.
-        arguments: Other arguments of :func:`rnn`.
-    """
-    judge_array("x", x)
-    if Wxh.ndim == 2 and (not x.ndim or x.shape[-1] != Wxh.shape[1]):
-        raise ValueError(
-            f"x must have shape (..., {Wxh.shape[1]}) to fit Wxh {Wxh.shape}, but has "
-            f"shape {x.shape}"
-        )
-    if reset is not None:
-        lead, Whh = x.shape[:-1], arguments["Whh"]
-        if isinstance(hidden, mx.array) and isinstance(Whh, mx.array) and Whh.ndim == 2:
-            judge_hidden(hidden, "x", Whh, (*lead, Wxh.shape[0]))
-            lead = hidden.shape[:-1]
-        reset = mx.expand_dims(judge_reset(reset, "x", lead, ()), -1)
-    state: mx.array = rnn(
-        mx.expand_dims(x, -2),
-        Wxh,
-        hidden=hidden,
-        reset=reset,
-        return_state="only",
-        **arguments,
+    call = judge_scan(
+        z, Whh, hidden, nonlinearity=nonlinearity, stream=stream, **options
     )
-    return state
+    return cast("mx.array | tuple[mx.array, mx.array]", run(call, return_state, stream))
 
 
 def matmul(
@@ -354,40 +322,6 @@ def linear(
     operands = [a for a in (x, weight, bias) if isinstance(a, mx.array)]
     _native.expect_operands(operands, None)
     return upstream(x)
-
-
-def plan(
-    x: mx.array,
-    Wxh: mx.array,
-    Whh: mx.array,
-    bias: mx.array | None = None,
-    hidden: mx.array | None = None,
-    *,
-    nonlinearity: Nonlinearity | None = None,
-    return_state: ReturnState = False,
-    stream: StreamOrDevice = None,
-    **options: "Unpack[Options]",
-) -> Plan:
-    """Return what :func:`rnn` would run for the same arguments, and why.
-
-    The arguments and what they raise are those of :func:`rnn`. Nothing is computed but
-    what a nonlinearity that is read for the first time gives for some numbers.
-    """
-    judge_keywords(options, Options)
-    judge_return_state(return_state)
-    sequence = judge_projection(x, Wxh, bias)
-    call = judge(sequence, Whh, hidden, nonlinearity, stream, options)
-    choice = call.choice
-    if choice.readable:
-        with undrawn():
-            choice, _, _ = read(call, stream)
-    if choice.activation is None:
-        return Plan(choice.path, choice.reason)
-    L, D = x.shape[-2:]
-    parts = _native.partition(math.prod(call.lead), L, D, sequence.H, call.dtype)
-    return Plan(
-        choice.path, choice.reason, parts["isa"], parts["threads"], parts["split"]
-    )
 
 
 def set_num_threads(n: int) -> None:

@@ -39,6 +39,7 @@ class Mask(IntEnum):
     ZONEOUT = 0
     RECURRENT_DROPOUT = 1
     INPUT_DROPOUT = 2
+    ZONEOUT_CELL = 3
 
 
 def draw_key() -> mx.array:

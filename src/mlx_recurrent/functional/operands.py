@@ -1,23 +1,24 @@
 """The operands of the recurrence, judged together and bound to one dtype."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_recurrent import _native
 from mlx_recurrent.functional import dispatch
-from mlx_recurrent.functional.dispatch import Choice, Nonlinearity, StreamOrDevice
+from mlx_recurrent.functional.cells import ELMAN, Cell, States
+from mlx_recurrent.functional.dispatch import Choice, StreamOrDevice
 from mlx_recurrent.functional.judging import (
     FLOATING,
     broadcasts,
     dtype_name,
     judge_array,
-    judge_nonlinearity,
-    judge_stream,
 )
-from mlx_recurrent.functional.options import JudgedOptions, ScanOptions, judge_options
+from mlx_recurrent.functional.options import JudgedOptions, judge_options
 from mlx_recurrent.functional.values import as_dtype
 
 # What the kernels can count: a product of sizes stays below 2**63.
@@ -31,42 +32,56 @@ class Sequence(NamedTuple):
     """What the recurrence adds at each step, judged: with a weight, its projection.
 
     Args:
+        cell (Cell): What runs over it.
         name (str): What the user calls ``x``.
-        x (array): ``(..., L, D)``, or ``(..., L, H)`` where there is no ``Wxh``.
-        Wxh (array, optional): The input weight, ``(H, D)``.
-        bias (array, optional): Broadcasts to ``(..., L, H)``.
+        x (array): ``(..., L, D)``, or the projection where there is no ``Wx``.
+        Wx (array, optional): The input weight, its rows some times ``H``.
+        bias (array, optional): Broadcasts to the projection.
         H (int): How many hidden features there are.
     """
 
+    cell: Cell
     name: str
     x: mx.array
-    Wxh: mx.array | None
+    Wx: mx.array | None
     bias: mx.array | None
     H: int
 
     @property
     def operands(self) -> dict[str, mx.array]:
         """The arrays that are given, by name."""
-        given = {self.name: self.x, "Wxh": self.Wxh, "bias": self.bias}
+        cell = self.cell
+        given = {self.name: self.x, cell.Wx: self.Wx, cell.bias: self.bias}
         return {name: a for name, a in given.items() if a is not None}
 
 
 class Judged(NamedTuple):
-    """A call of the recurrence that is right; the dtype is that of the state."""
+    """A call of the recurrence that is right.
+
+    Args:
+        choice (Choice): Its path.
+        dtype (Dtype): That of the states.
+        lead (tuple(int)): The leading axes of the result.
+        sequence (Sequence): The inputs.
+        Wh (array): The recurrent weight.
+        hidden_bias (array, optional): That of what the state alone gives.
+        states (tuple(array)): Those before the first step.
+        options (JudgedOptions, optional): The options.
+    """
 
     choice: Choice
     dtype: mx.Dtype
+    lead: tuple[int, ...]
     sequence: Sequence
-    Whh: mx.array
-    hidden: mx.array | None
+    Wh: mx.array
+    hidden_bias: mx.array | None
+    states: States
     options: JudgedOptions | None
 
     @property
-    def lead(self) -> tuple[int, ...]:
-        """The leading axes of the result."""
-        if self.hidden is None:
-            return self.sequence.x.shape[:-2]
-        return self.hidden.shape[:-1]
+    def cell(self) -> Cell:
+        """What runs over the sequence."""
+        return self.sequence.cell
 
 
 @dataclass(slots=True)
@@ -78,23 +93,29 @@ class Operands:
     bias: mx.array | None
     Whh: mx.array
     hidden: mx.array | None
+    bhn: mx.array | None = None
+    cell: mx.array | None = None
 
 
-def judge_projection(x: Any, Wxh: Any, bias: Any) -> Sequence:
-    """Judge a sequence that ``Wxh`` projects."""
+def judge_projection(x: Any, Wx: Any, bias: Any, cell: Cell = ELMAN) -> Sequence:
+    """Judge a sequence that ``Wx`` projects."""
     judge_array("x", x)
-    judge_array("Wxh", Wxh)
-    if Wxh.ndim != 2:
-        raise ValueError(f"Wxh must have shape (H, D), but has shape {Wxh.shape}")
-    H, D = Wxh.shape
+    judge_array(cell.Wx, Wx)
+    times = cell.input_rows
+    if Wx.ndim != 2 or Wx.shape[0] % times:
+        rows = _times(times)
+        raise ValueError(
+            f"{cell.Wx} must have shape ({rows}, D), but has shape {Wx.shape}"
+        )
+    M, D = Wx.shape
     if x.ndim < 2 or x.shape[-1] != D:
         raise ValueError(
-            f"x must have shape (..., L, {D}) to fit Wxh {Wxh.shape}, but has shape "
-            f"{x.shape}"
+            f"x must have shape (..., L, {D}) to fit {cell.Wx} {Wx.shape}, but has "
+            f"shape {x.shape}"
         )
     if bias is not None:
-        judge_bias(bias, (*x.shape[:-1], H))
-    return Sequence("x", x, Wxh, bias, H)
+        judge_bias(bias, (*x.shape[:-1], M), cell.bias)
+    return Sequence(cell, "x", x, Wx, bias, M // times)
 
 
 def judge_projected(z: Any) -> Sequence:
@@ -102,16 +123,16 @@ def judge_projected(z: Any) -> Sequence:
     judge_array("z", z)
     if z.ndim < 2:
         raise ValueError(f"z must have shape (..., L, H), but has shape {z.shape}")
-    return Sequence("z", z, None, None, z.shape[-1])
+    return Sequence(ELMAN, "z", z, None, None, z.shape[-1])
 
 
 def judge(
     sequence: Sequence,
-    Whh: Any,
-    hidden: Any,
-    nonlinearity: Nonlinearity | None,
-    stream: StreamOrDevice,
-    options: ScanOptions,
+    Wh: Any,
+    states: tuple[Any, ...],
+    choice: Choice,
+    options: Mapping[str, Any],
+    hidden_bias: Any = None,
 ) -> Judged:
     """Judge the operands and the options of the recurrence over a sequence.
 
@@ -119,48 +140,59 @@ def judge(
         TypeError: If an argument is of the wrong type.
         ValueError: If a shape, a dtype or a value does not fit.
     """
-    judge_stream(stream)
-    if nonlinearity is not None:
-        judge_nonlinearity(nonlinearity)
-    choice = dispatch.choose(nonlinearity, stream)
-    judge_array("Whh", Whh)
-    x, H = sequence.x, sequence.H
+    cell, x, H = sequence.cell, sequence.x, sequence.H
+    judge_array(cell.Wh, Wh)
     lead, L = x.shape[:-2], x.shape[-2]
-    if Whh.shape != (H, H):
-        choice = _judge_uneven(choice, Whh, L, H, hidden)
-    judge_count(sequence.name, x.shape, "Whh", Whh.shape)
-    if hidden is not None:
-        judge_array("hidden", hidden)
-        judge_hidden(hidden, sequence.name, Whh, (*lead, H))
-        lead = hidden.shape[:-1]
-        shape = (*lead, *x.shape[-2:])
-        judge_count(f"{sequence.name} broadcast to hidden", shape, "Whh", Whh.shape)
+    square = Wh.shape == (cell.hidden_rows * H, H)
+    if not square:
+        choice = _judge_uneven(cell, choice, Wh, L, H, states[0])
+    judge_count(sequence.name, x.shape, cell.Wh, Wh.shape)
+    if hidden_bias is not None:
+        judge_array(cell.hidden_bias, hidden_bias)
+        if hidden_bias.shape != (H,):
+            raise ValueError(
+                f"{cell.hidden_bias} must have shape ({H},), but has shape "
+                f"{hidden_bias.shape}"
+            )
+    for name, state in zip(cell.states, states, strict=True):
+        if state is not None:
+            lead = judge_state(name, state, sequence, lead, Wh)
+            shape = (*lead, *x.shape[-2:])
+            what = f"{sequence.name} broadcast to {name}"
+            judge_count(what, shape, cell.Wh, Wh.shape)
 
     judged = None
     weights: dict[str, mx.array] = {}
     if options:
-        judged = judge_options(options, sequence.name, lead, L, H, hidden is None)
+        begins = [state is None for state in states]
+        judged = judge_options(options, sequence.name, lead, L, H, begins)
         weights = judged.weights
-        if Whh.shape != (H, H) and (judged.change_steps or weights):
+        if not square and (judged.change_steps or weights):
             raise ValueError(
                 f"Whh must have shape (H, H) = ({H}, {H}) where an option is given, "
-                f"but has shape {Whh.shape}"
+                f"but has shape {Wh.shape}"
             )
-        bias = sequence.bias
-        if judged.change_steps and bias is not None and bias.shape != (H,):
+        bias, M = sequence.bias, cell.input_rows * H
+        if judged.change_steps and bias is not None and bias.shape != (M,):
             choice = choice.composed(
-                f"a bias {bias.shape} that is not ({H},) stands beside optional terms"
+                f"a bias {bias.shape} that is not ({M},) stands beside optional terms"
             )
-    dtype = _judge_dtypes(sequence, Whh, hidden, weights)
-    return Judged(choice, dtype, sequence, Whh, hidden, judged)
+        if cell is not ELMAN and (judged.kept or judged.kept_cell):
+            choice = choice.composed("zoneout is an expectation in evaluation")
+    given = {cell.hidden_bias: hidden_bias} | dict(
+        zip(cell.states, states, strict=True)
+    )
+    operands = {name: a for name, a in given.items() if a is not None}
+    dtype = _judge_dtypes(sequence, operands, Wh, weights)
+    return Judged(choice, dtype, lead, sequence, Wh, hidden_bias, states, judged)
 
 
-def judge_bias(bias: Any, shape: tuple[int, ...]) -> None:
+def judge_bias(bias: Any, shape: tuple[int, ...], name: str = "bias") -> None:
     """Raise for what does not broadcast to a projection of this shape."""
-    judge_array("bias", bias)
+    judge_array(name, bias)
     if bias.shape != shape[-1:] and not broadcasts(bias.shape, shape):
         raise ValueError(
-            f"bias must have shape {shape[-1:]}, or broadcast to {shape}, but has "
+            f"{name} must have shape {shape[-1:]}, or broadcast to {shape}, but has "
             f"shape {bias.shape}"
         )
 
@@ -185,22 +217,45 @@ def judge_count(
         )
 
 
-def judge_hidden(
-    hidden: mx.array, name: str, Whh: mx.array, step: tuple[int, ...]
-) -> None:
-    """Raise for a state that a step of x, ``(..., H)``, does not broadcast to."""
-    M, K = Whh.shape
-    shape = hidden.shape
+def judge_state(
+    name: str, state: Any, sequence: Sequence, lead: tuple[int, ...], Wh: mx.array
+) -> tuple[int, ...]:
+    """Judge a state; return the leading axes of the call with it.
+
+    Args:
+        name (str): What the user calls it.
+        state (array): What was given.
+        sequence (Sequence): The inputs.
+        lead (tuple(int)): The leading axes without it.
+        Wh (array): The recurrent weight.
+    """
+    cell = sequence.cell
+    judge_array(name, state)
+    K = Wh.shape[-1]
+    shape = state.shape
     if not shape or shape[-1] != K:
         raise ValueError(
-            f"hidden must have shape (..., {K}) to fit Whh {Whh.shape}, but has shape "
-            f"{shape}"
+            f"{name} must have shape (..., {K}) to fit {cell.Wh} {Wh.shape}, but has "
+            f"shape {shape}"
         )
-    if not broadcasts(step, (*shape[:-1], M)):
+    # MLX adds an Elman layer's input to the product with its state.
+    if cell is ELMAN:
+        M = Wh.shape[0]
+        if not broadcasts((*lead, sequence.H), (*shape[:-1], M)):
+            raise ValueError(
+                f"{name} must have leading axes that those of {sequence.name}, {lead}, "
+                f"broadcast to, but has shape {shape}"
+            )
+        lead = shape[:-1]
+        return lead
+    try:
+        common: tuple[int, ...] = np.broadcast_shapes(lead, shape[:-1])
+    except ValueError:
         raise ValueError(
-            f"hidden must have leading axes that those of {name}, {step[:-1]}, "
-            f"broadcast to, but has shape {shape}"
-        )
+            f"{name} must have leading axes that broadcast with those of "
+            f"{sequence.name}, {lead}, but has shape {shape}"
+        ) from None
+    return common
 
 
 def judge_floating(operands: dict[str, mx.array]) -> mx.Dtype:
@@ -213,30 +268,62 @@ def judge_floating(operands: dict[str, mx.array]) -> mx.Dtype:
 
 def bind(call: Judged, stream: StreamOrDevice) -> Operands:
     """Return what the kernels take, all of one dtype."""
-    dtype = call.dtype
-    _, x, Wxh, bias, _ = call.sequence
-    if Wxh is not None and bias is not None and bias.shape != Wxh.shape[:1]:
-        x, Wxh, bias = project(x, Wxh, bias, stream), None, None
-    hidden = start(call, stream)
-    x, Whh = as_dtype(x, dtype, stream), as_dtype(call.Whh, dtype, stream)
-    Wxh = None if Wxh is None else as_dtype(Wxh, dtype, stream)
-    bias = None if bias is None else as_dtype(bias, dtype, stream)
-    if hidden is not None:
-        hidden = as_dtype(hidden, dtype, stream)
-        if hidden.shape[:-1] != x.shape[:-2]:
-            x = _native.widen(x, 2, hidden, 1, stream)
-    return Operands(x, Wxh, bias, Whh, hidden)
+    _, _, x, Wx, bias, _ = call.sequence
+    if Wx is not None and bias is not None and bias.shape != Wx.shape[:1]:
+        x, Wx, bias = project(x, Wx, bias, stream), None, None
+
+    def bound(a: mx.array | None) -> mx.array | None:
+        return None if a is None else as_dtype(a, call.dtype, stream)
+
+    x, Wh = as_dtype(x, call.dtype, stream), as_dtype(call.Wh, call.dtype, stream)
+    x, states = _broadcast(x, tuple(map(bound, starts(call, stream))), call, stream)
+    bhn = bound(call.hidden_bias)
+    return Operands(x, bound(Wx), bound(bias), Wh, states[0], bhn, *states[1:])
 
 
-def start(call: Judged, stream: StreamOrDevice) -> mx.array | None:
-    """Return the state before the first step, if there is one: ``(..., H)``."""
-    hidden0 = None if call.options is None else call.options.hidden0
-    if call.hidden is not None or hidden0 is None:
-        return call.hidden
+def starts(call: Judged, stream: StreamOrDevice) -> States:
+    """Return the states before the first step, ``(..., H)``."""
+    options = call.options
+    if options is None:
+        return call.states
+    learned = (options.hidden0, options.cell0)
+    return tuple(
+        given if given is not None or start is None else _of_rows(start, call, stream)
+        for given, start in zip(call.states, learned, strict=False)
+    )
+
+
+def _of_rows(start: mx.array, call: Judged, stream: StreamOrDevice) -> mx.array:
+    """Return a state ``(H,)`` for each row."""
     x = call.sequence.x
     if dispatch.has_kernels(stream):  # for any number of rows in a shapeless function
-        return _native.widen(hidden0, 1, x, 2, stream)
-    return mx.broadcast_to(hidden0, (*x.shape[:-2], *hidden0.shape), stream=stream)
+        return _native.widen(start, 1, x, 2, stream)
+    return mx.broadcast_to(start, (*x.shape[:-2], *start.shape), stream=stream)
+
+
+def _broadcast(
+    x: mx.array, states: States, call: Judged, stream: StreamOrDevice
+) -> tuple[mx.array, States]:
+    """Return a sequence and its states with the leading axes of the call."""
+    given = [state for state in states if state is not None]
+    if all(state.shape[:-1] == x.shape[:-2] for state in given):
+        return x, states
+    if not dispatch.has_kernels(stream):
+
+        def whole(a: mx.array, tail: int) -> mx.array:
+            shape = (*call.lead, *a.shape[a.ndim - tail :])
+            return mx.broadcast_to(a, shape, stream=stream)
+
+        x = whole(x, 2)
+        return x, tuple(None if s is None else whole(s, 1) for s in states)
+    for state in given:
+        x = _native.widen(x, 2, state, 1, stream)
+    return x, tuple(
+        state
+        if state is None or state.shape[:-1] == x.shape[:-2]
+        else _native.widen(state, 1, x, 2, stream)
+        for state in states
+    )
 
 
 def project(
@@ -251,40 +338,53 @@ def project(
     )
 
 
+def _times(count: int) -> str:
+    return "H" if count == 1 else f"{count}H"
+
+
 def _judge_uneven(
-    choice: Choice, Whh: mx.array, L: int, H: int, hidden: mx.array | None
+    cell: Cell, choice: Choice, Wh: mx.array, L: int, H: int, hidden: mx.array | None
 ) -> Choice:
     # A nonlinearity may change the number of features, as nn.glu does; Whh is then not
     # square. One that does not can use such a Whh for a single step, or where a single
     # projected feature drives all units.
     even = choice.activation is not None and L != 1 and (H != 1 or hidden is None)
-    if Whh.ndim != 2 or even:
+    if Wh.ndim != 2 or even or cell is not ELMAN:
+        rows = cell.hidden_rows
         raise ValueError(
-            f"Whh must have shape (H, H) = ({H}, {H}), but has shape {Whh.shape}"
+            f"{cell.Wh} must have shape ({_times(rows)}, H) = ({rows * H}, {H}), but "
+            f"has shape {Wh.shape}"
         )
-    return choice.composed(f"Whh {Whh.shape} is not ({H}, {H})")
+    return choice.composed(f"Whh {Wh.shape} is not ({H}, {H})")
 
 
 def _judge_dtypes(
     sequence: Sequence,
-    Whh: mx.array,
-    hidden: mx.array | None,
+    operands: dict[str, mx.array],
+    Wh: mx.array,
     weights: dict[str, mx.array],
 ) -> mx.Dtype:
-    """Return the dtype of the state."""
+    """Return the dtype of the states.
+
+    Args:
+        sequence (Sequence): The inputs.
+        operands (dict): What the recurrence has beside its weight, by name.
+        Wh (array): The recurrent weight.
+        weights (dict): What options add.
+    """
     projection = sequence.operands
-    recurrence = {"Whh": Whh} if hidden is None else {"hidden": hidden, "Whh": Whh}
+    recurrence = operands | {sequence.cell.Wh: Wh}
     dtype = judge_floating(recurrence | projection | weights)
-    if sequence.Wxh is not None:
+    if sequence.Wx is not None:
         projected = judge_floating(projection)
     else:
         projected = mx.result_type(sequence.x)
         if projected not in FLOATING:
             return dtype
-    # Without a previous state the first step makes no product with Whh.
-    starts = hidden is not None or "hidden0" in weights
+    # Without a previous state the first step makes no product with Wh.
+    starts = sequence.cell.states[0] in operands or "hidden0" in weights
     if not starts and sequence.x.shape[-2] == 1:
-        return mx.result_type(projected, *weights.values())
+        return mx.result_type(projected, *operands.values(), *weights.values())
     return mx.result_type(*recurrence.values(), projected, *weights.values())
 
 

@@ -69,31 +69,36 @@ class CallOptions(BidirectionalOptions, total=False):
     reverse: bool
 
 
-class ScanOptions(CallOptions, total=False):
-    """The options of the recurrence.
+class ZoneoutOptions(TypedDict, total=False):
+    """The options of a cell with one state.
 
     Args:
-        leak (float or array, optional): :math:`k`, in (0, 1], or an array ``(H,)`` of
-            any values. ``None`` is 1. Default: ``None``.
         zoneout (float, optional): The probability that a unit keeps its state at a
             step. In evaluation the expectation is used. Default: ``0``.
+    """
+
+    zoneout: float
+
+
+class CellOptions(CallOptions, total=False):
+    """The options of any cell.
+
+    Args:
         recurrent_dropout (float, optional): The probability that a unit is left out of
-            the product with ``Whh``, for a whole sequence. Default: ``0``.
+            the product with the recurrent weight, for a whole sequence. Default: ``0``.
         hidden0 (array, optional): The state that episodes start from, ``(H,)``: after a
             reset, and at first where there is no ``hidden``. Default: ``None``.
         training (bool, optional): Whether masks are drawn, from MLX's random state.
             Default: ``True``.
     """
 
-    leak: float | mx.array | None
-    zoneout: float
     recurrent_dropout: float
     hidden0: mx.array | None
     training: bool
 
 
-class Options(ScanOptions, total=False):
-    """The options of the recurrence and its projection, as they were given.
+class InputOptions(TypedDict, total=False):
+    """The options of a projection.
 
     Args:
         input_dropout (float, optional): The probability that a feature of the input is
@@ -103,20 +108,58 @@ class Options(ScanOptions, total=False):
     input_dropout: float
 
 
-# What asks for nothing.
-_DEFAULTS = Options(
-    leak=None,
-    zoneout=0.0,
-    input_dropout=0.0,
-    recurrent_dropout=0.0,
-    hidden0=None,
-    training=True,
-    lengths=None,
-    reset=None,
-    reverse=False,
-    checkpoint_every=None,
-    truncate_every=None,
-)
+class ScanOptions(CellOptions, ZoneoutOptions, total=False):
+    """The options of an Elman cell.
+
+    Args:
+        leak (float or array, optional): :math:`k`, in (0, 1], or an array ``(H,)`` of
+            any values. ``None`` is 1. Default: ``None``.
+    """
+
+    leak: float | mx.array | None
+
+
+class Options(ScanOptions, InputOptions, total=False):
+    """The options of an Elman layer, as they were given."""
+
+
+class GRUOptions(CellOptions, ZoneoutOptions, InputOptions, total=False):
+    """The options of a GRU layer, as they were given."""
+
+
+class LSTMOptions(CellOptions, InputOptions, total=False):
+    """The options of an LSTM layer, as they were given.
+
+    Args:
+        cell0 (array, optional): The cell state that episodes start from, ``(H,)``, as
+            ``hidden0``. Default: ``None``.
+        zoneout (float or tuple(float, float), optional): The probability that a unit
+            keeps its state at a step, or that for the hidden state and that for the
+            cell state. In evaluation the expectation is used. Default: ``0``.
+    """
+
+    cell0: mx.array | None
+    zoneout: float | tuple[float, float]
+
+
+# The states that episodes start from, by the names of options.
+STARTS = ("hidden0", "cell0")
+
+# What asks for nothing, in the order of signatures.
+_DEFAULTS: Mapping[str, Any] = {
+    "lengths": None,
+    "reset": None,
+    "checkpoint_every": None,
+    "truncate_every": None,
+    "reverse": False,
+    "leak": None,
+    "zoneout": 0.0,
+    "recurrent_dropout": 0.0,
+    "hidden0": None,
+    "cell0": None,
+    "training": True,
+    "input_dropout": 0.0,
+}
 
 
 class JudgedOptions(NamedTuple):
@@ -130,9 +173,12 @@ class JudgedOptions(NamedTuple):
             ``(L,)``.
         reverse (bool): Whether time runs backwards.
         hidden0 (array, optional): The state to start from, ``(H,)``.
+        cell0 (array, optional): The second state to start from.
         leak (float or array, optional): ``(H,)``, or that of all units.
         kept (float): What a unit keeps of its state where zoneout is an expectation.
+        kept_cell (float): The same of a second state.
         zoneout (float): How probably a unit keeps its state at a step.
+        zoneout_cell (float): The same of a second state.
         recurrent_dropout (float): How probably a unit's state is left out of the
             products of a sequence.
         input_dropout (float): How probably a feature is left out of a sequence.
@@ -144,9 +190,12 @@ class JudgedOptions(NamedTuple):
     reset: mx.array | None
     reverse: bool
     hidden0: mx.array | None
+    cell0: mx.array | None
     leak: float | mx.array | None
     kept: float
+    kept_cell: float
     zoneout: float
+    zoneout_cell: float
     recurrent_dropout: float
     input_dropout: float
     checkpoint_every: int
@@ -155,7 +204,7 @@ class JudgedOptions(NamedTuple):
     @property
     def weights(self) -> dict[str, mx.array]:
         """Those that have a say in the dtype of the state."""
-        given = {"leak": self.leak, "hidden0": self.hidden0}
+        given = {"leak": self.leak, "hidden0": self.hidden0, "cell0": self.cell0}
         return {name: a for name, a in given.items() if isinstance(a, mx.array)}
 
     @property
@@ -163,7 +212,7 @@ class JudgedOptions(NamedTuple):
         """Whether they ask for other steps than a call without options makes."""
         return any(
             isinstance(value, mx.array) or value
-            for value in self._replace(hidden0=None)
+            for value in self._replace(hidden0=None, cell0=None)
         )
 
     def bind(
@@ -172,18 +221,29 @@ class JudgedOptions(NamedTuple):
         """Return what a call in this dtype takes; ``None`` where no step changes."""
         if not self.change_steps:
             return None
-        leak = new_share(self.leak, self.kept, dtype, stream)
-        if isinstance(leak, float):
-            # An array: beside float64 MLX 0.32.0 rounds a number to float32.
-            leak = mx.full((H,), mx.array(leak, dtype), stream=stream)
-        hidden0 = None if self.reset is None else self.hidden0
+
+        def share(leak: float | mx.array | None, kept: float) -> mx.array | None:
+            new = new_share(leak, kept, dtype, stream)
+            if isinstance(new, float):
+                # An array: beside float64 MLX 0.32.0 rounds a number to float32.
+                return mx.full((H,), mx.array(new, dtype), stream=stream)
+            return new
+
+        def start(state: mx.array | None) -> mx.array | None:
+            if state is None or self.reset is None:
+                return None
+            return as_dtype(state, dtype, stream)
+
         return BoundOptions(
             lengths=self.lengths,
             reset=self.reset,
             reverse=self.reverse,
-            hidden0=None if hidden0 is None else as_dtype(hidden0, dtype, stream),
-            leak=leak,
+            hidden0=start(self.hidden0),
+            cell0=start(self.cell0),
+            leak=share(self.leak, self.kept),
+            leak_cell=share(None, self.kept_cell),
             zoneout=self.zoneout,
+            zoneout_cell=self.zoneout_cell,
             recurrent_dropout=self.recurrent_dropout,
             input_dropout=self.input_dropout,
             checkpoint_every=self.checkpoint_every,
@@ -197,7 +257,9 @@ class BoundOptions(NamedTuple):
     Args:
         hidden0 (array, optional): The state after a reset, ``(H,)``. ``None`` is none,
             as before a first step without ``hidden``.
+        cell0 (array, optional): The second state after a reset.
         leak (array, optional): How much of a state is new, ``(H,)``. ``None`` is one.
+        leak_cell (array, optional): The same of a second state.
         key (array, optional): Of the masks: two ``uint32``. ``None`` until it is drawn.
         flips (int): Along which leading axis the second half of the sets of weights
             runs in the other direction. Default: ``-1``, none.
@@ -209,8 +271,11 @@ class BoundOptions(NamedTuple):
     reset: mx.array | None = None
     reverse: bool = False
     hidden0: mx.array | None = None
+    cell0: mx.array | None = None
     leak: mx.array | None = None
+    leak_cell: mx.array | None = None
     zoneout: float = 0.0
+    zoneout_cell: float = 0.0
     recurrent_dropout: float = 0.0
     input_dropout: float = 0.0
     key: mx.array | None = None
@@ -221,7 +286,12 @@ class BoundOptions(NamedTuple):
     @property
     def are_random(self) -> bool:
         """Whether a mask is drawn."""
-        return bool(self.zoneout or self.recurrent_dropout or self.input_dropout)
+        return bool(
+            self.zoneout
+            or self.zoneout_cell
+            or self.recurrent_dropout
+            or self.input_dropout
+        )
 
 
 def documented(*kinds: type) -> Callable[[_F], _F]:
@@ -230,16 +300,16 @@ def documented(*kinds: type) -> Callable[[_F], _F]:
     The docstring has a line ``options: ...`` in their place.
 
     Args:
-        kinds (type): The dictionaries of options, the narrowest first.
+        kinds (type): The dictionaries of options that have them, the narrowest first
+            and, last, the one that holds all.
     """
     keywords = [
         Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-        for name, kind in kinds[-1].__annotations__.items()
-        for default in [_DEFAULTS[name]]  # type: ignore[literal-required]
+        for name, default in _DEFAULTS.items()
+        if (kind := kinds[-1].__annotations__.get(name))
     ]
-    entries = "\n".join(
-        cleandoc(kind.__doc__ or "").partition("Args:\n")[2] for kind in kinds
-    )
+    documents = (cleandoc(kind.__doc__ or "") for kind in kinds)
+    entries = "\n".join(text for d in documents if (text := d.partition("Args:\n")[2]))
 
     def document(function: _F) -> _F:
         found = signature(function)
@@ -266,44 +336,79 @@ def ask_for_more(options: Mapping[str, Any]) -> bool:
 
 
 def judge_options(
-    options: ScanOptions, name: str, lead: tuple[int, ...], L: int, H: int, begins: bool
+    options: Mapping[str, Any],
+    name: str,
+    lead: tuple[int, ...],
+    L: int,
+    H: int,
+    begins: Sequence[bool],
 ) -> JudgedOptions:
     """Judge the options of a call.
 
     Args:
-        options (ScanOptions): What the user gave.
+        options (dict): What the user gave.
         name (str): What has the leading axes.
         lead (tuple(int)): The leading axes.
         L (int): How many steps there are.
         H (int): How many hidden features.
-        begins (bool): Whether rows begin without a state.
+        begins (tuple(bool)): Whether rows begin without each of the cell's states.
 
     Raises:
         TypeError: If an option is of the wrong type.
         ValueError: If its shape, dtype or value does not fit.
     """
-    given: Options = {**_DEFAULTS, **options}
+    given = {**_DEFAULTS, **options}
     training = judge_flag("training", given["training"])
-    lengths, reset, hidden0 = given["lengths"], given["reset"], given["hidden0"]
+    lengths, reset = given["lengths"], given["reset"]
     leak = None if given["leak"] is None else judge_leak(given["leak"], H)
-    if hidden0 is not None:
-        judge_hidden0(hidden0, H)
-    zoneout = judge_probability("zoneout", given["zoneout"])
+    starts: list[mx.array | None] = [None, None]
+    for i, (kind, begin) in enumerate(zip(STARTS, begins, strict=False)):
+        if given[kind] is not None:
+            judge_start(kind, given[kind], H)
+        if begin or reset is not None:
+            starts[i] = given[kind]
+    zoneout, zoneout_cell = judge_zoneout(given["zoneout"], len(begins))
     recurrent = judge_probability("recurrent_dropout", given["recurrent_dropout"])
     at_input = judge_probability("input_dropout", given["input_dropout"])
     return JudgedOptions(
         lengths=None if lengths is None else judge_lengths(lengths, name, lead, L),
         reset=None if reset is None else judge_reset(reset, name, lead, (L,)),
         reverse=judge_flag("reverse", given["reverse"]),
-        hidden0=hidden0 if begins or reset is not None else None,
+        hidden0=starts[0],
+        cell0=starts[1],
         leak=None if isinstance(leak, float) and leak == 1 else leak,
         kept=0.0 if training else zoneout,
+        kept_cell=0.0 if training else zoneout_cell,
         zoneout=zoneout if training else 0.0,
+        zoneout_cell=zoneout_cell if training else 0.0,
         recurrent_dropout=recurrent if training else 0.0,
         input_dropout=at_input if training else 0.0,
         checkpoint_every=judge_every("checkpoint_every", given["checkpoint_every"]),
         truncate_every=judge_every("truncate_every", given["truncate_every"]),
     )
+
+
+def judge_zoneout(value: Any, states: int) -> tuple[float, float]:
+    """Return the probabilities of zoneout of a cell's two states.
+
+    Args:
+        value (float or tuple): What the user gave: a number for all states or, of a
+            cell with two, one for each.
+        states (int): How many states the cell has.
+    """
+    if states == 1:
+        return judge_probability("zoneout", value), 0.0
+    if not isinstance(value, (tuple, list)):
+        return (both := judge_probability("zoneout", value)), both
+    if len(value) != states:
+        raise ValueError(
+            "zoneout must be a number, or a pair of the hidden state's and the cell "
+            f"state's, but has {len(value)} entries"
+        )
+    of_hidden, of_cell = (
+        judge_probability(f"zoneout[{i}]", entry) for i, entry in enumerate(value)
+    )
+    return of_hidden, of_cell
 
 
 def new_share(
@@ -449,14 +554,14 @@ def judge_leaks(value: Any, H: int) -> float | mx.array:
     return leak
 
 
-def judge_hidden0(value: Any, H: int) -> None:
+def judge_start(name: str, value: Any, H: int) -> None:
     """Raise for a state to begin with that is no array ``(H,)`` of real numbers."""
-    judge_array("hidden0", value)
+    judge_array(name, value)
     if value.shape != (H,):
-        raise ValueError(f"hidden0 must have shape ({H},), but has shape {value.shape}")
+        raise ValueError(f"{name} must have shape ({H},), but has shape {value.shape}")
     if mx.issubdtype(value.dtype, mx.complexfloating):
         raise ValueError(
-            f"hidden0 must be of a real dtype, but is {dtype_name(value.dtype)}"
+            f"{name} must be of a real dtype, but is {dtype_name(value.dtype)}"
         )
 
 

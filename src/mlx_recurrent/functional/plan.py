@@ -51,7 +51,7 @@ class Plan:
         if self.path == "composed":
             return (
                 f"Composed path, because {self.reason}: at each step one matrix "
-                "product and one call of the nonlinearity, as MLX operations; the "
+                "product and what the cell makes of it, as MLX operations; the "
                 "cost is linear in the length of the sequence."
             )
         work = {

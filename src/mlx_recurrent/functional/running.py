@@ -1,6 +1,7 @@
 """A judged call of the recurrence, run on its path."""
 
 from contextlib import nullcontext
+from typing import Any
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
@@ -8,20 +9,24 @@ from mlx.utils import tree_flatten
 
 from mlx_recurrent import _native
 from mlx_recurrent.functional import composed, dispatch
+from mlx_recurrent.functional.cells import ELMAN
 from mlx_recurrent.functional.dispatch import Choice, StreamOrDevice
 from mlx_recurrent.functional.judging import FLOATING, ReturnState
 from mlx_recurrent.functional.masks import draw_key
-from mlx_recurrent.functional.operands import Judged, Operands, bind, project, start
+from mlx_recurrent.functional.operands import Judged, Operands, bind, project, starts
 from mlx_recurrent.functional.options import BoundOptions
+from mlx_recurrent.functional.steps import step_of
 from mlx_recurrent.functional.tracing import trace
 from mlx_recurrent.functional.transition import inputs
 from mlx_recurrent.functional.values import as_dtype
 
 
-def run(
-    call: Judged, return_state: ReturnState, stream: StreamOrDevice
-) -> mx.array | tuple[mx.array, mx.array]:
-    """Return the outputs of a call, the state after it, or both."""
+def run(call: Judged, return_state: ReturnState, stream: StreamOrDevice) -> Any:
+    """Return the outputs of a call, the state after it, or both.
+
+    Of a cell with several states: those of every step, a tuple; the outputs, and the
+    tuple of the states after the last step; or that tuple alone.
+    """
     options = bound_options(call, stream)
     activation = call.choice.activation
     operands: Operands | None = None
@@ -36,9 +41,10 @@ def run(
         begun = begun if options is None else []
         return _run_composed(call, options, begun, return_state, stream)
     assert operands is not None  # for the type checker: there is an activation
-    result: mx.array | tuple[mx.array, mx.array] = _native.recurrence(
-        operands, activation, options, return_state, stream
-    )
+    result = _native.recurrence(operands, activation, options, return_state, stream)
+    if return_state is True and len(call.cell.states) > 1:
+        outputs, *states = result
+        return outputs, tuple(states)
     return result
 
 
@@ -62,6 +68,7 @@ def read(
     if mx.result_type(*call.sequence.operands.values()) != call.dtype:
         return choice.after_reading(None, "is called with several dtypes"), None, []
     operands = bind(call, stream)
+    assert choice.nonlinearity is not None  # for the type checker: it is readable
     function, obstacle, begun = trace(choice.nonlinearity, operands, stream)
     return choice.after_reading(function, obstacle), operands, begun
 
@@ -72,43 +79,71 @@ def _run_composed(
     begun: list[mx.array],
     return_state: ReturnState,
     stream: StreamOrDevice,
-) -> mx.array | tuple[mx.array, mx.array]:
-    _, x, Wxh, bias, _ = call.sequence
-    hidden = start(call, stream)
-    f = call.choice.nonlinearity
-    own = f.parameters() if isinstance(f, Module) else {}  # type: ignore[no-untyped-call]
-    own = dict(tree_flatten(own)).values()
-    given = (x, Wxh, bias, call.Whh, hidden, *(options or ()), *own)
-    _native.expect_operands([a for a in given if isinstance(a, mx.array)], stream)
+) -> Any:
+    _expect(call, options, stream)
+    # A callable is given, as in MLX's layer, what its own operands promote to.
+    operands = bind(call, stream) if call.cell is not ELMAN else _unbound(call, stream)
+    x, Wx, bias = operands.x, operands.Wxh, operands.bias
+    states = (operands.hidden, operands.cell)[: len(call.states)]
     if options is not None:
-        projected = mx.result_type(*call.sequence.operands.values())
+        projected = mx.result_type(*(a for a in (x, Wx, bias) if a is not None))
         with nullcontext() if stream is None else mx.stream(stream):
             x = inputs(x, options, call.lead, projected)
-    # As in MLX's layer, each step has the dtype that its own operands promote to.
-    if Wxh is not None:
-        z = project(x, Wxh, bias, stream)
+    if Wx is not None:
+        z = project(x, Wx, bias, stream)
     else:
         z = x if x.dtype in FLOATING else as_dtype(x, call.dtype, stream)
     if z.shape[-2] == 0:
-        outputs, state = _run_no_steps(as_dtype(z, call.dtype, stream), hidden, stream)
+        z = as_dtype(z, call.dtype, stream)
+        if call.cell is not ELMAN:
+            z = z[..., : call.sequence.H]
+        several = [_run_no_steps(z, state, stream) for state in states]
+        outputs, last = (tuple(each) for each in zip(*several, strict=True))
     else:
-        last_only = return_state == "only"
-        steps, state = composed.recurrence(
-            z,
-            call.Whh,
-            hidden,
-            f,
-            begun,
-            last_only,
-            options,
-            stream,
-        )
-        if last_only:
-            return state
-        outputs = composed.stack(steps, stream)
+        wanted = {False: len(states), True: 1, "only": 0}[return_state]
+        with nullcontext() if stream is None else mx.stream(stream):
+            step, z = step_of(
+                call.cell,
+                call.choice.nonlinearity,
+                operands.Whh,
+                operands.bhn,
+                z,
+                begun,
+                stream,
+            )
+        H = call.sequence.H
+        kept, last = composed.recurrence(step, z, states, H, wanted, options, stream)
+        outputs = tuple(composed.stack(steps, stream) for steps in kept)
+    return _returned(outputs, last, return_state)
+
+
+def _returned(
+    outputs: tuple[mx.array, ...], last: tuple[mx.array, ...], return_state: ReturnState
+) -> Any:
+    """Return what a call returns, of the states that were asked for."""
+    several = len(last) > 1
     if return_state is False:
-        return outputs
-    return (outputs, state) if return_state is True else state
+        return outputs if several else outputs[0]
+    state = last if several else last[0]
+    return (outputs[0], state) if return_state is True else state
+
+
+def _expect(call: Judged, options: BoundOptions | None, stream: StreamOrDevice) -> None:
+    """Raise ``RuntimeError`` where operands of a call can never be there."""
+    f = call.choice.nonlinearity
+    own = f.parameters() if isinstance(f, Module) else {}  # type: ignore[no-untyped-call]
+    own = dict(tree_flatten(own)).values()
+    _, _, x, Wx, bias, _ = call.sequence
+    learned = () if call.options is None else call.options.weights.values()
+    given = (x, Wx, bias, call.Wh, call.hidden_bias, *call.states, *learned, *own)
+    arrays = [a for a in (*given, *(options or ())) if isinstance(a, mx.array)]
+    _native.expect_operands(arrays, stream)
+
+
+def _unbound(call: Judged, stream: StreamOrDevice) -> Operands:
+    """Return the operands of an Elman cell, each of its own dtype."""
+    _, _, x, Wxh, bias, _ = call.sequence
+    return Operands(x, Wxh, bias, call.Wh, *starts(call, stream))
 
 
 def _run_no_steps(

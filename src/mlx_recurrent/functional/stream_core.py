@@ -8,12 +8,19 @@ import numpy as np
 
 from mlx_recurrent import _native
 from mlx_recurrent.functional import composed, dispatch
+from mlx_recurrent.functional.cells import Cell, States
 from mlx_recurrent.functional.dispatch import Nonlinearity
-from mlx_recurrent.functional.functions import plan
 from mlx_recurrent.functional.judging import type_name
-from mlx_recurrent.functional.operands import Operands
-from mlx_recurrent.functional.options import BoundOptions, judge_hidden0, new_share
+from mlx_recurrent.functional.layer_calls import Function, cell_of, judged, plan_of
+from mlx_recurrent.functional.operands import Judged, Operands
+from mlx_recurrent.functional.options import (
+    STARTS,
+    BoundOptions,
+    judge_start,
+    new_share,
+)
 from mlx_recurrent.functional.plan import Plan
+from mlx_recurrent.functional.steps import step_of
 from mlx_recurrent.functional.tracing import trace
 from mlx_recurrent.functional.turns import Turns
 from mlx_recurrent.functional.values import as_dtype, evaluate, values_of
@@ -35,13 +42,14 @@ class Prepared(NamedTuple):
     """A layer that is ready for steps, outside the graph.
 
     Args:
-        core (Stream or ComposedCore): What runs them, and keeps the state.
+        core (Stream or ComposedCore): What runs them, and keeps the states.
         plan (Plan): Why that.
         mlx_dtype (Dtype): The layer's dtype.
         dtype (dtype): That of its NumPy arrays.
         D (int): The features of an input.
         H (int): The features of a state.
-        hidden0 (array, optional): The state to begin with, ``(H,)``.
+        states (tuple(str)): What the states are called.
+        starts (tuple(array)): The states to begin with, ``(H,)``, or ``None``.
     """
 
     core: "Core"
@@ -50,110 +58,117 @@ class Prepared(NamedTuple):
     dtype: np.dtype
     D: int
     H: int
-    hidden0: np.ndarray | None
+    states: tuple[str, ...]
+    starts: tuple[np.ndarray | None, ...]
+
+
+class Weights(NamedTuple):
+    """A layer's weights, evaluated, of one dtype; biases are vectors."""
+
+    Wx: mx.array
+    Wh: mx.array
+    bias: mx.array | None
+    hidden_bias: mx.array | None
 
 
 def prepare(
-    Wxh: mx.array,
-    Whh: mx.array,
-    bias: mx.array | None,
-    nonlinearity: Nonlinearity | None,
-    lead: tuple[int, ...],
-    *,
-    leak: float | mx.array | None,
-    zoneout: float,
-    hidden0: mx.array | None,
+    function: Function, lead: tuple[int, ...], arguments: dict[str, Any]
 ) -> Prepared:
     """Judge a layer's weights, and make what runs its steps.
 
     Args:
-        Wxh (array): The input weight, ``(H, D)``.
-        Whh (array): The recurrent weight, ``(H, H)``.
-        bias (array, optional): The bias, ``(H,)``.
-        nonlinearity (callable, optional): A function of an array ``(..., H)``.
-        lead (tuple(int)): The leading axes of the state.
-        leak (float or array, optional): In (0, 1], or an array ``(H,)``.
-        zoneout (float): The probability that a unit keeps its state.
-        hidden0 (array, optional): The state to begin with, ``(H,)``.
+        function (callable): What the layer runs over a sequence.
+        lead (tuple(int)): The leading axes of the states.
+        arguments (dict): What it is given by the layer, by name.
     """
-    if hidden0 is not None and getattr(Whh, "ndim", 0) == 2:
-        judge_hidden0(hidden0, Whh.shape[0])
-    learned = (Wxh, Whh, bias, leak, hidden0)
-    arrays = [a for a in learned if isinstance(a, mx.array)]
+    cell, arguments = cell_of(function), dict(arguments)
+    Wx, Wh = arguments[cell.Wx], arguments[cell.Wh]
+    names = STARTS[: len(cell.states)]
+    learned = {name: arguments.pop(name, None) for name in names}
+    for name, start in learned.items():
+        if start is not None and getattr(Wh, "ndim", 0) == 2:
+            judge_start(name, start, Wh.shape[-1])
+    given = (*arguments.values(), *learned.values())
+    arrays = [a for a in given if isinstance(a, mx.array)]
     _native.expect_threads(arrays)
     dtype = mx.result_type(*arrays)
     # Two steps like those that will come. What is found of them judges the weights.
-    features = Wxh.shape[-1] if getattr(Wxh, "ndim", 0) else 0
+    features = Wx.shape[-1] if getattr(Wx, "ndim", 0) else 0
     x = mx.broadcast_to(as_dtype(_ZERO, dtype), (*lead, 2, features))
-    found = plan(
-        x,
-        Wxh,
-        Whh,
-        bias,
-        nonlinearity=nonlinearity,
-        leak=leak,
-        zoneout=zoneout,
-        training=False,
-        stream=mx.cpu,
-    )
+    call = judged(function, x, **arguments, training=False, stream=mx.cpu)
+    found = plan_of(call, mx.cpu)
     to = _NUMPY[dtype]
-    Wxh, Whh, bias = _weights(Wxh, Whh, bias, dtype, found.path == "composed")
-    D, H = Wxh.shape[1], Whh.shape[1]
-    new = _each(new_share(leak, zoneout, dtype, mx.cpu), H, to)
-    start = None if hidden0 is None else converted("hidden0", hidden0, to)
+    weights = _weights(call, dtype, found.path == "composed")
+    D, H = weights.Wx.shape[1], weights.Wh.shape[1]
+    options = call.options
+    assert options is not None  # for the type checker: there is one
+    shares = tuple(
+        _each(new_share(leak, kept, dtype, mx.cpu), H, to)
+        for leak, kept in ((options.leak, options.kept), (None, options.kept_cell))
+    )
+    starts = tuple(
+        None if start is None else converted(name, start, to)
+        for name, start in learned.items()
+    )
 
-    choice = dispatch.choose(nonlinearity, mx.cpu)
+    choice = call.choice
     if found.path == "traced":
-        operands = Operands(x=x, Wxh=Wxh, bias=bias, Whh=Whh, hidden=None)
-        function, obstacle, _ = trace(choice.nonlinearity, operands, mx.cpu)
-        choice = choice.after_reading(function, obstacle)
+        operands = Operands(x, weights.Wx, weights.bias, weights.Wh, None)
+        assert choice.nonlinearity is not None
+        traced, obstacle, _ = trace(choice.nonlinearity, operands, mx.cpu)
+        choice = choice.after_reading(traced, obstacle)
     elif found.path == "composed":
         choice = choice.composed(found.reason)
     core: Core
     if choice.activation is None:
         reason = f"{found.reason} (MLX evaluates every step by itself)"
         found = Plan("composed", reason)
-        f = choice.nonlinearity
-        core = ComposedCore(Wxh, Whh, bias, f, new, start, lead, dtype)
+        core = ComposedCore(
+            call.cell, choice.nonlinearity, weights, shares, starts, lead, dtype
+        )
     else:
         found = replace(found, threads=1, partition="none")
         core = _native.Stream(
-            Wxh=Wxh,
-            bias=bias,
-            Whh=Whh,
-            leak=new,
-            hidden0=start,
+            Wxh=weights.Wx,
+            bias=weights.bias,
+            Whh=weights.Wh,
+            leak=shares[0],
+            hidden0=starts[0],
             activation=choice.activation,
             lead=lead,
             dtype=to,
         )
-    return Prepared(core, found, dtype, to, D, H, start)
+    return Prepared(core, found, dtype, to, D, H, cell.states, starts)
 
 
 class ComposedCore:
-    """The same for a callable that the kernels cannot run, a step at a time."""
+    """The same for what the kernels cannot run, a step at a time."""
 
     def __init__(
         self,
-        Wxh: mx.array,
-        Whh: mx.array,
-        bias: mx.array | None,
-        nonlinearity: Nonlinearity,
-        leak: np.ndarray | None,
-        hidden0: np.ndarray | None,
+        cell: Cell,
+        nonlinearity: Nonlinearity | None,
+        weights: Weights,
+        shares: tuple[np.ndarray | None, ...],
+        starts: tuple[np.ndarray | None, ...],
         lead: tuple[int, ...],
         dtype: mx.Dtype,
     ) -> None:
-        self._Wxh, self._Whh, self._bias = Wxh, Whh, bias
+        def of_layer(values: np.ndarray | None) -> mx.array | None:
+            return None if values is None else mx.array(values, dtype)
+
+        self._cell = cell
         self._nonlinearity = nonlinearity
-        self._shape = (*lead, Whh.shape[1])
+        self._weights = weights
+        self._shape = (*lead, weights.Wh.shape[1])
         self._dtype = dtype
         self._options: BoundOptions | None = None
-        if leak is not None:
-            self._options = BoundOptions(leak=mx.array(leak, dtype))
-        self._hidden0 = None if hidden0 is None else mx.array(hidden0, dtype)
-        self._hidden: mx.array | None = None
-        self._kept: mx.array | None = None
+        if any(share is not None for share in shares):
+            leak, leak_cell = map(of_layer, shares)
+            self._options = BoundOptions(leak=leak, leak_cell=leak_cell)
+        self._starts = (*map(of_layer, starts), None)
+        self._states: States = (None,) * len(starts)
+        self._kept: States = self._states
         self._turns = Turns()
 
     def run(
@@ -164,92 +179,98 @@ class ComposedCore:
             out = np.empty((*x.shape[:-1], self._shape[-1]), _NUMPY[self._dtype])
         is_step = x.ndim == len(self._shape)
         with self._turns:
-            hidden = self._hidden
-            states = []
+            states = self._states
+            outputs = []
             for t, x_t in enumerate([x] if is_step else np.moveaxis(x, -2, 0)):
                 starts = reset
                 if reset is not None and not is_step:
                     starts = reset[..., t]
-                hidden = self._step(mx.array(x_t, self._dtype), hidden, starts)
-                states.append(hidden)
+                states = self._step(mx.array(x_t, self._dtype), states, starts)
+                outputs.append(states[0])
             # Only now, when nothing can raise any more.
-            for t, state in enumerate(states):
+            for t, state in enumerate(outputs):
                 out[... if is_step else (..., t, slice(None))] = numpy_of("", state)
-            self._hidden = hidden
+            self._states = states
         return out
 
-    def state(self) -> np.ndarray:
-        """A copy of the state."""
+    def state(self) -> Any:
+        """A copy of the state, or a tuple of those of several."""
         with self._turns:
-            hidden = self._hidden
-        if hidden is None:
-            return np.zeros(self._shape, _NUMPY[self._dtype])
-        return numpy_of("", hidden).copy()
+            states = self._states
+        copies = tuple(
+            np.zeros(self._shape, _NUMPY[self._dtype])
+            if state is None
+            else numpy_of("", state).copy()
+            for state in states
+        )
+        return copies if len(copies) > 1 else copies[0]
 
-    def reset(self, hidden: np.ndarray | None) -> None:
-        """Set the state."""
-        start = None if hidden is None else mx.array(hidden, self._dtype)
+    def reset(self, *states: np.ndarray | None) -> None:
+        """Set the states."""
+        new = tuple(None if s is None else mx.array(s, self._dtype) for s in states)
         with self._turns:
-            self._hidden = start
+            self._states = new
 
     def keep(self) -> None:
-        """Keep the state as it is now."""
-        self._kept = self._hidden
+        """Keep the states as they are now."""
+        self._kept = self._states
 
     def restore(self) -> None:
-        """Go back to the state that was kept."""
-        self._hidden = self._kept
+        """Go back to the states that were kept."""
+        self._states = self._kept
 
     def _step(
-        self, x: mx.array, hidden: mx.array | None, starts: np.ndarray | None
-    ) -> mx.array:
-        z = mx.expand_dims(dispatch.product(x, self._Wxh, self._bias, None), -2)
+        self, x: mx.array, states: States, starts: np.ndarray | None
+    ) -> tuple[mx.array, ...]:
+        Wx, Wh, bias, hidden_bias = self._weights
+        z = mx.expand_dims(dispatch.product(x, Wx, bias, None), -2)
         options = self._options
         if starts is not None and starts.any():
             options = (options or BoundOptions())._replace(
-                reset=mx.array(starts[..., None]), hidden0=self._hidden0
+                reset=mx.array(starts[..., None]),
+                hidden0=self._starts[0],
+                cell0=self._starts[1],
             )
-        _, state = composed.recurrence(
-            z, self._Whh, hidden, self._nonlinearity, [], True, options, None
-        )
-        if state.shape != self._shape:
+        step, z = step_of(self._cell, self._nonlinearity, Wh, hidden_bias, z, [], None)
+        H = self._shape[-1]
+        _, new = composed.recurrence(step, z, states, H, 0, options, None)
+        if new[0].shape != self._shape:
             raise ValueError(
-                f"nonlinearity returned shape {state.shape}, but must return "
+                f"nonlinearity returned shape {new[0].shape}, but must return "
                 f"{self._shape}"
             )
-        state = state.astype(self._dtype)
-        evaluate(state)
-        return state
+        new = tuple(state.astype(self._dtype) for state in new)
+        evaluate(*new)
+        return new
 
 
 # What runs a stream.
 Core: TypeAlias = _native.Stream | ComposedCore
 
 
-def _weights(
-    Wxh: mx.array,
-    Whh: mx.array,
-    bias: mx.array | None,
-    dtype: mx.Dtype,
-    copies: bool,
-) -> tuple[mx.array, mx.array, mx.array | None]:
-    """Return evaluated weights in a dtype, the bias ``(H,)``."""
+def _weights(call: Judged, dtype: mx.Dtype, copies: bool) -> Weights:
+    """Return evaluated weights in a dtype, the biases vectors."""
     # The kernels make their own copies. What is there is read where it lies: a forked
     # process may have no thread for another operation. Others have to be copied in any
     # case: MLX's arrays can be written into.
     convert = mx.array if copies else as_dtype
-    Wxh, Whh = convert(Wxh, dtype), convert(Whh, dtype)
+    Wx, bias, name = call.sequence.Wx, call.sequence.bias, call.cell.bias
+    assert Wx is not None
+    Wx, Wh = convert(Wx, dtype), convert(call.Wh, dtype)
     if bias is not None:
         bias = convert(bias, dtype)
-        if bias.shape != Wxh.shape[:1]:
+        if bias.shape != Wx.shape[:1]:
             if bias.size != 1 and bias.size != bias.shape[-1]:
                 raise ValueError(
-                    f"bias must have shape {Wxh.shape[:1]} for a stream, but has shape "
-                    f"{bias.shape}"
+                    f"{name} must have shape {Wx.shape[:1]} for a stream, but has "
+                    f"shape {bias.shape}"
                 )
-            bias = mx.broadcast_to(bias.reshape(bias.shape[-1:]), Wxh.shape[:1])
-    evaluate(*(a for a in (Wxh, Whh, bias) if a is not None))
-    return Wxh, Whh, bias
+            bias = mx.broadcast_to(bias.reshape(bias.shape[-1:]), Wx.shape[:1])
+    hidden_bias = call.hidden_bias
+    if hidden_bias is not None:
+        hidden_bias = convert(hidden_bias, dtype)
+    evaluate(*(a for a in (Wx, Wh, bias, hidden_bias) if a is not None))
+    return Weights(Wx, Wh, bias, hidden_bias)
 
 
 def _each(leak: float | mx.array | None, H: int, dtype: np.dtype) -> np.ndarray | None:

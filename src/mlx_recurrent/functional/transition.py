@@ -6,6 +6,7 @@ shape where only its second operand is mapped.
 
 import mlx.core as mx
 
+from mlx_recurrent.functional.cells import States
 from mlx_recurrent.functional.dispatch import StreamOrDevice, product
 from mlx_recurrent.functional.masks import Mask, hits
 from mlx_recurrent.functional.options import BoundOptions
@@ -17,16 +18,16 @@ class Transition:
     """The course of a sequence without options: each state is the next one's start."""
 
     reverse = False
-    # What the nonlinearity must return; None where its first result decides.
+    # What a nonlinearity must return; None where its first result decides.
     shape: tuple[int, ...] | None = None
 
-    def enter(self, state: mx.array | None) -> mx.array | None:
-        """Begin the next step; return the state that it starts from, if there is one.
+    def enter(self, states: States) -> States:
+        """Begin the next step; return the states that it starts from.
 
         Args:
-            state (array, optional): The state after the last step, ``(..., H)``.
+            states (tuple(array)): Those after the last step.
         """
-        return state
+        return states
 
     def pre_activation(
         self, start: mx.array, Whh: mx.array, z: mx.array, stream: StreamOrDevice
@@ -35,29 +36,38 @@ class Transition:
         return product(start, Whh, z, stream)
 
     def given(self, a: mx.array) -> mx.array:
-        """Return what the nonlinearity is given for the pre-activations."""
+        """Return what a cell's function is given for the pre-activations."""
         return a
 
-    def leave(
-        self, state: mx.array | None, start: mx.array | None, result: mx.array
-    ) -> tuple[mx.array, mx.array]:
-        """End the step; return the state after it and its output.
+    def present(self, starts: States, like: mx.array) -> tuple[mx.array, ...]:
+        """Return what a cell's function is given for the states.
 
         Args:
-            state (array, optional): What :meth:`enter` was given.
-            start (array, optional): What it returned.
-            result (array): What the nonlinearity returned.
+            starts (tuple(array)): What :meth:`enter` returned.
+            like (array): Of the shape and the dtype that a state has.
         """
-        return result, result
+        return tuple(mx.zeros_like(like) if s is None else s for s in starts)
+
+    def leave(
+        self, states: States, starts: States, results: tuple[mx.array, ...]
+    ) -> tuple[tuple[mx.array, ...], tuple[mx.array, ...]]:
+        """End the step; return the states after it and its outputs.
+
+        Args:
+            states (tuple(array)): What :meth:`enter` was given.
+            starts (tuple(array)): What it returned.
+            results (tuple(array)): What the cell's function returned.
+        """
+        return results, results
 
 
 class OptionsTransition(Transition):
     """The course of a sequence with options.
 
     What is absent is not selected, never multiplied by zero: before the product and the
-    nonlinearity, so that nothing of it reaches them, and after, so that nothing of them
-    reaches the state, nor comes back as a gradient. Where a row ends, and where an
-    episode starts, not even NaN of one side passes to the other: there it is
+    cell's function, so that nothing of it reaches them, and after, so that nothing of
+    them reaches the states, nor comes back as a gradient. Where a row ends, and where
+    an episode starts, not even NaN of one side passes to the other: there it is
     :func:`select`, which takes longer than :func:`mlx.core.where`.
 
     Args:
@@ -65,7 +75,7 @@ class OptionsTransition(Transition):
         lead (tuple(int)): The leading axes.
         L (int): How many steps there are.
         H (int): How many hidden features.
-        begins_empty (bool): Whether rows begin without a state.
+        states (tuple(array)): Those before the first step.
     """
 
     def __init__(
@@ -74,38 +84,54 @@ class OptionsTransition(Transition):
         lead: tuple[int, ...],
         L: int,
         H: int,
-        begins_empty: bool,
+        states: States,
     ) -> None:
         self.reverse = options.reverse
         self._options = options
         self._L = L
         self.shape: tuple[int, ...] = (*lead, H)
-        self._begins_empty = begins_empty
+        self._begins_empty = states[0] is None
         self._step = -1
         self._lengths = _column(options.lengths, L)
-        if options.leak is not None:
-            # Half types round a state once, as the kernels do.
-            self._leak = options.leak.astype(_wide(options.leak.dtype))
-            self._rest = 1 - self._leak
-        if options.zoneout:
-            assert options.key is not None
-            self._kept = hits(Mask.ZONEOUT, options.zoneout, options.key, lead, L, H)
+        self._keepings = [
+            Keeping(mask, leak, zoneout, options.key, lead, L, H)
+            for mask, leak, zoneout in (
+                (Mask.ZONEOUT, options.leak, options.zoneout),
+                (Mask.ZONEOUT_CELL, options.leak_cell, options.zoneout_cell),
+            )
+        ]
         if options.recurrent_dropout:
             self._dropout = Dropout(
                 Mask.RECURRENT_DROPOUT, options.recurrent_dropout, options.key, lead, H
             )
 
-    def enter(self, state: mx.array | None) -> mx.array | None:
+    def enter(self, states: States) -> States:
         self._step += 1
         self._t = self._L - 1 - self._step if self.reverse else self._step
         # Rows that take this step, and those of them that start from no state.
         self._runs = None if self._lengths is None else self._lengths > self._t
         self._empty: mx.array | None = None
-        if state is None:
-            return None
         if self._lengths is not None and self.reverse and self._begins_empty:
             self._empty = self._lengths == self._t + 1
-        return self._restarted(self._truncated(state))
+        truncated = map(self._truncated, states)
+        restarts = self._restarts()
+        if restarts is None:
+            return tuple(truncated)
+        options = self._options
+        if options.hidden0 is None:
+            self._empty = (
+                restarts
+                if self._empty is None
+                else (mx.logical_or(self._empty, restarts))
+            )
+        return tuple(
+            None
+            if state is None
+            else select(restarts, _zero(state) if first is None else first, state)
+            for state, first in zip(
+                truncated, (options.hidden0, options.cell0), strict=False
+            )
+        )
 
     def pre_activation(
         self, start: mx.array, Whh: mx.array, z: mx.array, stream: StreamOrDevice
@@ -130,47 +156,46 @@ class OptionsTransition(Transition):
         usual = mx.linspace(0.25, 0.75, a.shape[-1]).astype(a.dtype)
         return mx.where(self._runs, a, usual)
 
-    def leave(
-        self, state: mx.array | None, start: mx.array | None, result: mx.array
-    ) -> tuple[mx.array, mx.array]:
-        options = self._options
-        if start is None:
-            start = mx.zeros(self.shape, result.dtype)
-        if state is None:
-            state = start
-        new = result
-        if options.leak is not None:
-            dtype = mx.result_type(start, result, options.leak)
-            if self._runs is not None:  # NaN of other rows is not the leak's
-                start = mx.where(self._runs, start, _zero(start))
-            new = _times(self._rest, start) + _times(self._leak, result)
-            new = new.astype(dtype)
-        if options.zoneout:
-            new = mx.where(self._kept[..., self._t, :], start, new)
+    def present(self, starts: States, like: mx.array) -> tuple[mx.array, ...]:
+        present = super().present(starts, like)
         if self._runs is None:
-            return new, new
-        output = select(self._runs, new, _zero(new))
-        return select(self._runs, new, state), output
+            return present
+        return tuple(mx.where(self._runs, s, _zero(s)) for s in present)
 
-    def _restarted(self, state: mx.array) -> mx.array:
-        reset, hidden0 = self._options.reset, self._options.hidden0
+    def leave(
+        self, states: States, starts: States, results: tuple[mx.array, ...]
+    ) -> tuple[tuple[mx.array, ...], tuple[mx.array, ...]]:
+        new, outputs = [], []
+        for state, start, result, keeping in zip(
+            states, starts, results, self._keepings, strict=False
+        ):
+            if start is None:
+                start = mx.zeros(self.shape, result.dtype)
+            if state is None:
+                state = start
+            result = keeping(start, result, self._t, self._runs)
+            output = result
+            if self._runs is not None:
+                output = select(self._runs, result, _zero(result))
+                result = select(self._runs, result, state)
+            new.append(result)
+            outputs.append(output)
+        return tuple(new), tuple(outputs)
+
+    def _restarts(self) -> mx.array | None:
+        """Where an episode starts at this step, with a column for all units."""
+        reset = self._options.reset
         if reset is None or (self.reverse and self._step == 0):
-            return state
+            return None
         border = self._t + 1 if self.reverse else self._t
         restarts = reset[..., border : border + 1]
         if self.reverse and self._lengths is not None:
             restarts = mx.logical_and(restarts, self._lengths > border)
-        if hidden0 is not None:
-            return select(restarts, hidden0, state)
-        if self._empty is None:
-            self._empty = restarts
-        else:
-            self._empty = mx.logical_or(self._empty, restarts)
-        return select(restarts, _zero(state), state)
+        return restarts
 
-    def _truncated(self, start: mx.array) -> mx.array:
+    def _truncated(self, start: mx.array | None) -> mx.array | None:
         every = self._options.truncate_every
-        if not every or self._step == 0:
+        if start is None or not every or self._step == 0:
             return start
         if self._lengths is None or not self.reverse:
             return mx.stop_gradient(start) if self._step % every == 0 else start
@@ -178,6 +203,62 @@ class OptionsTransition(Transition):
         step = self._lengths - 1 - self._t
         border = mx.logical_and(step > 0, step % every == 0)
         return select(border, mx.stop_gradient(start), start)
+
+
+class Keeping:
+    """What units keep of a state: in part by a leak, or whole by zoneout.
+
+    Args:
+        mask (Mask): What zoneout's mask is for.
+        leak (array, optional): How much of the state is new, ``(H,)``. ``None`` is one.
+        zoneout (float): How probably a unit keeps its state at a step.
+        key (array, optional): Of the mask.
+        lead (tuple(int)): The leading axes.
+        L (int): How many steps there are.
+        H (int): How many units.
+    """
+
+    def __init__(
+        self,
+        mask: Mask,
+        leak: mx.array | None,
+        zoneout: float,
+        key: mx.array | None,
+        lead: tuple[int, ...],
+        L: int,
+        H: int,
+    ) -> None:
+        self._leak = leak
+        if leak is not None:
+            # Half types round a state once, as the kernels do.
+            self._new = leak.astype(_wide(leak.dtype))
+            self._rest = 1 - self._new
+        self._kept: mx.array | None = None
+        if zoneout:
+            assert key is not None
+            self._kept = hits(mask, zoneout, key, lead, L, H)
+
+    def __call__(
+        self, start: mx.array, result: mx.array, t: int, runs: mx.array | None
+    ) -> mx.array:
+        """Return the state after step t.
+
+        Args:
+            start (array): That before.
+            result (array): What the cell's function made of it.
+            t (int): The place in time.
+            runs (array, optional): Which rows take the step. ``None`` is all.
+        """
+        new = result
+        if self._leak is not None:
+            dtype = mx.result_type(start, result, self._leak)
+            if runs is not None:  # NaN of other rows is not the leak's
+                start = mx.where(runs, start, _zero(start))
+            new = _times(self._rest, start) + _times(self._new, result)
+            new = new.astype(dtype)
+        if self._kept is not None:
+            new = mx.where(self._kept[..., t, :], start, new)
+        return new
 
 
 class Dropout:

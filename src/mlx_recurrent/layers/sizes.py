@@ -10,5 +10,7 @@ def sizes_of(layer: Any) -> tuple[int | None, int | None]:
     """
     if isinstance(layer, recurrent.RNN):
         return layer.Wxh.shape[-1], layer.Whh.shape[-1]
+    if isinstance(layer, (recurrent.GRU, recurrent.LSTM)):
+        return layer.Wx.shape[-1], layer.Wh.shape[-1]
     sizes: tuple[int | None, int | None] = getattr(layer, "_sizes", (None, None))
     return sizes

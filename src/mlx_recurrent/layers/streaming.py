@@ -6,6 +6,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.nn.layers.base import Module
 
+from mlx_recurrent import functional
 from mlx_recurrent.functional.dispatch import Nonlinearity
 from mlx_recurrent.functional.judging import type_name
 from mlx_recurrent.functional.options import Values, judge_reset_now
@@ -25,11 +26,11 @@ Array: TypeAlias = np.ndarray | mx.array
 class Stream:
     """A layer in real time: it takes steps as they come, and keeps the state.
 
-    :meth:`RNN.stream` makes one. It runs outside the graph, on the thread that calls
-    it, always in evaluation mode. Its weights are a copy: what happens to the layer
-    later does not change them. A callable that the kernels can run is read once, when
-    the stream is made. Any other is called at each step, and MLX evaluates what it
-    returns; :attr:`plan` tells.
+    A layer's ``stream`` makes one; the arguments here are those of a :class:`RNN`. It
+    runs outside the graph, on the thread that calls it, always in evaluation mode. Its
+    weights are a copy: what happens to the layer later does not change them. A callable
+    that the kernels can run is read once, when the stream is made. Any other is called
+    at each step, and MLX evaluates what it returns; :attr:`plan` tells.
 
     However a sequence is cut into chunks, the results are the same bit for bit.
 
@@ -81,27 +82,49 @@ class Stream:
         zoneout: float = 0.0,
         hidden0: mx.array | None = None,
     ) -> None:
+        arguments = {
+            "Wxh": Wxh,
+            "Whh": Whh,
+            "bias": bias,
+            "nonlinearity": nonlinearity,
+            "leak": leak,
+            "zoneout": zoneout,
+            "hidden0": hidden0,
+        }
+        self._begin(functional.rnn, arguments, (hidden,))
+
+    @classmethod
+    def _of(
+        cls,
+        function: functional.Function,
+        arguments: dict[str, Any],
+        states: tuple[Array | None, ...],
+    ) -> "Stream":
+        """Return the stream of a layer that runs a function with these arguments."""
+        stream = cls.__new__(cls)
+        stream._begin(function, arguments, states)
+        return stream
+
+    def _begin(
+        self,
+        function: functional.Function,
+        arguments: dict[str, Any],
+        states: tuple[Array | None, ...],
+    ) -> None:
+        given = next((state for state in states if state is not None), None)
+        self._lead = () if given is None else numpy_of("hidden", given).shape[:-1]
+        nonlinearity = arguments.get("nonlinearity")
         if isinstance(nonlinearity, Module):
-            nonlinearity = duplicate(nonlinearity)
-            nonlinearity.eval()
-        self._lead = () if hidden is None else numpy_of("hidden", hidden).shape[:-1]
-        prepared = prepare(
-            Wxh,
-            Whh,
-            bias,
-            nonlinearity,
-            self._lead,
-            leak=leak,
-            zoneout=zoneout,
-            hidden0=hidden0,
-        )
+            arguments["nonlinearity"] = duplicate(nonlinearity)
+            arguments["nonlinearity"].eval()
+        prepared = prepare(function, self._lead, arguments)
         self._core, self._plan = core, _ = prepared[:2]
         self._mlx_dtype, self._dtype = prepared.mlx_dtype, prepared.dtype
         self._D, self._H = prepared.D, prepared.H
-        self._hidden0 = prepared.hidden0
+        self._names, self._starts = prepared.states, prepared.starts
         self._native = None if isinstance(core, ComposedCore) else core
         self._cores: list[Core] = [self._core]  # of a stack: those of all layers
-        self.reset(hidden)
+        self.reset(*states)
 
     def __call__(
         self,
@@ -166,8 +189,8 @@ class Stream:
         return self._core.run(values, out, reset)
 
     @property
-    def state(self) -> np.ndarray:
-        """A copy of the state, ``(..., H)``."""
+    def state(self) -> Any:
+        """A copy of the state, ``(..., H)``; of an LSTM a pair."""
         return self._core.state()
 
     @property
@@ -175,15 +198,17 @@ class Stream:
         """What runs each step, and why."""
         return self._plan
 
-    def reset(self, hidden: Array | None = None) -> None:
+    def reset(self, hidden: Array | None = None, cell: Array | None = None) -> None:
         """Start anew.
 
         Args:
             hidden (array, optional): The state, ``(..., H)`` with the leading axes that
                 the stream has. ``None`` is ``hidden0``, or zero. Default: ``None``.
+            cell (array, optional): The cell state of an LSTM, as ``hidden``.
+                Default: ``None``.
 
         Raises:
-            TypeError: If ``hidden`` is not an array.
+            TypeError: If a state is not an array, or one that the layer does not have.
             ValueError: If its shape or dtype does not fit.
 
         Example:
@@ -195,18 +220,30 @@ class Stream:
             >>> np.array_equal(stream(x), first)
             True
         """
-        start = self._hidden0 if hidden is None else hidden
+        if cell is not None and "cell" not in self._names:
+            raise TypeError(
+                "cell must be None for a layer with one state, but is "
+                f"{type_name(cell)}"
+            )
+        states = zip(self._names, (hidden, cell), self._starts, strict=False)
+        self._core.reset(*(self._start(*each) for each in states))
+
+    def _start(
+        self, name: str, state: Array | None, otherwise: np.ndarray | None
+    ) -> np.ndarray | None:
+        """Return a state as the core takes it."""
+        start = otherwise if state is None else state
         if start is None:
-            self._core.reset(None)
-            return
-        name = "hidden0" if hidden is None else "hidden"
+            return None
+        if state is None:
+            name = f"{name}0"
         values = self._converted(name, start)
         shape = (*self._lead, self._H)
-        if values.shape != (shape[-1:] if hidden is None else shape):
+        if values.shape != (shape[-1:] if state is None else shape):
             raise ValueError(
                 f"{name} must have shape {shape}, but has shape {values.shape}"
             )
-        self._core.reset(np.array(np.broadcast_to(values, shape), order="C"))
+        return np.array(np.broadcast_to(values, shape), order="C")
 
     def _converted(self, name: str, value: Any) -> np.ndarray:
         return converted(name, value, self._dtype)

@@ -1,0 +1,134 @@
+"""A call of each function, judged from what the user gave."""
+
+from typing import TYPE_CHECKING, Any
+
+from mlx_recurrent.functional.cells import ELMAN, GRU, GRU_RESET_BEFORE, LSTM
+from mlx_recurrent.functional.dispatch import (
+    Nonlinearity,
+    StreamOrDevice,
+    choose,
+    choose_cell,
+)
+from mlx_recurrent.functional.foreign import judge_keywords
+from mlx_recurrent.functional.judging import (
+    judge_array,
+    judge_flag,
+    judge_nonlinearity,
+    judge_stream,
+)
+from mlx_recurrent.functional.operands import (
+    Judged,
+    Sequence,
+    judge,
+    judge_projected,
+    judge_projection,
+)
+from mlx_recurrent.functional.options import (
+    GRUOptions,
+    LSTMOptions,
+    Options,
+    ScanOptions,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from typing_extensions import Unpack
+
+
+def judge_rnn(
+    x: Any,
+    Wxh: Any,
+    Whh: Any,
+    bias: Any = None,
+    hidden: Any = None,
+    *,
+    nonlinearity: Nonlinearity | None = None,
+    stream: StreamOrDevice = None,
+    **options: "Unpack[Options]",
+) -> Judged:
+    """Judge a call of :func:`mlx_recurrent.rnn`, whose arguments these are.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If a shape, a dtype or a value does not fit.
+    """
+    judge_keywords(options, Options)
+    sequence = judge_projection(x, Wxh, bias)
+    return _judge_elman(sequence, Whh, hidden, nonlinearity, stream, options)
+
+
+def judge_scan(
+    z: Any,
+    Whh: Any,
+    hidden: Any = None,
+    *,
+    nonlinearity: Nonlinearity | None = None,
+    stream: StreamOrDevice = None,
+    **options: "Unpack[ScanOptions]",
+) -> Judged:
+    """Judge a call of :func:`mlx_recurrent.scan`, as :func:`judge_rnn`."""
+    judge_keywords(options, ScanOptions)
+    sequence = judge_projected(z)
+    return _judge_elman(sequence, Whh, hidden, nonlinearity, stream, options)
+
+
+def judge_gru(
+    x: Any,
+    Wx: Any,
+    Wh: Any,
+    b: Any = None,
+    bhn: Any = None,
+    hidden: Any = None,
+    *,
+    reset_after: bool = True,
+    stream: StreamOrDevice = None,
+    **options: "Unpack[GRUOptions]",
+) -> Judged:
+    """Judge a call of :func:`mlx_recurrent.gru`, as :func:`judge_rnn`."""
+    judge_keywords(options, GRUOptions, ("hidden", "reset_after"))
+    cell = GRU if judge_flag("reset_after", reset_after) else GRU_RESET_BEFORE
+    if bhn is not None and not reset_after:
+        judge_array("bhn", bhn)
+        raise ValueError(
+            "bhn must be None where reset_after is False: the product with Wh is then "
+            f"of the state after the reset, but has shape {bhn.shape}"
+        )
+    sequence = judge_projection(x, Wx, b, cell)
+    judge_stream(stream)
+    choice = choose_cell(cell, stream)
+    return judge(sequence, Wh, (hidden,), choice, options, bhn)
+
+
+def judge_lstm(
+    x: Any,
+    Wx: Any,
+    Wh: Any,
+    bias: Any = None,
+    hidden: Any = None,
+    cell: Any = None,
+    *,
+    stream: StreamOrDevice = None,
+    **options: "Unpack[LSTMOptions]",
+) -> Judged:
+    """Judge a call of :func:`mlx_recurrent.lstm`, as :func:`judge_rnn`."""
+    judge_keywords(options, LSTMOptions, LSTM.states)
+    sequence = judge_projection(x, Wx, bias, LSTM)
+    judge_stream(stream)
+    return judge(sequence, Wh, (hidden, cell), choose_cell(LSTM, stream), options)
+
+
+def _judge_elman(
+    sequence: Sequence,
+    Whh: Any,
+    hidden: Any,
+    nonlinearity: Nonlinearity | None,
+    stream: StreamOrDevice,
+    options: "Mapping[str, Any]",
+) -> Judged:
+    assert sequence.cell is ELMAN
+    judge_stream(stream)
+    if nonlinearity is not None:
+        judge_nonlinearity(nonlinearity)
+    choice = choose(nonlinearity, stream)
+    return judge(sequence, Whh, (hidden,), choice, options)

@@ -1,0 +1,94 @@
+"""The cells: their weights and states by name, and what one step makes of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import mlx.core as mx
+
+# The states of a cell, each ``(..., H)``. ``None`` is zero, and makes no product.
+States: TypeAlias = tuple[mx.array | None, ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of recurrent layers.
+
+    A unit has several pre-activations, one for each name of the first three arguments.
+    The rows of the weights belong to them: those of ``Wx`` to ``gates`` and then
+    ``input_gates``, those of ``Wh`` to ``gates`` and then ``hidden_gates``.
+
+    Args:
+        name (str): The cell's name, which is the kernels'.
+        gates (tuple(str)): Pre-activations of the input and of the state together.
+        states (tuple(str)): What the user calls the states. The first one is the
+            output, and what ``Wh`` multiplies.
+        Wx (str): What the user calls the input weight.
+        Wh (str): The recurrent weight.
+        bias (str): The bias.
+        hidden_bias (str): That of ``hidden_gates``. Default: ``""``, none.
+        input_gates (tuple(str)): Pre-activations of the input alone. Default: ``()``.
+        hidden_gates (tuple(str)): Pre-activations of the state alone. Default: ``()``.
+        step (callable, optional): One step, in MLX's operations: from pre-activations
+            ``(..., H)``, of ``gates``, ``input_gates`` and ``hidden_gates``, and the
+            states, to the new states. ``None`` where a call says what is done.
+            Default: ``None``.
+    """
+
+    name: str
+    gates: tuple[str, ...]
+    states: tuple[str, ...]
+    Wx: str = "Wx"
+    Wh: str = "Wh"
+    bias: str = "b"
+    hidden_bias: str = ""
+    input_gates: tuple[str, ...] = ()
+    hidden_gates: tuple[str, ...] = ()
+    step: Callable[..., tuple[mx.array, ...]] | None = None
+
+    @property
+    def input_rows(self) -> int:
+        """How many times ``H`` rows ``Wx`` has."""
+        return len(self.gates) + len(self.input_gates)
+
+    @property
+    def hidden_rows(self) -> int:
+        """How many times ``H`` rows ``Wh`` has."""
+        return len(self.gates) + len(self.hidden_gates)
+
+
+def sigmoid(a: mx.array) -> mx.array:
+    """Return the sigmoid in the precision of the dtype."""
+    # MLX's own has the precision of float32 also in float64.
+    return 0.5 + 0.5 * mx.tanh(0.5 * a) if a.dtype == mx.float64 else mx.sigmoid(a)
+
+
+def _gru(
+    r: mx.array, z: mx.array, n: mx.array, u: mx.array, h: mx.array
+) -> tuple[mx.array, ...]:
+    r, z = sigmoid(r), sigmoid(z)
+    return ((1 - z) * mx.tanh(n + r * u) + z * h,)
+
+
+def _lstm(
+    i: mx.array, f: mx.array, g: mx.array, o: mx.array, h: mx.array, c: mx.array
+) -> tuple[mx.array, ...]:
+    c = sigmoid(f) * c + sigmoid(i) * mx.tanh(g)
+    return sigmoid(o) * mx.tanh(c), c
+
+
+# Its nonlinearity is any function, which a call brings.
+ELMAN = Cell("rnn", ("a",), ("hidden",), "Wxh", "Whh", "bias")
+GRU = Cell(
+    "gru",
+    ("r", "z"),
+    ("hidden",),
+    hidden_bias="bhn",
+    input_gates=("n",),
+    hidden_gates=("u",),
+    step=_gru,
+)
+# With the reset before the product, which is then a second one: no function of a unit's
+# own pre-activations.
+GRU_RESET_BEFORE = Cell("gru", ("r", "z", "n"), ("hidden",))
+LSTM = Cell("lstm", ("i", "f", "g", "o"), ("hidden", "cell"), bias="bias", step=_lstm)

@@ -1,0 +1,118 @@
+"""What a layer does with a function beside calling it on a sequence."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+from mlx_recurrent import _native
+from mlx_recurrent.functional.calls import judge_gru, judge_lstm, judge_rnn
+from mlx_recurrent.functional.cells import ELMAN, GRU, LSTM, Cell
+from mlx_recurrent.functional.dispatch import StreamOrDevice
+from mlx_recurrent.functional.functions import rnn
+from mlx_recurrent.functional.gated import gru, lstm
+from mlx_recurrent.functional.judging import (
+    ReturnState,
+    judge_array,
+    judge_return_state,
+)
+from mlx_recurrent.functional.masks import undrawn
+from mlx_recurrent.functional.operands import Judged, Sequence, judge_state
+from mlx_recurrent.functional.options import Values, judge_reset
+from mlx_recurrent.functional.plan import Plan
+from mlx_recurrent.functional.running import read
+
+Function = Callable[..., Any]
+
+
+class _Kind(NamedTuple):
+    cell: Cell
+    judge: Callable[..., Judged]
+
+
+_KINDS: dict[Function, _Kind] = {
+    rnn: _Kind(ELMAN, judge_rnn),
+    gru: _Kind(GRU, judge_gru),
+    lstm: _Kind(LSTM, judge_lstm),
+}
+
+
+def cell_of(function: Function) -> Cell:
+    """Return the cell that a function runs over a sequence."""
+    return _KINDS[function].cell
+
+
+def judged(function: Function, *operands: Any, **arguments: Any) -> Judged:
+    """Return the call of a function with these arguments, judged."""
+    return _KINDS[function].judge(*operands, **arguments)
+
+
+def step(
+    function: Function,
+    x: mx.array,
+    states: dict[str, mx.array | None],
+    reset: Values | None,
+    **arguments: Any,
+) -> Any:
+    """Return the state ``(..., H)``, or states, after one step of a function.
+
+    Args:
+        function (callable): The function, such as :func:`rnn`.
+        x (array): The input, ``(..., D)``.
+        states (dict): The states before, ``(..., H)``, by name.
+        reset (array, optional): Where an episode starts: booleans, of the shape of the
+            leading axes.
+        arguments: Other arguments of the function.
+    """
+    cell = cell_of(function)
+    Wx, Wh = arguments[cell.Wx], arguments[cell.Wh]
+    judge_array("x", x)
+    if Wx.ndim == 2 and (not x.ndim or x.shape[-1] != Wx.shape[1]):
+        raise ValueError(
+            f"x must have shape (..., {Wx.shape[1]}) to fit {cell.Wx} {Wx.shape}, but "
+            f"has shape {x.shape}"
+        )
+    if reset is not None:
+        lead = x.shape[:-1]
+        sequence = Sequence(cell, "x", x, Wx, None, Wx.shape[0] // cell.input_rows)
+        for name, state in states.items():
+            if isinstance(state, mx.array) and getattr(Wh, "ndim", 0) == 2:
+                lead = judge_state(name, state, sequence, lead, Wh)
+        reset = mx.expand_dims(judge_reset(reset, "x", lead, ()), -1)
+    return function(
+        mx.expand_dims(x, -2), reset=reset, return_state="only", **states, **arguments
+    )
+
+
+def plan(
+    function: Function,
+    x: mx.array,
+    *operands: Any,
+    return_state: ReturnState = False,
+    stream: StreamOrDevice = None,
+    **arguments: Any,
+) -> Plan:
+    """Return what a function would run for the same arguments, and why.
+
+    The arguments and what they raise are those of the function. Nothing is computed but
+    what a nonlinearity that is read for the first time gives for some numbers.
+    """
+    call = judged(function, x, *operands, stream=stream, **arguments)
+    judge_return_state(return_state)
+    return plan_of(call, stream)
+
+
+def plan_of(call: Judged, stream: StreamOrDevice) -> Plan:
+    """Return what a judged call would run, and why."""
+    choice = call.choice
+    if choice.readable:
+        with undrawn():
+            choice, _, _ = read(call, stream)
+    if choice.activation is None:
+        return Plan(choice.path, choice.reason)
+    L, D = call.sequence.x.shape[-2:]
+    parts = _native.partition(math.prod(call.lead), L, D, call.sequence.H, call.dtype)
+    return Plan(
+        choice.path, choice.reason, parts["isa"], parts["threads"], parts["split"]
+    )
