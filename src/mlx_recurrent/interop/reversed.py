@@ -7,6 +7,7 @@ from mlx_recurrent.functional.judging import ReturnState, judge_flag, judge_laye
 from mlx_recurrent.functional.options import BidirectionalOptions, documented
 from mlx_recurrent.functional.plan import Plan
 from mlx_recurrent.layers.sizes import sizes_of
+from mlx_recurrent.layers.states import run_layer, states_of
 from mlx_recurrent.layers.whole_time import WholeTime, judge_method
 from mlx_recurrent.mlx_faults.loading import Loading
 from mlx_recurrent.mlx_faults.pickling import reduce_ex
@@ -62,7 +63,8 @@ class Reversed(WholeTime, Loading):
         Args:
             x (array): The sequence, ``NLD`` or ``LD``.
             hidden (array, optional): The state before the first step that runs, which
-                is the last one of the sequence. Default: ``None``.
+                is the last one of the sequence; of :class:`mlx_recurrent.LSTM` a pair.
+                Default: ``None``.
             reverse (bool, optional): Whether to turn the direction again, so that the
                 layer runs forward. Default: ``False``.
             return_state (bool or str, optional): As for :class:`mlx_recurrent.RNN`.
@@ -70,14 +72,17 @@ class Reversed(WholeTime, Loading):
             options: Of the layer.
 
         Returns:
-            array or tuple(array, array): What the layer returns.
+            array or tuple(array, array): What the layer returns, of
+            :class:`mlx_recurrent.LSTM` its hidden states in the place of all states.
 
         Raises:
             TypeError: If an argument is of the wrong type.
             ValueError: If a shape, a dtype or a value does not fit.
         """
-        return self.backward(
+        return run_layer(
+            self.backward,
             x,
+            "hidden",
             hidden,
             reverse=not judge_flag("reverse", reverse),
             return_state=return_state,
@@ -95,7 +100,8 @@ class Reversed(WholeTime, Loading):
         """Return what a call with the same arguments would run, and why."""
         judge_method(self.backward, "backward", "plan")
         reverse = not judge_flag("reverse", reverse)
-        plan: Plan = self.backward.plan(x, hidden, reverse=reverse, **keywords)
+        states = states_of(self.backward, "hidden", hidden)
+        plan: Plan = self.backward.plan(x, *states, reverse=reverse, **keywords)
         return plan
 
     @property

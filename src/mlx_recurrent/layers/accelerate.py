@@ -5,13 +5,17 @@ from mlx.nn.layers import linear, recurrent
 from mlx.nn.layers.base import Module
 
 from mlx_recurrent.functional.judging import type_name
+from mlx_recurrent.layers.gru import GRU
 from mlx_recurrent.layers.linear import Linear
+from mlx_recurrent.layers.lstm import LSTM
 from mlx_recurrent.layers.rnn import RNN
 
 T = TypeVar("T")
 
 _REPLACEMENTS: dict[type, type[Module]] = {
     recurrent.RNN: RNN,
+    recurrent.GRU: GRU,
+    recurrent.LSTM: LSTM,
     linear.Linear: Linear,
 }
 
@@ -19,8 +23,9 @@ _REPLACEMENTS: dict[type, type[Module]] = {
 def accelerate(model: T) -> T:
     """Replace every MLX layer in a model that this package has a faster one for.
 
-    Every object whose type is exactly :class:`mlx.nn.RNN` or :class:`mlx.nn.Linear`
-    becomes a :class:`RNN` or :class:`Linear`: once for each object, wherever modules,
+    Every object whose type is exactly :class:`mlx.nn.RNN`, :class:`mlx.nn.GRU`,
+    :class:`mlx.nn.LSTM` or :class:`mlx.nn.Linear` becomes this package's layer of the
+    same name: once for each object, wherever modules,
     lists, dictionaries and tuples (plain or named) hold it, also under private names
     and inside a nonlinearity. The new layer has the same arrays, frozen parameters,
     mode and nonlinearity. Modules, lists and dictionaries are changed in place.

@@ -15,8 +15,10 @@ from mlx_recurrent.functional.options import (
 )
 from mlx_recurrent.functional.plan import Plan, together
 from mlx_recurrent.layers.duplicate import duplicate
+from mlx_recurrent.layers.recurrent_layer import RecurrentLayer
 from mlx_recurrent.layers.rnn import RNN
 from mlx_recurrent.layers.sizes import sizes_of
+from mlx_recurrent.layers.states import run_layer, states_of
 from mlx_recurrent.layers.whole_time import WholeTime, judge_method
 from mlx_recurrent.mlx_faults.loading import Loading
 from mlx_recurrent.mlx_faults.pickling import reduce_ex
@@ -60,11 +62,12 @@ class Bidirectional(WholeTime, Loading):
     one direction begins at the end of the sequence.
 
     Args:
-        forward (Module): The layer that runs forward: :class:`RNN`, or what is called
-            like it.
-        backward (Module, optional): The layer that runs backward. ``None`` is a new
-            :class:`RNN` like ``forward``: the same sizes, options and nonlinearity (its
-            parameters copied), with weights of its own. Default: ``None``.
+        forward (Module): The layer that runs forward: :class:`RNN`, :class:`GRU`,
+            :class:`LSTM` (whose output here is its hidden state), or what is called
+            like them.
+        backward (Module, optional): The layer that runs backward. ``None`` is a new one
+            like ``forward``: the same sizes, options and nonlinearity (its parameters
+            copied), with weights of its own. Default: ``None``.
         merge (str or callable, optional): What is made of the two outputs:
             ``"concat"`` (along the features), ``"sum"``, ``"mul"``, ``"mean"`` or what
             a callable returns for the two. ``None`` leaves the pair.
@@ -72,7 +75,7 @@ class Bidirectional(WholeTime, Loading):
 
     Raises:
         TypeError: If one is no layer, or ``backward`` is ``None`` and
-            ``forward`` is no :class:`RNN`.
+            ``forward`` is no :class:`RNN`, :class:`GRU` or :class:`LSTM`.
         ValueError: If ``merge`` is none of these, or the layers' sizes do not fit.
 
     Example:
@@ -120,9 +123,9 @@ class Bidirectional(WholeTime, Loading):
 
         Args:
             x (array): The sequence, ``NLD`` or ``LD``.
-            hidden (tuple(array, array), optional): The state before each layer's first
-                step, which is the last one of the sequence for ``backward``. An entry
-                may be ``None``. Default: ``None``.
+            hidden (tuple, optional): The state before each layer's first step, which is
+                the last one of the sequence for ``backward``: arrays, of :class:`LSTM`
+                pairs of arrays. An entry may be ``None``. Default: ``None``.
             return_state (bool or str, optional): ``True`` returns the outputs and the
                 pair of states, ``"only"`` the pair of states alone; outputs are then
                 never stored. Default: ``False``.
@@ -172,9 +175,10 @@ class Bidirectional(WholeTime, Loading):
         for name, layer in both.items():
             judge_method(layer, name, "plan")
         parts: dict[str, Plan] = {}
-        for (name, layer), state in zip(both.items(), _pair(hidden), strict=True):
+        for i, (name, layer) in enumerate(both.items()):
+            states = states_of(layer, f"hidden[{i}]", _pair(hidden)[i])
             reverse = {"reverse": True} if name == "backward" else {}
-            parts[name] = layer.plan(x, state, **reverse, **keywords)
+            parts[name] = layer.plan(x, *states, **reverse, **keywords)
         return together(parts)
 
     def _run(
@@ -182,8 +186,10 @@ class Bidirectional(WholeTime, Loading):
     ) -> tuple[Any, Any]:
         """Return what the two layers return, each from its own state."""
         return (
-            self.forward(x, hidden[0], **keywords),
-            self.backward(x, hidden[1], reverse=True, **keywords),
+            run_layer(self.forward, x, "hidden[0]", hidden[0], **keywords),
+            run_layer(
+                self.backward, x, "hidden[1]", hidden[1], reverse=True, **keywords
+            ),
         )
 
     def _run_at_once(
@@ -235,21 +241,22 @@ class Bidirectional(WholeTime, Loading):
         return f"merge={self.merge}"
 
 
-def _like(layer: Any) -> RNN:
+def _like(layer: Any) -> RecurrentLayer:
     """Return a layer with the options of another one and new weights."""
-    if not isinstance(layer, RNN):
+    if not isinstance(layer, RecurrentLayer):
         raise TypeError(
-            "forward must be an mlx_recurrent.RNN where backward is None, but is "
-            f"{type_name(layer)}"
+            "forward must be an mlx_recurrent.RNN, GRU or LSTM where backward is None, "
+            f"but is {type_name(layer)}"
         )
     new = duplicate(layer)
     bound = 1 / math.sqrt(layer.hidden_size)
-    for name in ("Wxh", "Whh", "bias"):
+    for name in layer._weight_names():
         if name in layer:
             old = layer[name]
             new[name] = mx.random.uniform(-bound, bound, old.shape).astype(old.dtype)
-    if "hidden0" in layer:
-        new["hidden0"] = mx.zeros_like(layer["hidden0"])
+    for name in layer._start_names():
+        if name in layer:
+            new[name] = mx.zeros_like(layer[name])
     return new
 
 

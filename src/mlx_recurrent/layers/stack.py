@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
+from mlx.nn.layers.base import Module
 from mlx.nn.layers.dropout import Dropout
 
 from mlx_recurrent.functional.foreign import judge_keywords, names_ways_out
@@ -35,6 +36,7 @@ from mlx_recurrent.layers.duplicate import duplicate
 from mlx_recurrent.layers.rnn import RNN
 from mlx_recurrent.layers.sizes import sizes_of
 from mlx_recurrent.layers.stack_stream import StackStream
+from mlx_recurrent.layers.states import run_layer, states_of
 from mlx_recurrent.layers.streaming import Stream
 from mlx_recurrent.layers.whole_time import judge_method
 from mlx_recurrent.mlx_faults.loading import Loading
@@ -50,8 +52,9 @@ class Stack(Loading):
     The parameters are ``layers.0.Wxh`` and so on.
 
     Args:
-        layers (list(Module)): At least one :class:`RNN` or :class:`Bidirectional`,
-            another stack, or what is called like them.
+        layers (list(Module)): At least one :class:`RNN`, :class:`GRU`, :class:`LSTM`
+            (whose output here is its hidden state) or :class:`Bidirectional`, another
+            stack, or what is called like them.
         dropout (float, optional): The probability that a number between two layers
             becomes zero in training, as of :class:`mlx.nn.Dropout`; the last layer's
             outputs are left as they are. Default: ``0.0``.
@@ -105,9 +108,10 @@ class Stack(Loading):
         merge: Merge = "concat",
         dropout: float = 0.0,
         residual: bool = False,
+        layer: Callable[..., Any] = RNN,
         **layer_arguments: Any,
     ) -> "Stack":
-        """Make a stack of :class:`RNN` layers of one size.
+        """Make a stack of layers of one size.
 
         Args:
             input_size (int): Dimension of the input, ``D``.
@@ -119,8 +123,11 @@ class Stack(Loading):
                 ``None`` is for a single layer. Default: ``"concat"``.
             dropout (float, optional): As for :class:`Stack`. Default: ``0.0``.
             residual (bool, optional): As for :class:`Stack`. Default: ``False``.
-            layer_arguments: What each :class:`RNN` is made with beside its sizes. A
-                module among them is copied for every layer but the first.
+            layer (callable, optional): :class:`RNN`, :class:`GRU`, :class:`LSTM` or
+                another function ``(input_size, hidden_size, **layer_arguments)`` that
+                makes a layer. Default: :class:`RNN`.
+            layer_arguments: What each layer is made with beside its sizes. A module
+                among them is copied for every layer but the first.
 
         Returns:
             Stack: The stack.
@@ -137,21 +144,23 @@ class Stack(Loading):
             (2, 5, 16)
         """
         judge_size("num_layers", num_layers, 1)
+        _judge_maker(layer)
         bidirectional = judge_flag("bidirectional", bidirectional)
         layers: list[Any] = []
         features = input_size
         for i in range(num_layers):
             if i:
                 layer_arguments = duplicate(layer_arguments)
-            layer: Any = RNN(features, hidden_size, **layer_arguments)
+            made = layer(features, hidden_size, **layer_arguments)
+            judge_layer("what layer returns", made)
             if bidirectional:
-                layer = Bidirectional(layer, merge=merge)
-            layers.append(layer)
+                made = Bidirectional(made, merge=merge)
+            layers.append(made)
             if bidirectional and callable(merge) and i + 1 < num_layers:
                 step = mx.zeros((1, 1, hidden_size))
                 features = merge(step, step).shape[-1]
             else:
-                features = sizes_of(layer)[1] or hidden_size
+                features = sizes_of(made)[1] or hidden_size
         return cls(layers, dropout, residual)
 
     @names_ways_out
@@ -170,8 +179,9 @@ class Stack(Loading):
         Args:
             x (array): The sequence, ``NLD`` or ``LD``.
             hidden (list, optional): The states before the first step, one entry for
-                each layer: an array for :class:`RNN`, a pair for
-                :class:`Bidirectional`, or ``None``. Default: ``None``.
+                each layer: an array for :class:`RNN` and :class:`GRU`, a pair of
+                arrays for :class:`LSTM`, a pair of states for :class:`Bidirectional`,
+                or ``None``. Default: ``None``.
             return_all (bool, optional): Whether the outputs are those of every layer, a
                 list, in place of the last one's. Default: ``False``.
             return_state (bool or str, optional): ``True`` returns the outputs and the
@@ -193,11 +203,11 @@ class Stack(Loading):
         last = len(self.layers) - 1
 
         def run(i: int, x: mx.array, state: Any) -> Any:
-            layer = self.layers[i]
+            layer, name = self.layers[i], f"hidden[{i}]"
             if return_state is False:
-                return layer(x, state, **keywords)
+                return run_layer(layer, x, name, state, **keywords)
             wanted = True if i < last else return_state
-            result = layer(x, state, return_state=wanted, **keywords)
+            result = run_layer(layer, x, name, state, return_state=wanted, **keywords)
             y, state = (None, result) if wanted == "only" else result
             states.append(state)
             return y
@@ -292,15 +302,17 @@ class Stack(Loading):
         last = len(self.layers) - 1
 
         def run(i: int, x: mx.array, state: Any) -> Any:
-            layer = self.layers[i]
+            layer, name = self.layers[i], f"hidden[{i}]"
+            states = states_of(layer, name, state)
             wanted = True if return_state is not False and i < last else return_state
             parts[f"layers[{i}]"] = layer.plan(
-                x, state, return_state=wanted, **keywords
+                x, *states, return_state=wanted, **keywords
             )
             if i == last:
                 return None
             # Its outputs' shape and dtype, from those of one step.
-            *lead, _, H = (y := layer(x[..., :1, :], state)).shape
+            y = run_layer(layer, x[..., :1, :], name, state)
+            *lead, _, H = y.shape
             return mx.broadcast_to(y, (*lead, x.shape[-2], H))
 
         with undrawn():
@@ -312,9 +324,9 @@ class Stack(Loading):
 
         Args:
             hidden (list, optional): The states before the first step, one entry for
-                each layer: an array, or ``None``, which is zero or what the layer has
-                learned. Their leading axes become those of every input.
-                Default: ``None``.
+                each layer: an array, a pair of arrays for :class:`LSTM`, or ``None``,
+                which is zero or what the layer has learned. Their leading axes become
+                those of every input. Default: ``None``.
 
         Raises:
             TypeError: If ``hidden`` is no list or an entry no array, or if a layer
@@ -334,13 +346,14 @@ class Stack(Loading):
         lead = () if first is None else numpy_of("hidden", first).shape[:-1]
         streams: list[Stream | StackStream] = []
         for i, (layer, state) in enumerate(zip(self.layers, entries, strict=True)):
-            stream = _stream_of(f"layers[{i}]", layer, state, lead)
+            states = states_of(layer, f"hidden[{i}]", state)
+            stream = _stream_of(f"layers[{i}]", layer, states, lead)
             if streams:
                 dtype = mx.result_type(streams[-1]._mlx_dtype, stream._mlx_dtype)
                 if dtype != stream._mlx_dtype:  # wider inputs, as in a call
                     layer = duplicate(layer)
                     layer.set_dtype(dtype)
-                    stream = _stream_of(f"layers[{i}]", layer, state, lead)
+                    stream = _stream_of(f"layers[{i}]", layer, states, lead)
             if stream._lead != lead:
                 raise ValueError(
                     "hidden must have entries with equal leading axes, but they are "
@@ -423,19 +436,30 @@ class Stack(Loading):
         return f"residual={self.residual}"
 
 
+def _judge_maker(layer: Any) -> None:
+    """Raise a ``TypeError`` for what does not make layers."""
+    if isinstance(layer, Module) or not callable(layer):
+        raise TypeError(
+            "layer must be RNN, GRU, LSTM or a function that makes a layer, but is "
+            f"{type_name(layer)}"
+        )
+
+
 def _stream_of(
-    name: str, layer: Any, state: Any, lead: tuple[int, ...]
+    name: str, layer: Any, states: tuple[Any, ...], lead: tuple[int, ...]
 ) -> Stream | StackStream:
     """Return a layer's stream, with these leading axes also where it has no state."""
-    begins_empty = _first_of(state) is None and lead
-    stream = layer.stream(_zeros(layer, lead) if begins_empty else state)
+    begins_empty = _first_of(states) is None and lead
+    stream = (
+        layer.stream(_zeros(layer, lead)) if begins_empty else layer.stream(*states)
+    )
     if not isinstance(stream, (Stream, StackStream)):
         raise TypeError(
             f"{name}.stream must return an mlx_recurrent.Stream, but returned "
             f"{type_name(stream)}"
         )
     if begins_empty:
-        stream.reset(state)
+        stream.reset(*states)
     return stream
 
 

@@ -139,11 +139,17 @@ class StackStream:
         with self._turns:
             self._keep()
             try:
-                for stream, state in zip(self._streams, entries, strict=True):
-                    stream.reset(state)
+                for i, (stream, state) in enumerate(
+                    zip(self._streams, entries, strict=True)
+                ):
+                    stream.reset(*stream._states_of(f"hidden[{i}]", state))
             except BaseException:
                 self._restore()
                 raise
+
+    def _states_of(self, _: str, state: Any) -> tuple[Any, ...]:
+        """Return what :meth:`reset` takes for a state."""
+        return (state,)
 
     def _keep(self) -> None:
         """Keep the states as they are now."""

@@ -19,6 +19,7 @@ from mlx_recurrent.functional.stream_core import (
     prepare,
 )
 from mlx_recurrent.layers.duplicate import duplicate
+from mlx_recurrent.layers.states import pair_of
 
 Array: TypeAlias = np.ndarray | mx.array
 
@@ -227,6 +228,10 @@ class Stream:
             )
         states = zip(self._names, (hidden, cell), self._starts, strict=False)
         self._core.reset(*(self._start(*each) for each in states))
+
+    def _states_of(self, name: str, state: Any) -> tuple[Any, ...]:
+        """Return what :meth:`reset` takes for a state, of an LSTM a pair."""
+        return (state,) if len(self._names) == 1 else pair_of(name, state)
 
     def _start(
         self, name: str, state: Array | None, otherwise: np.ndarray | None
