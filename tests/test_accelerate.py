@@ -10,6 +10,10 @@ from conftest import draw
 from mlx_recurrent import RNN, Linear, accelerate
 from tolerances import all_close, close, equal, wide
 
+KINDS = {
+    kind: getattr(mlx_recurrent, kind.__name__) for kind in (nn.RNN, nn.GRU, nn.LSTM)
+}
+
 
 class Model(nn.Module):
     """MLX's layers in every place where a module may hold them."""
@@ -197,14 +201,42 @@ def test_inside_a_nonlinearity():
     assert type(accelerate(layer).nonlinearity.layers[0]) is Linear
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_layer(kind, rng):
+    """The same arrays, frozen names, mode and results, without a draw."""
+    layer = kind(3, 4)
+    layer.freeze(keys=["bias", "b"])
+    layer.eval()
+    x = draw(rng, (2, 5, 3), mx.float32)
+    truth = in_float64(layer, lambda m: m(x.astype(mx.float64)))
+    before, drawn = layer(x), mx.random.state[0].tolist()
+    new = accelerate(layer)
+    assert type(new) is KINDS[kind] and mx.random.state[0].tolist() == drawn
+    assert list(new.parameters()) == list(layer.parameters())
+    assert all(new[name] is layer[name] for name in layer)
+    assert list(new.trainable_parameters()) == list(layer.trainable_parameters())
+    assert not new.training and repr(new) == repr(layer)
+    results = [new(x), before, truth]
+    if kind is not nn.LSTM:
+        results = [[a] for a in results]
+    for got, theirs, right in zip(*results, strict=True):
+        close(got, theirs, wide(right))
+
+
 def test_subclasses_stay():
     class Mine(nn.RNN):
+        pass
+
+    class MyGRU(nn.GRU):
+        pass
+
+    class MyLSTM(nn.LSTM):
         pass
 
     class MyLinear(nn.Linear):
         pass
 
-    model = nn.Sequential(Mine(3, 4), MyLinear(4, 4), nn.GRU(4, 4), nn.LSTM(4, 4))
+    model = nn.Sequential(Mine(3, 4), MyLinear(4, 4), MyGRU(4, 4), MyLSTM(4, 4))
     kinds = [type(m) for m in model.layers]
     layers = list(model.layers)
     accelerate(model)
