@@ -10,12 +10,13 @@ import mlx.core as mx
 import numpy as np
 
 import reference
-from conftest import ACTIVATIONS, DTYPES, UPSTREAM, draw
+from cells import CELLS, flat, kept_masks, of_states, wanted
+from conftest import ACTIVATIONS, DTYPES, draw
 from tolerances import close, wide
 
-ARGUMENTS = reference.Elman().arguments
 NO_TERMS = {
     "hidden0": False,
+    "cell0": False,
     "leak": None,
     "lengths": False,
     "reset": False,
@@ -41,36 +42,42 @@ class Problem:
     Args:
         choose (callable): Chooses one of a list, for a name.
         rng (Generator): Draws the values.
+        of (str): Of which cell. Default: ``"rnn"``.
         fixed: What is not chosen, by name.
     """
 
-    def __init__(self, choose, rng, **fixed):
+    def __init__(self, choose, rng, of="rnn", **fixed):
         def pick(name, values):
             return fixed[name] if name in fixed else choose(name, values)
 
-        self.rng = rng
-        self.activation = pick("activation", ACTIVATIONS)
+        self.rng, self.cell = rng, CELLS[of]
+        self.activation = pick("activation", ACTIVATIONS) if of == "rnn" else "tanh"
+        self.reference = self.cell.truth(self.activation)
         self.dtype = dtype = pick("dtype", DTYPES)
         self.lead = lead = pick("lead", [(), (1,), (3,), (2, 2), (0,)])
         self.L = L = pick("L", [0, 1, 2, 3, 5, 8])
         self.D = D = pick("D", [1, 3, 70])
         self.H = H = pick("H", [1, 4, 17, 70])
-        shapes = {
-            "x": (*lead, L, D),
-            "Wxh": (H, D),
-            "Whh": (H, H),
-            "bias": (H,) if pick("bias", [True, False]) else None,
-            "hidden": (*lead, H) if pick("hidden", [True, False]) else None,
-            "hidden0": (H,) if pick("hidden0", [False, True]) else None,
-        }
-        std = {"Wxh": D**-0.5, "Whh": H**-0.5}
+        self.return_state = True
+        shapes = {"x": (*lead, L, D), **self.reference.shapes(D, H)}
+        input_side, state_side, *biases = self.reference.weights
+        for name in biases if not pick("bias", [True, False]) else ():
+            del shapes[name]
+        if of == "gru, reset before":
+            shapes.pop("bhn", None)
+        for name in self.reference.states:
+            if pick(name, [True, False]):
+                shapes[name] = (*lead, H)
+        for name in self.reference.starts:
+            if pick(name, [False, True]):
+                shapes[name] = (H,)
+        std = {input_side: D**-0.5, state_side: H**-0.5}
         self.arrays = {
             name: draw(rng, shape, dtype, 0.8 * std.get(name, 1))
             for name, shape in shapes.items()
-            if shape is not None
         }
         self.keywords = {}
-        leak = pick("leak", [None, 0.3, "array"])
+        leak = pick("leak", [None, 0.3, "array"]) if self.reference.leaks else None
         if leak == "array":
             values = np.clip(rng.uniform(0.2, 1.2, H), 0, 1)  # some of them 1
             self.arrays["leak"] = mx.array(values, mx.float64).astype(dtype)
@@ -82,7 +89,7 @@ class Problem:
             self.keywords["reset"] = rng.random((*lead, L)) < 0.3
         for name, values in {
             "reverse": [False, True],
-            "zoneout": [0.0, 0.3],
+            "zoneout": [0.0, 0.3, (0.4, 0.2)][: len(self.cell.states) + 1],
             "input_dropout": [0.0, 0.4],
             "recurrent_dropout": [0.0, 0.25],
             "training": [True, False],
@@ -111,11 +118,21 @@ class Problem:
         return mx.where(mx.array(self.padding)[..., None], value, a).astype(a.dtype)
 
     def __call__(self, path, *values, **others):
-        """The product's outputs and last states, for arrays other than its own."""
+        """The product's results as a list, for arrays other than its own."""
         arrays = dict(zip(self.names, values, strict=True)) if values else self.arrays
         mx.random.seed(self.seed)
-        keywords = {**self.keywords, "return_state": True, **others}
-        return list(path(self.activation, **arrays, **keywords))
+        keywords = {**self.keywords, "return_state": self.return_state, **others}
+        return flat(path(self.activation, **arrays, **keywords))
+
+    @property
+    def shapes(self):
+        """Of all results there are."""
+        S = len(self.cell.states)
+        return [(*self.lead, self.L, self.H)] * S + [(*self.lead, self.H)] * S
+
+    def wanted(self, results):
+        """Those of all results that the call returns."""
+        return [results[i] for i in wanted(len(self.cell.states), self.return_state)]
 
     def get(self, name, default=None):
         return self.keywords.get(name, default)
@@ -123,13 +140,13 @@ class Problem:
     def masks(self):
         """The masks that the key gives: kept, m_x and m_h of the reference."""
         rows, lead = math.prod(self.lead), self.lead
-        kept = m_x = m_h = None
+        kept, m_x, m_h = [None for _ in self.cell.states], None, None
         if self.get("training", True):
             if p := self.get("zoneout"):
-                kept = reference.hits(
-                    self.key, reference.ZONEOUT, p, rows, self.L, self.H
-                )
-                kept = kept.reshape(*lead, self.L, self.H)
+                kept = [
+                    None if k is None else k.reshape(*lead, self.L, self.H)
+                    for k in kept_masks(self.cell, self.key, p, rows, self.L, self.H)
+                ]
             if p := self.get("recurrent_dropout"):
                 hit = reference.hits(
                     self.key, reference.RECURRENT_DROPOUT, p, rows, 1, self.H
@@ -143,16 +160,21 @@ class Problem:
         return kept, m_x, m_h
 
     @property
+    def shares(self):
+        """What zoneout's expectation leaves of the rate of each state."""
+        zoneout = 0.0 if self.get("training", True) else self.get("zoneout", 0.0)
+        return tuple(1 - p for p in of_states(self.cell, zoneout))
+
+    @property
     def terms(self):
         """The terms of the reference."""
         kept, m_x, m_h = self.masks()
-        zoneout = 0.0 if self.get("training", True) else self.get("zoneout", 0.0)
         return reference.Terms(
             lengths=self.get("lengths"),
             reset=self.get("reset"),
             reverse=self.get("reverse", False),
-            shares=(1 - zoneout,),
-            kept=(kept,),
+            shares=self.shares,
+            kept=kept,
             m_x=m_x,
             m_h=m_h,
             truncate_every=self.get("truncate_every") or 0,
@@ -161,47 +183,44 @@ class Problem:
     @property
     def primals(self):
         """What the reference takes, by its names."""
-        values = [self.arrays.get(name) for name in ARGUMENTS]
+        values = [self.arrays.get(name) for name in self.reference.arguments]
         values = [None if a is None else wide(a) for a in values]
         if "leak" in self.keywords:
             values[-1] = np.full(self.H, self.keywords["leak"])
         return values
 
-    @property
-    def cell(self):
-        return reference.Elman(self.activation)
-
     def truth(self):
-        outputs, last = reference.recurrence(self.cell, self.primals, self.terms)
-        return [*outputs, *last]
+        outputs, last = reference.recurrence(self.reference, self.primals, self.terms)
+        return self.wanted([*outputs, *last])
 
-    def gradients(self, d_outputs, d_last):
+    def gradients(self, *cotangents):
         """The reference's, in the order of the arrays."""
-        cotangents = [
-            [d if isinstance(d, np.ndarray) else wide(without_nan(d))]
-            for d in (d_outputs, d_last)
-        ]
+        S = len(self.cell.states)
+        places = wanted(S, self.return_state)
+        every = [None] * (2 * S)
+        for i, d in zip(places, cotangents, strict=True):
+            every[i] = d if isinstance(d, np.ndarray) else wide(without_nan(d))
         found = reference.recurrence_grad(
-            self.cell, self.primals, self.terms, *cotangents
+            self.reference, self.primals, self.terms, every[:S], every[S:]
         )
-        by_name = dict(zip(ARGUMENTS, found, strict=True))
+        by_name = dict(zip(self.reference.arguments, found, strict=True))
         return [by_name[name] for name in self.names]
 
     def tangents(self, tangents):
         """The reference's tangents, for tangents in the order of the arrays."""
         by_name = dict(zip(self.names, tangents, strict=True))
-        values = [by_name.get(name) for name in ARGUMENTS]
+        values = [by_name.get(name) for name in self.reference.arguments]
         values = [None if v is None else wide(without_nan(v)) for v in values]
         outputs, last = reference.recurrence_tangent(
-            self.cell, self.primals, values, self.terms
+            self.reference, self.primals, values, self.terms
         )
-        return [*outputs, *last]
+        return self.wanted([*outputs, *last])
 
     def check(self, got):
-        """Outputs and last states are right."""
-        labels = ["outputs", "state"]
-        for label, *each in zip(labels, got, self.plain(), self.truth(), strict=True):
-            close(*each, label)
+        """The results are right."""
+        results = zip(got, self.plain(), self.truth(), strict=True)
+        for i, each in enumerate(results):
+            close(*each, f"result {i}")
 
     def check_gradients(self, run, cotangents):
         """The gradients of what ``run`` makes of the arrays are right, of each array.
@@ -225,9 +244,8 @@ class Problem:
             close(*each, "tangent")
 
     def cotangents(self):
-        """Random ones of the outputs and the last states."""
-        shapes = (*self.lead, self.L, self.H), (*self.lead, self.H)
-        return [draw(self.rng, shape, self.dtype) for shape in shapes]
+        """Random ones of the results."""
+        return [draw(self.rng, s, self.dtype) for s in self.wanted(self.shapes)]
 
     def directions(self):
         """Random tangents of the arrays."""
@@ -236,83 +254,119 @@ class Problem:
     def plain(self, *values):
         """What users write: a loop over rows and steps in MLX's own operations."""
         arrays = dict(zip(self.names, values, strict=True)) if values else self.arrays
-        dtype = arrays["x"].dtype
-        kept, m_x, m_h = self.masks()
-        rows = math.prod(self.lead)
-        lengths, reset = self.get("lengths"), self.get("reset")
-        lengths = [self.L] * rows if lengths is None else np.reshape(lengths, rows)
-        reset = None if reset is None else np.reshape(reset, (rows, self.L))
-        kept = None if kept is None else mx.array(kept.reshape(rows, self.L, self.H))
-        zeros = mx.zeros((self.H,), dtype)
-        every = self.get("truncate_every")
+        S, rows = range(len(self.cell.states)), math.prod(self.lead)
+        twin = _Twin(self, arrays)
+        found = [twin.row(n) for n in range(rows)]
 
-        def factors(m):
-            return mx.array(m, mx.float64).astype(dtype)
+        def together(pieces, *shape):
+            if not pieces:
+                return mx.zeros((*self.lead, *shape), twin.dtype)
+            return mx.stack(pieces).reshape(*self.lead, *shape)
 
-        leak = arrays.get("leak", self.get("leak"))
-        if not self.get("training", True) and self.get("zoneout"):
-            leak = (1.0 if leak is None else leak) * (1 - self.get("zoneout"))
-        if leak is not None and not isinstance(leak, mx.array):
-            leak = mx.array(leak, dtype)
+        return self.wanted(
+            [
+                *(
+                    together([h for row, _ in found for h in row[s]], self.L, self.H)
+                    for s in S
+                ),
+                *(together([last[s] for _, last in found], self.H) for s in S),
+            ]
+        )
 
+
+class _Twin:
+    """A problem's rows, each alone, in MLX's own operations."""
+
+    def __init__(self, problem, arrays):
+        self.problem, self.arrays, self.dtype = problem, arrays, arrays["x"].dtype
+        self.cell = problem.cell
+        rows, L, H = math.prod(problem.lead), problem.L, problem.H
+        self.kept, m_x, m_h = problem.masks()
+        lengths, reset = problem.get("lengths"), problem.get("reset")
+        self.lengths = [L] * rows if lengths is None else np.reshape(lengths, rows)
+        self.reset = None if reset is None else np.reshape(reset, (rows, L))
+        self.kept = [
+            None if kept is None else mx.array(kept.reshape(rows, L, H))
+            for kept in self.kept
+        ]
+        self.zeros = mx.zeros((H,), self.dtype)
+        leak = arrays.get("leak", problem.get("leak"))
+        self.rates = [
+            self._rate(leak if s == 0 else None, share)
+            for s, share in enumerate(problem.shares)
+        ]
         # Not by indexing, whose gradient MLX cannot differentiate forwards.
-        zs = self._projected(arrays, None if m_x is None else factors(m_x))
-        zs = [_unstacked(row, self.L, self.H) for row in zs]
-        if "hidden" in arrays:
-            hiddens = _unstacked(arrays["hidden"], rows, self.H)
-        if m_h is not None:
-            m_h = _unstacked(factors(m_h), rows, self.H)
+        zs = self._projected(None if m_x is None else self._factors(m_x))
+        self.zs = [_unstacked(row, L, zs[0].shape[-1]) for row in zs]
+        self.first = {
+            name: _unstacked(arrays[name], rows, H)
+            for name in self.cell.states
+            if name in arrays
+        }
+        self.m_h = None if m_h is None else _unstacked(self._factors(m_h), rows, H)
 
-        outputs, last = [], []
-        for n in range(rows):
-            q = arrays.get("hidden0")
-            if "hidden" in arrays:
-                q = hiddens[n]
-            places = range(int(lengths[n]))
-            row = [zeros] * self.L
-            for i, t in enumerate(
-                reversed(places) if self.get("reverse", False) else places
-            ):
-                if i and every and i % every == 0:
-                    q = mx.stop_gradient(q)
-                border = t + 1 if self.get("reverse", False) else t
-                if reset is not None and (border == t or i > 0) and reset[n, border]:
-                    q = arrays.get("hidden0")
-                a = zs[n][t]
-                if q is not None:
-                    p = q if m_h is None else q * m_h[n]
-                    a = a + p @ arrays["Whh"].T
-                h = UPSTREAM[self.activation](a)
-                q = zeros if q is None else q
-                if leak is not None:
-                    h = (1 - leak) * q + leak * h
-                if kept is not None:
-                    h = mx.where(kept[n, t], q, h)
-                row[t] = q = h
-            last.append(zeros if q is None else q)
-            outputs += row
-        if not outputs:
-            outputs = mx.zeros((*self.lead, self.L, self.H), dtype)
-        else:
-            outputs = mx.stack(outputs).reshape(*self.lead, self.L, self.H)
-        if not last:
-            return [outputs, mx.zeros((*self.lead, self.H), dtype)]
-        return [outputs, mx.stack(last).reshape(*self.lead, self.H)]
+    def row(self, n):
+        """The states of one row at all places, and its last ones, by state."""
+        problem, S = self.problem, range(len(self.cell.states))
+        anew = [self.arrays.get(f"{name}0") for name in self.cell.states]
+        q = [
+            self.first[name][n] if name in self.first else start
+            for name, start in zip(self.cell.states, anew, strict=True)
+        ]
+        every, reverse = problem.get("truncate_every"), problem.get("reverse", False)
+        places = range(int(self.lengths[n]))
+        outputs = [[self.zeros] * problem.L for _ in S]
+        for i, t in enumerate(reversed(places) if reverse else places):
+            if i and every and i % every == 0:
+                q = [mx.stop_gradient(state) for state in q]
+            border = t + 1 if reverse else t
+            starts = self.reset is not None and (border == t or i > 0)
+            if starts and self.reset[n, border]:
+                q = anew
+            q = self._step(n, t, q)
+            for s in S:
+                outputs[s][t] = q[s]
+        return outputs, [self.zeros if state is None else state for state in q]
 
-    def _projected(self, arrays, m_x):
+    def _step(self, n, t, q):
+        p = q[0]
+        if p is not None and self.m_h is not None:
+            p = p * self.m_h[n]
+        q = [self.zeros if state is None else state for state in q]
+        new = self.cell.step(self.problem.activation, self.arrays, self.zs[n][t], p, q)
+        for s, rate in enumerate(self.rates):
+            if rate is not None:
+                new[s] = (1 - rate) * q[s] + rate * new[s]
+            if self.kept[s] is not None:
+                new[s] = mx.where(self.kept[s][n, t], q[s], new[s])
+        return new
+
+    def _factors(self, m):
+        return mx.array(m, mx.float64).astype(self.dtype)
+
+    def _rate(self, leak, share):
+        if share != 1:
+            leak = (1.0 if leak is None else leak) * share
+        if leak is None or isinstance(leak, mx.array):
+            return leak
+        return mx.array(leak, self.dtype)
+
+    def _projected(self, m_x):
         """The projection of all steps at once, as upstream's: a list of rows."""
-        x = arrays["x"]
-        if x.size == 0 or math.prod(self.lead) == 0:
+        problem, x = self.problem, self.arrays["x"]
+        if x.size == 0 or math.prod(problem.lead) == 0:
             return []  # MLX's sum of an empty cotangent may not end
-        if "lengths" in self.keywords:
-            x = self.in_padding(x, 0)
+        if "lengths" in problem.keywords:
+            x = problem.in_padding(x, 0)
         if m_x is not None:
             x = x * m_x[..., None, :]
-        z = x @ arrays["Wxh"].T
-        if "bias" in arrays:
-            z = z + arrays["bias"]
-        z = mx.broadcast_to(z, (*self.lead, self.L, self.H))
-        return _unstacked(z, math.prod(self.lead), self.L, self.H)
+        input_side, _, bias, *_ = self.cell.weights
+        z = x @ self.arrays[input_side].T
+        if bias in self.arrays:
+            z = z + self.arrays[bias]
+        features = z.shape[-1]
+        z = mx.broadcast_to(z, (*problem.lead, problem.L, features))
+        return _unstacked(z, math.prod(problem.lead), problem.L, features)
 
 
 def _unstacked(a, count, *shape):
@@ -327,7 +381,8 @@ def without_nan(a):
 
 def problem(rng, lead=(3,), L=6, D=3, H=5, **fixed):
     """A problem with the terms that are given, and no others."""
-    values = {"activation": "tanh", "dtype": mx.float32, "bias": True, "hidden": True}
+    values = {"activation": "tanh", "dtype": mx.float32}
+    values |= {"bias": True, "hidden": True, "cell": True}
     values |= {**NO_TERMS, **fixed, "lead": lead, "L": L, "D": D, "H": H}
     keywords = {
         name: values.pop(name)

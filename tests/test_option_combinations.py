@@ -9,11 +9,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import ACTIVATIONS, ours, traced
+from cells import CELLS, GATED, WAYS
+from conftest import ACTIVATIONS
 from optional import Problem, grads, problem
 from tolerances import DIFFERENCE, equal, largest, wide
 
 SINGLE = [mx.float32, mx.float64]
+
+
+@pytest.fixture(params=WAYS.values(), ids=WAYS)
+def way(request):
+    """The name of a cell, and one of its paths."""
+    return request.param
+
+
+# An Elman cell has three paths and four activations; others have fewer choices.
+FEWER = 2
+
+
+def share(name, count):
+    return count if name == "rnn" else count // FEWER
 
 
 def examples(count, **fixed):
@@ -33,8 +48,10 @@ def examples(count, **fixed):
     return decorate
 
 
-def test_values(path):
-    @examples(80)
+def test_values(way):
+    name, path = way
+
+    @examples(share(name, 80), of=name)
     def run(problem):
         problem.arrays["x"] = problem.in_padding(problem.arrays["x"])
         problem.check(problem(path))
@@ -45,21 +62,24 @@ def has_a_kink(problem):
     return problem.activation == "relu" and problem.dtype not in SINGLE
 
 
-def test_gradients(path):
+def test_gradients(way):
     """With NaN in the padding of the inputs and of the cotangent."""
+    name, path = way
 
-    @examples(80)
+    @examples(share(name, 80), of=name)
     def run(problem):
         if has_a_kink(problem):
             return
         problem.arrays["x"] = problem.in_padding(problem.arrays["x"])
-        outputs, last = problem.cotangents()
-        d = problem.in_padding(outputs), last
+        outputs, *last = problem.cotangents()
+        d = problem.in_padding(outputs), *last
         problem.check_gradients(partial(problem, path), d)
 
 
-def test_tangents(path):
-    @examples(60)
+def test_tangents(way):
+    name, path = way
+
+    @examples(share(name, 60), of=name)
     def run(problem):
         if has_a_kink(problem):
             return
@@ -108,7 +128,7 @@ HIGHER = {
 
 def check_higher(name, problem, path):
     """With NaN in the padding of the product's, and zeros in that of the others'."""
-    values, (d, last) = list(problem.arrays.values()), problem.cotangents()
+    values, (d, *last) = list(problem.arrays.values()), problem.cotangents()
     tangents = problem.directions()
 
     def result(f, padding):
@@ -116,7 +136,7 @@ def check_higher(name, problem, path):
             return problem.in_padding(a, padding)
 
         v, t = ([clean(x), *others] for x, *others in (values, tangents))
-        return flat(HIGHER[name](f, v, [clean(d), last], t))
+        return flat(HIGHER[name](f, v, [clean(d), *last], t))
 
     got, truth = result(partial(problem, path), np.nan), result(problem.plain, 0)
     assert np.isfinite(got).all()
@@ -124,8 +144,10 @@ def check_higher(name, problem, path):
 
 
 @pytest.mark.parametrize("name", HIGHER)
-def test_other_transforms(path, name):
-    @examples(12, dtype=mx.float64, lead=(2,), L=3, D=2, H=3)
+def test_other_transforms(way, name):
+    cell, path = way
+
+    @examples(share(cell, 12), of=cell, dtype=mx.float64, lead=(2,), L=3, D=2, H=3)
     def run(problem):
         check_higher(name, problem, path)
 
@@ -144,9 +166,9 @@ ONE = {
 PAIRS = list(itertools.combinations_with_replacement(ONE, 2))
 
 
-@pytest.mark.parametrize("run", [ours, traced], ids=["native", "traced"])
+@pytest.mark.parametrize("path", ["native", "traced"])
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
-def test_each_pair_of_options(rng, run, pair):
+def test_each_pair_of_options(rng, path, pair):
     """Second derivatives with each activation, where no chance leaves out a term."""
     options = {name: ONE[name] for name in pair}
     sizes = {"lead": (3,), "L": 3, "D": 2, "H": 3, "dtype": mx.float64}
@@ -154,15 +176,44 @@ def test_each_pair_of_options(rng, run, pair):
         hidden = bool(rng.integers(2))
         made = problem(rng, activation=activation, hidden=hidden, **sizes, **options)
         for name in ("hessian", "jvp of jvp"):
-            check_higher(name, made, run)
+            check_higher(name, made, CELLS["rnn"].paths[path])
+
+
+def ring(name):
+    """The options of a cell, each beside one other."""
+    others = {"leak"} if not CELLS[name].truth("tanh").leaks else set()
+    options = [option for option in ONE if option not in others]
+    options += ["cell0"] if len(CELLS[name].states) > 1 else []
+    return list(zip(options, [*options[1:], options[0]], strict=True))
+
+
+@pytest.mark.parametrize(
+    "name, pair", [(name, pair) for name in GATED for pair in ring(name)]
+)
+def test_options_beside_each_other(rng, name, pair):
+    """The same of other cells, whose options chance leaves out less often."""
+    options = {option: ONE.get(option, True) for option in pair}
+    if len(CELLS[name].states) > 1 and "zoneout" in pair:
+        options["zoneout"] = (0.3, 0.2)
+    given = {state: bool(rng.integers(2)) for state in CELLS[name].states}
+    sizes = {"lead": (3,), "L": 3, "D": 2, "H": 3, "dtype": mx.float64}
+    made = problem(rng, of=name, **sizes, **given, **options)
+    for path in CELLS[name].paths.values():
+        for derivative in ("hessian", "jvp of jvp"):
+            check_higher(derivative, made, path)
 
 
 @pytest.mark.parametrize("return_state", [False, "only"])
-def test_return_state(path, return_state):
-    """What is wanted alone has the same bits."""
+def test_return_state(way, return_state):
+    """What is wanted alone has the same bits; other cell states are right."""
+    name, path = way
 
-    @examples(10)
+    @examples(10, of=name)
     def run(problem):
-        outputs, last = problem(path)
-        (got,) = problem(lambda *a, **k: [path(*a, **k)], return_state=return_state)
-        equal(got, outputs if return_state is False else last)
+        both = problem(path)
+        problem.return_state = return_state
+        got = problem(path)
+        same = both[:1] if return_state is False else both[1:]
+        for a, b in zip(got, same, strict=False):
+            equal(a, b)
+        problem.check(got)

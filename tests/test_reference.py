@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import reference
+from cells import CELLS
 from conftest import ACTIVATIONS
 from optional import NO_TERMS, Problem, grads
 from tolerances import reference_close, wide
@@ -211,10 +212,12 @@ def test_no_terms_are_the_plain_recurrence(seed):
     reference_close(last, expected[..., -1, :])
 
 
-@pytest.mark.parametrize("seed", range(80))
-def test_the_twin_in_plain_operations_agrees(seed):
+@pytest.mark.parametrize("of", CELLS)
+@pytest.mark.parametrize("seed", range(40))
+def test_the_twin_in_plain_operations_agrees(seed, of):
     """What is wrong there would excuse as much in what is compared with it."""
-    problem = combination(seed)
+    problem = combination(seed, of=of)
+    problem.return_state = bool(seed % 2)
     values, tangents = problem.arrays.values(), problem.directions()
     d = problem.cotangents()
     for got, truth in (
