@@ -14,6 +14,10 @@ namespace mlx_recurrent::kernels {
 
 enum class Type : int { float32, float64, float16, bfloat16 };
 
+// What happens to one unit at one step; files of these names have the formulas.
+enum class CellKind : int { elman, gru, lstm };
+
+// Of an Elman cell.
 enum class Activation : int { tanh, relu, sigmoid, identity, traced };
 
 // What an instruction of a program does to each element. Comparisons and
@@ -176,13 +180,18 @@ struct Course {
 };
 
 // What is drawn with one key: the last word of a counter.
-enum class Drawn : uint32_t { zoneout, recurrent_dropout, input_dropout };
+enum class Drawn : uint32_t {
+  zoneout,
+  recurrent_dropout,
+  input_dropout,
+  zoneout_cell
+};
 
 // How probable a hit is, by what is drawn: that a unit keeps its state at a
 // step; that Whh does not see it, at any step; that Wxh does not see a feature,
-// at any step.
+// at any step; as the first, of a cell's second state.
 struct Probabilities {
-  double of[3];
+  double of[4];
 
   bool operator==(const Probabilities&) const = default;
 };
@@ -202,16 +211,25 @@ struct Draws {
 //   h_t = (1 - k_t) q_t + k_t f(z_t + Whh (m_h q_t)).
 // m are the factors of dropout; k is `leak`, or 0 where zoneout keeps a unit. A
 // term whose factor is 0 is absent.
+//
+// So an Elman cell. Others have several pre-activations of each unit, slabs of H
+// rows of the weights, in the order of gru.h and lstm.h, a bias `bhn` of what
+// Whh alone gives, and a second state, `cell` at first; zoneout is then all that
+// a state may keep.
 struct RecurrenceArgs {
   int64_t N, L, D, H;
+  CellKind kind;
   Activation activation;
   bool projected;
   Sequence x;
-  Matrix Wxh;
-  Vector bias;
-  Matrix Whh;
+  Matrix Wxh;      // (input slabs * H, D)
+  Vector bias;     // (input slabs * H,)
+  Matrix Whh;      // (state slabs * H, H)
+  Vector bhn;      // (H,); null data: zero
   Sequence hidden; // (N, 1, H); data is null where there is none
-  Vector hidden0;  // (H,); null data: zero
+  Sequence cell;
+  Vector hidden0; // (H,); null data: zero
+  Vector cell0;
   Vector leak;     // (H,); null data: 1
   Course course;
   Draws draws;
@@ -229,11 +247,15 @@ struct RecurrenceArgs {
 
 struct ForwardArgs {
   RecurrenceArgs layer;
-  void* states; // (N, kept states, H)
+  void* states; // (N, kept states, H); null: not wanted
   void* state;  // (N, H): after the last step; null: not wanted
-  // (N, L, H), of the type that is computed with: what a traced activation was
-  // given; null: not wanted. Only where all states are kept.
-  void* preactivations = nullptr;
+  // The same of a cell's second state.
+  void* cells = nullptr;
+  void* last_cell = nullptr;
+  // (N, L, what a cell saves * H), of the type that is computed with: what the
+  // derivative starts from beside the states; of an Elman cell the
+  // pre-activations. Null: not wanted. Only where all states are kept.
+  void* saved = nullptr;
   // The scratch memory holds the weights already: as a run of the same layer
   // left it, with N rows on as many threads, and at least as many steps.
   bool prepared = false;
@@ -245,17 +267,24 @@ struct ForwardArgs {
 struct BackwardArgs {
   RecurrenceArgs layer;
   Sequence states;
+  Sequence cells;
   Sequence dstates; // of every state, (N, L, H)
-  Sequence dstate;  // of the state after the last step, (N, 1, H)
-  // As the forward pass left them; null data: they are computed again.
-  Sequence preactivations;
-  void* dx;       // (N, L, D)
-  void* dWxh;     // (H, D)
-  void* dbias;    // (H,)
-  void* dWhh;     // (H, H)
-  void* dhidden;  // (N, H)
-  void* dhidden0; // (H,)
-  void* dleak;    // (H,)
+  Sequence dcells;
+  Sequence dstate; // of the state after the last step, (N, 1, H)
+  Sequence dlast_cell;
+  // As the forward pass left it; null data: it is computed again.
+  Sequence saved;
+  // Of the operands, in their shapes.
+  void* dx;
+  void* dWxh;
+  void* dbias;
+  void* dWhh;
+  void* dbhn;
+  void* dhidden;
+  void* dcell;
+  void* dhidden0;
+  void* dcell0;
+  void* dleak;
 };
 
 // The linear scan and its transpose, along the course of the recurrence that it
