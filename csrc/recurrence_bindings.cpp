@@ -11,7 +11,7 @@
 #include <string>
 #include <variant>
 
-#include "activation.h"
+#include "cell_names.h"
 #include "mlx_faults/stream_threads.h"
 #include "primitives/recurrence_slots.h"
 
@@ -60,12 +60,20 @@ void read(
   }
 }
 
-Slotted<Slot> operands_of(nb::handle operands) {
+Slotted<Slot> operands_of(
+    nb::handle operands,
+    kernels::CellKind kind = kernels::CellKind::elman) {
   Slotted<Slot> arrays;
   read(
       operands,
       {Slot::x, Slot::Wxh, Slot::bias, Slot::Whh, Slot::hidden},
       arrays);
+  if (kernels::shape_of(kind).state_only > 0) {
+    read(operands, {Slot::bhn}, arrays);
+  }
+  if (kernels::shape_of(kind).states > 1) {
+    read(operands, {Slot::cell}, arrays);
+  }
   return arrays;
 }
 
@@ -74,10 +82,15 @@ void read_options(
     Slotted<Slot>& arrays,
     RecurrenceForm& form) {
   using kernels::Drawn;
-  read(
-      options,
-      {Slot::lengths, Slot::reset, Slot::hidden0, Slot::leak, Slot::key},
-      arrays);
+  read(options, {Slot::lengths, Slot::reset, Slot::hidden0, Slot::key}, arrays);
+  if (form.kind == kernels::CellKind::elman) {
+    read(options, {Slot::leak}, arrays);
+  }
+  if (form.shape().states > 1) {
+    static PyObject* const zoneout_cell = interned("zoneout_cell");
+    read(options, {Slot::cell0}, arrays);
+    read(options, zoneout_cell, form.probability(Drawn::zoneout_cell));
+  }
   static PyObject* const reverse = interned("reverse");
   static PyObject* const flips = interned("flips");
   static PyObject* const truncate_every = interned("truncate_every");
@@ -96,12 +109,16 @@ void read_options(
 
 RecurrenceForm form_of(
     const std::variant<std::string, TracedReference>& activation) {
+  RecurrenceForm form;
   if (const auto* name = std::get_if<std::string>(&activation)) {
-    return {activation_named(*name)};
+    NamedCell cell = cell_named(*name);
+    form.kind = cell.kind;
+    form.activation = cell.activation;
+  } else {
+    form.activation = kernels::Activation::traced;
+    form.function = std::get<TracedReference>(activation).traced;
   }
-  return {
-      kernels::Activation::traced,
-      std::get<TracedReference>(activation).traced};
+  return form;
 }
 
 Returned returned_of(const std::variant<bool, std::string>& return_state) {
@@ -132,7 +149,9 @@ std::optional<Slotted<Slot>> plain_operands(const nb::tuple& operands) {
 
 nb::object returned(const Arrays& found) {
   return found.size() == 1 ? nb::cast(found[0])
-                           : nb::make_tuple(found[0], found[1]);
+      : found.size() == 2
+      ? nb::object(nb::make_tuple(found[0], found[1]))
+      : nb::object(nb::make_tuple(found[0], found[1], found[2]));
 }
 
 nb::dict described(const kernels::Partition& p) {
@@ -151,12 +170,12 @@ void bind_recurrence(nb::module_& m) {
   m.def(
       "recurrence",
       [](nb::handle operands,
-         const std::variant<std::string, TracedReference>& activation,
+         const std::variant<std::string, TracedReference>& cell,
          nb::handle options,
          const std::variant<bool, std::string>& return_state,
          mx::StreamOrDevice stream) -> nb::object {
-        Slotted<Slot> arrays = operands_of(operands);
-        RecurrenceForm form = form_of(activation);
+        RecurrenceForm form = form_of(cell);
+        Slotted<Slot> arrays = operands_of(operands, form.kind);
         if (!options.is_none()) {
           read_options(options, arrays, form);
         }
@@ -164,7 +183,7 @@ void bind_recurrence(nb::module_& m) {
             arrays, form, returned_of(return_state), stream_of(stream)));
       },
       "operands"_a,
-      "activation"_a,
+      "cell"_a,
       "options"_a.none(),
       "return_state"_a,
       "stream"_a.none());
@@ -181,7 +200,7 @@ void bind_recurrence(nb::module_& m) {
         }
         return returned(recurrence(
             *arrays,
-            {activation_named(activation)},
+            {kernels::CellKind::elman, cell_named(activation).activation},
             both.is(Py_True) ? Returned::both : Returned::states,
             stream_of({})));
       },

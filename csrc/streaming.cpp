@@ -36,8 +36,7 @@ std::unique_ptr<char[]> memory(size_t bytes) {
 Stream::Stream(
     kernels::Type type,
     const kernels::RecurrenceArgs& layer,
-    const void* leak,
-    const void* hidden0,
+    const StreamVectors& vectors,
     std::shared_ptr<const void> owner)
     : type_(type),
       kernel_(kernels::table()->types[static_cast<int>(type)].forward),
@@ -46,16 +45,12 @@ Stream::Stream(
   int64_t N = layer.N, D = layer.D, H = layer.H;
   most_steps_ = std::max<int64_t>(1, kPieceRows / std::max<int64_t>(1, N));
   int64_t element = stored_bytes(type);
-  if (leak) {
-    leak_ = memory(H * element);
-    store(leak_.get(), static_cast<const char*>(leak), H);
-    args_.layer.leak = {leak_.get(), 1};
-  }
-  if (hidden0) {
-    hidden0_ = memory(H * element);
-    store(hidden0_.get(), static_cast<const char*>(hidden0), H);
-    args_.layer.hidden0 = {hidden0_.get(), 1};
-  }
+  leak_ = copied(vectors.leak);
+  hidden0_ = copied(vectors.hidden0);
+  cell0_ = copied(vectors.cell0);
+  args_.layer.leak = {leak_.get(), 1};
+  args_.layer.hidden0 = {hidden0_.get(), 1};
+  args_.layer.cell0 = {cell0_.get(), 1};
   for (int64_t n = 0; n < N; ++n) {
     x_rows_.push_back(0);
     state_rows_.push_back(n * H);
@@ -65,8 +60,10 @@ Stream::Stream(
     x_ = memory(N * most_steps_ * D * element);
   }
   out_ = memory(N * most_steps_ * H * element);
-  for (auto& state : states_) {
-    state = memory(N * H * element);
+  for (int s = 0; s < states(); ++s) {
+    states_[s].before = memory(state_bytes());
+    states_[s].after = memory(state_bytes());
+    set_state(s, nullptr);
   }
   args_.layer.L = most_steps_;
   const bool somewhere = false;
@@ -80,7 +77,9 @@ Stream::Stream(
     run_piece(zeros.get(), 0, 1);
     args_.prepared = true;
   }
-  set_state(nullptr);
+  for (int s = 0; s < states(); ++s) {
+    set_state(s, nullptr);
+  }
 }
 
 void Stream::run(const void* x, int64_t L, const bool* reset, void* out) {
@@ -124,44 +123,74 @@ void Stream::run_piece(const char* x, int64_t row_stride, int64_t steps) {
   }
   layer.L = steps;
   layer.x = {x, x_rows_.data(), layer.D, 1};
-  layer.hidden = {
-      has_state_ ? states_[0].get() : nullptr, state_rows_.data(), 0, 1};
+  auto state = [&](int s) -> kernels::Sequence {
+    const char* data = states_[s].there ? states_[s].before.get() : nullptr;
+    return {data, state_rows_.data(), 0, 1};
+  };
+  layer.hidden = state(0);
+  layer.cell = state(1);
   args_.states = out_.get();
-  args_.state = states_[1].get();
+  args_.state = states_[0].after.get();
+  args_.last_cell = states_[1].after.get();
   kernel_.run(args_, kAlone, kOnly, scratch_.get());
-  std::swap(states_[0], states_[1]);
-  has_state_ = true;
-}
-
-void Stream::set_state(const void* hidden) {
-  int64_t elements = args_.layer.N * args_.layer.H;
-  has_state_ = hidden;
-  if (hidden) {
-    store(states_[0].get(), static_cast<const char*>(hidden), elements);
-  } else {
-    std::memset(states_[0].get(), 0, elements * stored_bytes(type_));
+  for (int s = 0; s < states(); ++s) {
+    std::swap(states_[s].before, states_[s].after);
+    states_[s].there = true;
   }
 }
 
-void Stream::copy_state(void* to) const {
-  load(static_cast<char*>(to), states_[0].get(), args_.layer.N * args_.layer.H);
+void Stream::set_state(int which, const void* state) {
+  State& to = states_[which];
+  to.there = state;
+  if (state) {
+    int64_t elements = args_.layer.N * args_.layer.H;
+    store(to.before.get(), static_cast<const char*>(state), elements);
+  } else {
+    std::memset(to.before.get(), 0, state_bytes());
+  }
+}
+
+void Stream::copy_state(int which, void* to) const {
+  load(
+      static_cast<char*>(to),
+      states_[which].before.get(),
+      args_.layer.N * args_.layer.H);
 }
 
 void Stream::keep_state() {
-  int64_t size = args_.layer.N * args_.layer.H * stored_bytes(type_);
-  if (!kept_) {
-    kept_ = memory(size);
+  for (int s = 0; s < states(); ++s) {
+    State& state = states_[s];
+    if (!state.kept) {
+      state.kept = memory(state_bytes());
+    }
+    std::memcpy(state.kept.get(), state.before.get(), state_bytes());
+    state.kept_there = state.there;
   }
-  std::memcpy(kept_.get(), states_[0].get(), size);
-  had_state_ = has_state_;
 }
 
 void Stream::restore_state() {
-  int64_t size = args_.layer.N * args_.layer.H * stored_bytes(type_);
-  if (kept_) {
-    std::memcpy(states_[0].get(), kept_.get(), size);
-    has_state_ = had_state_;
+  for (int s = 0; s < states(); ++s) {
+    State& state = states_[s];
+    if (state.kept) {
+      std::memcpy(state.before.get(), state.kept.get(), state_bytes());
+      state.there = state.kept_there;
+    }
   }
+}
+
+int64_t Stream::state_bytes() const {
+  return args_.layer.N * args_.layer.H * stored_bytes(type_);
+}
+
+// As the kernels have it; null stays null.
+std::unique_ptr<char[]> Stream::copied(const void* vector) const {
+  if (!vector) {
+    return nullptr;
+  }
+  int64_t H = args_.layer.H;
+  std::unique_ptr<char[]> copy = memory(H * stored_bytes(type_));
+  store(copy.get(), static_cast<const char*>(vector), H);
+  return copy;
 }
 
 // Of the user's elements.

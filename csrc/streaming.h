@@ -7,21 +7,28 @@
 #include <mutex>
 #include <vector>
 
-#include "kernels/kernels.h"
+#include "kernels/cell.h"
 
 namespace mlx_recurrent {
 
-// Elements of x, leak and the states are those of the type; floats where it is
-// bfloat16, which NumPy does not have.
+// Vectors that are not given as weights, one element for each unit; null: the
+// layer has none.
+struct StreamVectors {
+  const void* leak;
+  const void* hidden0;
+  const void* cell0;
+};
+
+// Elements of x, these vectors and the states are those of the type; floats
+// where it is bfloat16, which NumPy does not have.
 class Stream {
  public:
-  // Copies the weights of `layer`, and its `leak` and its `hidden0` (H,) if it
-  // has them; N rows run together. `owner` keeps what else it points to.
+  // Copies the weights of `layer` and the vectors; N rows run together. `owner`
+  // keeps what else it points to.
   Stream(
       kernels::Type type,
       const kernels::RecurrenceArgs& layer,
-      const void* leak,
-      const void* hidden0,
+      const StreamVectors& vectors,
       std::shared_ptr<const void> owner);
 
   // Runs L steps of x (N, L, D) into `out` (N, L, H), which may be the memory
@@ -30,9 +37,13 @@ class Stream {
   // steps are shared out to calls.
   void run(const void* x, int64_t L, const bool* reset, void* out);
 
-  // The state (N, H). Null: zero, and no product with Whh in the next step.
-  void set_state(const void* hidden);
-  void copy_state(void* to) const;
+  // The states (N, H), as many as the cell has. Null: zero and, of the first,
+  // no product with Whh in the next step.
+  int states() const {
+    return kernels::shape_of(args_.layer.kind).states;
+  }
+  void set_state(int which, const void* state);
+  void copy_state(int which, void* to) const;
 
   // Keeps the state as it is now; goes back to it.
   void keep_state();
@@ -51,6 +62,8 @@ class Stream {
   void store(char* to, const char* from, int64_t elements) const;
   void load(char* to, const char* from, int64_t elements) const;
   void run_piece(const char* x, int64_t row_stride, int64_t steps);
+  int64_t state_bytes() const;
+  std::unique_ptr<char[]> copied(const void* vector) const;
 
   kernels::Type type_;
   kernels::Kernel<kernels::ForwardArgs> kernel_;
@@ -58,13 +71,16 @@ class Stream {
   std::shared_ptr<const void> owner_;
   int64_t most_steps_; // of a piece: one run of the kernel
   std::vector<int64_t> x_rows_, state_rows_, reset_rows_; // where they begin
-  std::unique_ptr<char[]> leak_, hidden0_;
+  std::unique_ptr<char[]> leak_, hidden0_, cell0_;
   std::unique_ptr<char[]> scratch_;
-  std::unique_ptr<char[]> x_;         // of a piece, where x is converted
-  std::unique_ptr<char[]> out_;       // of a piece
-  std::unique_ptr<char[]> states_[2]; // before a piece and after it
-  std::unique_ptr<char[]> kept_;      // a state to go back to
-  bool has_state_ = false, had_state_ = false;
+  std::unique_ptr<char[]> x_;   // of a piece, where x is converted
+  std::unique_ptr<char[]> out_; // of a piece
+  struct State {
+    std::unique_ptr<char[]> before, after; // a piece
+    std::unique_ptr<char[]> kept;          // to go back to
+    bool there = false, kept_there = false;
+  };
+  State states_[kernels::kMostStates];
 };
 
 } // namespace mlx_recurrent

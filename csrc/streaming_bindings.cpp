@@ -11,7 +11,7 @@
 #include <utility>
 #include <variant>
 
-#include "activation.h"
+#include "cell_names.h"
 #include "mlx_faults/interpreter.h"
 #include "mlx_faults/stream_threads.h"
 #include "primitives/operand.h"
@@ -85,28 +85,31 @@ class Memory {
 class NumPyStream {
  public:
   // Weights are evaluated arrays of one floating dtype. `dtype` is the NumPy
-  // array's, of one letter `format`; `leak` and `hidden0` are None or such an
-  // array (H,).
+  // array's, of one letter `format`; `leak`, `hidden0` and `cell0` are None or
+  // such an array (H,).
   NumPyStream(
       const mx::array& Wxh,
       const std::optional<mx::array>& bias,
       const mx::array& Whh,
+      const std::optional<mx::array>& bhn,
       nb::handle leak,
       nb::handle hidden0,
-      const std::variant<std::string, TracedReference>& activation,
+      nb::handle cell0,
+      const std::variant<std::string, TracedReference>& cell,
       nb::iterable lead,
       nb::object dtype)
       : lead_(integers(lead)),
         array_type_(nb::module_::import_("numpy").attr("ndarray")),
         stream_(
             kernel_type(Whh.dtype()),
-            layer(Wxh, bias, Whh, activation, lead_),
-            elements(leak, Memory(leak, array_type_, false), Whh.shape(0)),
-            elements(
-                hidden0,
-                Memory(hidden0, array_type_, false),
-                Whh.shape(0)),
-            owner(activation)),
+            layer(Wxh, bias, Whh, bhn, cell, lead_),
+            {elements(leak, Memory(leak, array_type_, false), Whh.shape(1)),
+             elements(
+                 hidden0,
+                 Memory(hidden0, array_type_, false),
+                 Whh.shape(1)),
+             elements(cell0, Memory(cell0, array_type_, false), Whh.shape(1))},
+            owner(cell)),
         dtype_(std::move(dtype)),
         format_(nb::cast<std::string>(dtype_.attr("char"))[0]),
         empty_(nb::module_::import_("numpy").attr("empty")),
@@ -147,8 +150,8 @@ class NumPyStream {
         reset.is_none() ? nullptr : reinterpret_cast<bool*>(starts.first());
     auto held = hold();
     const kernels::RecurrenceArgs& layer = stream_.layer();
-    double work =
-        static_cast<double>(layer.D + layer.H) * layer.H * layer.N * L;
+    double work = static_cast<double>(layer.D + layer.H) * layer.H *
+        kernels::shape_of(layer.kind).slabs() * layer.N * L;
     if (work > kLongChunk) {
       Released released;
       stream_.run(from.first(), L, resets, to.first());
@@ -159,30 +162,26 @@ class NumPyStream {
     return result;
   }
 
+  // An array, or as many as there are states.
   nb::object state() {
-    nb::object result = empty_(step_shape_, dtype_);
-    Memory to(result, array_type_, true);
     auto held = hold();
-    stream_.copy_state(to.first());
-    return result;
+    nb::object hidden = copy_of_state(0);
+    return stream_.states() == 1
+        ? hidden
+        : nb::object(nb::make_tuple(hidden, copy_of_state(1)));
   }
 
-  // `hidden` is None, or a contiguous array (lead..., H) of the dtype.
-  void reset(nb::handle hidden) {
-    if (hidden.is_none()) {
-      auto held = hold();
-      stream_.set_state(nullptr);
-      return;
-    }
-    Memory from(hidden, array_type_, false);
-    int64_t L;
-    bool chunk;
-    if (!from.has(format_) || !fits(from, stream_.layer().H, L, chunk) ||
-        chunk) {
-      throw std::invalid_argument("[mlx_recurrent] not a state of this stream");
-    }
+  // Each is None, or a contiguous array (lead..., H) of the dtype.
+  void reset(nb::handle hidden, nb::handle cell) {
+    Memory of_hidden(hidden, array_type_, false);
+    Memory of_cell(cell, array_type_, false);
+    const void* first = state_in(hidden, of_hidden);
+    const void* second = state_in(cell, of_cell);
     auto held = hold();
-    stream_.set_state(from.first());
+    stream_.set_state(0, first);
+    if (stream_.states() > 1) {
+      stream_.set_state(1, second);
+    }
   }
 
   void keep() {
@@ -196,6 +195,27 @@ class NumPyStream {
   }
 
  private:
+  nb::object copy_of_state(int which) {
+    nb::object result = empty_(step_shape_, dtype_);
+    Memory to(result, array_type_, true);
+    stream_.copy_state(which, to.first());
+    return result;
+  }
+
+  // Null for None.
+  const void* state_in(nb::handle object, const Memory& memory) const {
+    if (object.is_none()) {
+      return nullptr;
+    }
+    int64_t L;
+    bool chunk;
+    if (!memory.has(format_) || !fits(memory, stream_.layer().H, L, chunk) ||
+        chunk) {
+      throw std::invalid_argument("[mlx_recurrent] not a state of this stream");
+    }
+    return memory.first();
+  }
+
   // Not a vector among the arguments: nanobind could not say that there is no
   // memory for it.
   static std::vector<int64_t> integers(nb::iterable values) {
@@ -210,7 +230,8 @@ class NumPyStream {
       const mx::array& Wxh,
       const std::optional<mx::array>& bias,
       const mx::array& Whh,
-      const std::variant<std::string, TracedReference>& activation,
+      const std::optional<mx::array>& bhn,
+      const std::variant<std::string, TracedReference>& cell,
       const std::vector<int64_t>& lead) {
     kernels::RecurrenceArgs layer{};
     layer.N = 1;
@@ -218,18 +239,22 @@ class NumPyStream {
       layer.N *= size;
     }
     layer.D = Wxh.shape(1);
-    layer.H = Whh.shape(0);
+    layer.H = Whh.shape(1);
     layer.Wxh = Operands::matrix(Wxh, 0);
     if (bias) {
       layer.bias = Operands::vector(*bias, 0);
     }
     layer.Whh = Operands::matrix(Whh, 0);
-    if (const auto* name = std::get_if<std::string>(&activation)) {
-      layer.activation = activation_named(*name);
+    if (bhn) {
+      layer.bhn = Operands::vector(*bhn, 0);
+    }
+    if (const auto* name = std::get_if<std::string>(&cell)) {
+      NamedCell named = cell_named(*name);
+      layer.kind = named.kind;
+      layer.activation = named.activation;
     } else {
       layer.activation = kernels::Activation::traced;
-      layer.function =
-          &std::get<TracedReference>(activation).traced->function();
+      layer.function = &std::get<TracedReference>(cell).traced->function();
     }
     return layer;
   }
@@ -250,8 +275,8 @@ class NumPyStream {
 
   // Of what the layer points to when it runs: all arrays are copies.
   static std::shared_ptr<const void> owner(
-      const std::variant<std::string, TracedReference>& activation) {
-    const auto* reference = std::get_if<TracedReference>(&activation);
+      const std::variant<std::string, TracedReference>& cell) {
+    const auto* reference = std::get_if<TracedReference>(&cell);
     return reference ? reference->traced : nullptr;
   }
 
@@ -341,6 +366,8 @@ void bind_streaming(nb::module_& m) {
               const mx::array&,
               const std::optional<mx::array>&,
               const mx::array&,
+              const std::optional<mx::array>&,
+              nb::handle,
               nb::handle,
               nb::handle,
               const std::variant<std::string, TracedReference>&,
@@ -350,9 +377,11 @@ void bind_streaming(nb::module_& m) {
           "Wxh"_a,
           "bias"_a.none(),
           "Whh"_a,
+          "bhn"_a = nb::none(),
           "leak"_a.none(),
           "hidden0"_a.none(),
-          "activation"_a,
+          "cell0"_a = nb::none(),
+          "cell"_a,
           "lead"_a,
           "dtype"_a)
       .def(
@@ -362,7 +391,11 @@ void bind_streaming(nb::module_& m) {
           "out"_a.none(),
           "reset"_a.none())
       .def("state", &NumPyStream::state)
-      .def("reset", &NumPyStream::reset, "hidden"_a.none())
+      .def(
+          "reset",
+          &NumPyStream::reset,
+          "hidden"_a.none(),
+          "cell"_a = nb::none())
       .def("keep", &NumPyStream::keep)
       .def("restore", &NumPyStream::restore);
 }

@@ -5,51 +5,47 @@
 
 #include "chunk_states.h"
 #include "cotangent_steps.h"
+#include "gated_cotangents.h"
 #include "weight_gradients.h"
 
 namespace {
 
-template <class T, Activation f>
+template <class T, class Cell, bool gated = is_gated<Cell>()>
+struct CotangentsFor {
+  typedef CotangentSteps<T, Cell> type;
+};
+
+template <class T, class Cell>
+struct CotangentsFor<T, Cell, true> {
+  typedef GatedCotangents<T, Cell> type;
+};
+
+template <class T, class Cell>
 struct BackwardRun {
   typedef Compute<T> C;
   static constexpr int lanes = Simd<C>::lanes;
   BackwardWork<T>& work;
-  ForwardSteps<T, f>& steps;
+  ForwardSteps<T, Cell>& steps;
   const BackwardArgs& args = work.args;
   const RecurrenceArgs& g = work.g;
   const Shares& shares = work.shares;
   const BackwardLayout<T>& layout = work.layout;
-  ChunkStates<T, f> states{work, steps};
-  CotangentSteps<T, f> cotangents{work};
+  ChunkStates<T, Cell> states{work, steps};
+  typename CotangentsFor<T, Cell>::type cotangents{work};
   WeightGradients<T> weights{work};
 
   void pack_weights() const {
     Range own = shares.once(panel_count<C>(g.H));
-    pack<T>(
-        layout.transposed,
-        g.Whh.data,
-        g.Whh.row_stride,
-        g.Whh.column_stride,
-        g.H,
-        g.H,
-        own.first,
-        own.last);
+    const Slabs<C>& slabs = layout.slabs;
+    slabs.pack_back(layout.transposed, g.Whh, true, g.H, own);
     if (args.dx && !g.projected) {
       own = shares.once(panel_count<C>(g.D));
-      pack<T>(
-          layout.Wxh,
-          g.Wxh.data,
-          g.Wxh.row_stride,
-          g.Wxh.column_stride,
-          g.H,
-          g.D,
-          own.first,
-          own.last);
+      slabs.pack_back(layout.Wxh, g.Wxh, false, g.D, own);
     }
     if (layout.recomputes(args) && g.L > 0) {
       steps.prepare();
     }
-    if constexpr (f == Activation::traced) {
+    if constexpr (is_traced<Cell>()) {
       spread_constants(*g.derivative, layout.derivative);
       if (args.dleak) {
         spread_constants(*g.function, layout.forward.function);
@@ -97,13 +93,11 @@ struct BackwardRun {
           c * layout.steps, minimum((c + 1) * layout.steps, most));
       count = chunk.count(chunk.first);
       C* delta = layout.delta[which];
-      C* own = layout.states + count * work.ldh;
-      bool any = states.load(chunk, own);
+      bool any = states.load(chunk, delta);
       cotangents.load(chunk, delta);
       for (int64_t i = chunk.last - 1; i >= chunk.first; --i) {
-        const C* before = states.before(chunk, own, i);
-        cotangents.step(chunk, i, own, before, later, delta);
-        later = delta + chunk.begin(i) * work.ldh;
+        cotangents.step(chunk, i, later, delta);
+        later = delta + chunk.begin(i) * layout.slabs.ld;
       }
       weights.add(slice, chunk, delta, any);
       if (args.dx) {
@@ -115,10 +109,11 @@ struct BackwardRun {
     }
     if (first > 0 && work.wants_starts()) {
       // Nothing passes this border but to an episode that starts there.
-      cotangents.collect(first * layout.steps, count, later, nullptr);
+      cotangents.collect(first * layout.steps, count, later);
       weights.move_chunk_sums(slice);
-    } else if (first == 0 && (args.dhidden || work.wants_starts())) {
-      cotangents.write_dhidden(count, later);
+    } else if (
+        first == 0 && (args.dhidden || args.dcell || work.wants_starts())) {
+      cotangents.write_first(count, later);
       weights.move_chunk_sums(slice);
     }
   }
@@ -140,11 +135,12 @@ struct BackwardRun {
       }
       return;
     }
+    const Slabs<C>& slabs = layout.slabs;
     multiply<T>(
         chunk.rows(),
-        g.H,
-        delta,
-        work.ldh,
+        slabs.depth(slabs.shape.input_slabs()),
+        delta + slabs.input_column(),
+        slabs.ld,
         layout.Wxh,
         g.D,
         work.inputs.first,
@@ -172,7 +168,9 @@ struct BackwardRun {
   // Results of rows and steps that nothing else writes.
   void write_rest(Range positions) const {
     Element<T>* dx = static_cast<Element<T>*>(args.dx);
-    Element<T>* dhidden = static_cast<Element<T>*>(args.dhidden);
+    Element<T>* const firsts[] = {
+        static_cast<Element<T>*>(args.dhidden),
+        static_cast<Element<T>*>(args.dcell)};
     for (int64_t p = positions.first; p < positions.last; ++p) {
       if (!shares.takes(p)) {
         continue;
@@ -182,10 +180,14 @@ struct BackwardRun {
       if (dx) {
         clear(dx + (row * g.L + begin) * g.D, (g.L - begin) * g.D);
       }
-      if (dhidden && length == 0) {
-        copy_or_clear_row<T>(dhidden + row * g.H, args.dstate, row, g.H);
-      } else if (dhidden && g.latest_checkpoint) {
-        clear(dhidden + row * g.H, g.H);
+      for (int s = 0; s < Cell::states; ++s) {
+        Element<T>* to = firsts[s] ? firsts[s] + row * g.H : nullptr;
+        if (to && length == 0) {
+          const Sequence& last = s == 0 ? args.dstate : args.dlast_cell;
+          copy_or_clear_row<T>(to, last, row, g.H);
+        } else if (to && g.latest_checkpoint) {
+          clear(to, g.H);
+        }
       }
     }
     if (g.latest_checkpoint) {
@@ -194,7 +196,7 @@ struct BackwardRun {
   }
 };
 
-template <class T, Activation f>
+template <class T, class Cell>
 static void run_backward(
     const BackwardArgs& args,
     const Partition& p,
@@ -204,10 +206,10 @@ static void run_backward(
   Shares shares{p, member, g.N};
   Arena arena = arena_at(scratch);
   BackwardLayout<T> layout(arena, args, shares);
-  ForwardSteps<T, f> steps(
+  ForwardSteps<T, Cell> steps(
       g, shares, layout.running, layout.terms, layout.forward);
   BackwardWork<T> work(args, shares, layout);
-  BackwardRun<T, f> run{work, steps};
+  BackwardRun<T, Cell> run{work, steps};
   run.pack_weights();
   layout.terms.prepare();
   if (member.index == 0) {
@@ -222,9 +224,9 @@ static void run_backward(
     for (int s = shares.first_slice(); s < p.slices; s += shares.slice_step()) {
       run.weights.clear(s);
     }
-    if (args.dhidden && member.index == 0) {
-      copy_or_clear<T>(
-          static_cast<Element<T>*>(args.dhidden), args.dstate, g.N, g.H);
+    if (member.index == 0) {
+      copy_or_clear<T>(args.dhidden, args.dstate, g.N, g.H);
+      copy_or_clear<T>(args.dcell, args.dlast_cell, g.N, g.H);
     }
   }
   wait(member);

@@ -7,8 +7,10 @@
 
 namespace {
 
-// Terms that the weight gradients sum at a time.
+// Terms that the weight gradients sum at a time, where their deltas are not
+// more bytes than leave room in a level-2 cache.
 constexpr int64_t kBackwardChunkRows = 256;
+constexpr int64_t kBackwardChunkBytes = 512 * 1024;
 
 // Row r of a slice at place t in time: what a row of a chunk's buffers is.
 struct RowAt {
@@ -23,38 +25,47 @@ struct BackwardLayout {
   ForwardMemory<T> forward;
   Running running;
   Terms<T> terms;
+  Slabs<C> slabs;
   Panels<T> transposed; // Whh
   Panels<T> Wxh;        // for dx
-  C* states; // ((steps + 1) * rows, ldh): the state before the chunk, then its
-             // states; by group
-  C* seen;   // (steps * rows, ldh): what Whh saw, where not all rows see the
-             // states; by group
-  C* delta[2]; // (steps * rows, ldh) each, by group
-  C* a; // pre-activations (steps * rows, ldh), by group; where they are known
+  // ((steps + 1) * rows, ldh) each: the state before the chunk, then its
+  // states; by group
+  C* states[kMostStates];
+  C* seen;     // (steps * rows, ldh): what Whh saw, where not all rows see the
+               // states; by group
+  C* delta[2]; // rows of slabs (steps * rows) each, by group
+  // (steps * rows), by group: pre-activations, where they are known, ldh apart;
+  // of several slabs what was saved and is computed again, without padding
+  C* a;
   C* back; // (rows, ldh): Whh^T delta; by group
-  C* held; // (rows, ldh): what a state passes on beside Whh; by group
+  // (rows, ldh) each: what a state passes on beside Whh; by group
+  C* held[kMostStates];
   ProgramMemory<C> derivative;
-  C* panel;              // (kOuterTerms, kPanel), by member
-  RowAt* row_at;         // (steps * rows), by member
-  int64_t* begins;       // (steps + 1): the first row of each step, by member
-  C* sums[2];            // (ldh) each, by member: a chunk's dhidden0 and dleak
-  SliceSums<T> dWhh;     // (H, H)
-  SliceSums<T> dWxh;     // (H, D)
-  SliceSums<T> dbias;    // (1, H)
-  SliceSums<T> dhidden0; // (1, H)
-  SliceSums<T> dleak;    // (1, H)
+  C* panel;        // (kOuterTerms, kPanel), by member
+  RowAt* row_at;   // (steps * rows), by member
+  int64_t* begins; // (steps + 1): the first row of each step, by member
+  // (ldh) each, by member: a chunk's dhidden0, and its dleak or dcell0
+  C* sums[2];
+  SliceSums<T> dWhh;  // (state slabs * H, H)
+  SliceSums<T> dWxh;  // (input slabs * H, D)
+  SliceSums<T> dbias; // (input slabs, H)
+  SliceSums<T> dbhn;  // (1, H), and so the rest
+  SliceSums<T> dhidden0;
+  SliceSums<T> dcell0;
+  SliceSums<T> dleak;
 
   // Whether the derivative starts from pre-activations, not from states: f(a)
   // is no more to be seen in a state that leaks.
   static bool needs_preactivations(const RecurrenceArgs& g) {
-    return g.activation == Activation::traced || g.leak.data;
+    return g.activation == Activation::traced || g.leak.data ||
+        g.kind != CellKind::elman;
   }
 
-  // Whether steps run forward once more: for the states, or for the
-  // pre-activations.
+  // Whether steps run forward once more: for the states, or for what the
+  // derivative needs beside them.
   static bool recomputes(const BackwardArgs& args) {
     return args.layer.checkpoint_every > 0 ||
-        (needs_preactivations(args.layer) && !args.preactivations.data);
+        (needs_preactivations(args.layer) && !args.saved.data);
   }
 
   // Whether what Whh sees are the states before, as they lie one after another.
@@ -73,7 +84,13 @@ struct BackwardLayout {
       return minimum(g.checkpoint_every, g.L);
     }
     int64_t rows = shares.most_rows() > 0 ? shares.most_rows() : 1;
-    return minimum(ceil_div(kBackwardChunkRows, rows), g.L);
+    int64_t terms = kBackwardChunkRows;
+    if (g.kind != CellKind::elman) {
+      int64_t row_bytes = Slabs<C>(g).ld * static_cast<int64_t>(sizeof(C));
+      terms = minimum(terms, kBackwardChunkBytes / row_bytes);
+      terms = terms > kOuterTerms ? terms : kOuterTerms;
+    }
+    return minimum(ceil_div(terms, rows), g.L);
   }
 
   BackwardLayout(Arena& arena, const BackwardArgs& args, const Shares& shares)
@@ -88,26 +105,40 @@ struct BackwardLayout {
             args.layer.checkpoint_every > 0 ? chains_for(args.layer.N) : 1,
             shares.member.index),
         running(arena, args.layer.course, args.layer.N, args.layer.L),
-        terms(arena, args.layer, running, shares) {
+        terms(arena, args.layer, running, shares),
+        slabs(args.layer) {
     const RecurrenceArgs& g = args.layer;
+    const CellShape& shape = slabs.shape;
+    bool gated = g.kind != CellKind::elman;
     int64_t ldh = leading_dimension<C>(g.H);
     int groups = Shares::groups(shares.partition);
     int threads = shares.partition.threads;
     int slices = shares.partition.slices;
-    transposed =
-        take_panels<T>(arena, g.H, g.H, stays_stored<T>(chains_for(g.N)));
+    transposed = take_panels<T>(
+        arena,
+        slabs.depth(shape.state_slabs()),
+        g.H,
+        stays_stored<T>(chains_for(g.N)));
     bool input = args.dx && !g.projected;
-    Wxh = take_panels<T>(arena, input ? g.H : 0, g.D, false);
+    Wxh = take_panels<T>(
+        arena, input ? slabs.depth(shape.input_slabs()) : 0, g.D, false);
     auto take = [&](int64_t count) {
       return arena.take<C>(groups * count) + shares.group() * count;
     };
-    states = take((steps + 1) * rows * ldh);
-    delta[0] = take(steps * rows * ldh);
-    delta[1] = take(steps * rows * ldh);
-    a = take(needs_preactivations(g) ? steps * rows * ldh : 0);
+    for (int s = 0; s < kMostStates; ++s) {
+      bool there = s < shape.states;
+      states[s] = take(there ? (steps + 1) * rows * ldh : 0);
+      held[s] = take(there && (gated || terms.blends()) ? rows * ldh : 0);
+    }
+    for (C*& deltas : delta) {
+      deltas = take(steps * rows * slabs.ld);
+    }
+    a = take(
+        gated ? steps * rows * (recomputes(args) ? shape.saved * g.H : 0)
+            : needs_preactivations(g) ? steps * rows * ldh
+                                      : 0);
     seen = take(sees_states() ? 0 : steps * rows * ldh);
-    back = take(is_plain() ? 0 : rows * ldh);
-    held = take(terms.blends() ? rows * ldh : 0);
+    back = take(is_plain() || gated ? 0 : rows * ldh);
     if (g.activation == Activation::traced) {
       derivative = ProgramMemory<C>(
           arena, *g.derivative, shares.partition, shares.member.index);
@@ -121,10 +152,14 @@ struct BackwardLayout {
     for (C*& sum : sums) {
       sum = arena.take<C>(threads * ldh) + shares.member.index * ldh;
     }
-    dWhh = SliceSums<T>(arena, args.dWhh, g.H, g.H, slices);
-    dWxh = SliceSums<T>(arena, args.dWxh, g.H, g.D, slices);
-    dbias = SliceSums<T>(arena, args.dbias, 1, g.H, slices);
+    int64_t input_rows = shape.input_slabs() * g.H;
+    dWhh =
+        SliceSums<T>(arena, args.dWhh, shape.state_slabs() * g.H, g.H, slices);
+    dWxh = SliceSums<T>(arena, args.dWxh, input_rows, g.D, slices);
+    dbias = SliceSums<T>(arena, args.dbias, shape.input_slabs(), g.H, slices);
+    dbhn = SliceSums<T>(arena, args.dbhn, 1, g.H, slices);
     dhidden0 = SliceSums<T>(arena, args.dhidden0, 1, g.H, slices);
+    dcell0 = SliceSums<T>(arena, args.dcell0, 1, g.H, slices);
     dleak = SliceSums<T>(arena, args.dleak, 1, g.H, slices);
   }
 };
@@ -189,14 +224,26 @@ struct BackwardWork {
     return layout.running.row(rows.first + r);
   }
 
+  // The chunk's own states, which lie behind those before it.
+  C* own_states(const Chunk& chunk, int state = 0) const {
+    return layout.states[state] + chunk.count(chunk.first) * ldh;
+  }
+
+  // The states before step i of the chunk.
+  const C* states_before(const Chunk& chunk, int64_t i, int state = 0) const {
+    return i == chunk.first
+        ? layout.states[state]
+        : own_states(chunk, state) + chunk.begin(i - 1) * ldh;
+  }
+
   // Whether something is wanted of what passes to where episodes start.
   bool wants_starts() const {
-    return args.dhidden0 && layout.terms.episodes;
+    return (args.dhidden0 || args.dcell0) && layout.terms.episodes;
   }
 
   // What Whh saw at the steps of the chunk.
   const C* seen_rows() const {
-    return layout.sees_states() ? layout.states : layout.seen;
+    return layout.sees_states() ? layout.states[0] : layout.seen;
   }
 
   // Stages the rows of one sequence into those of a chunk.

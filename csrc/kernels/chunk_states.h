@@ -6,11 +6,12 @@
 
 namespace {
 
-template <class T, Activation f>
+template <class T, class Cell>
 struct ChunkStates {
   typedef Compute<T> C;
+  static constexpr int of_states = Cell::states;
   const BackwardWork<T>& work;
-  const ForwardSteps<T, f>& steps;
+  const ForwardSteps<T, Cell>& steps;
   const BackwardArgs& args = work.args;
   const RecurrenceArgs& g = work.g;
   const Shares& shares = work.shares;
@@ -19,50 +20,55 @@ struct ChunkStates {
   int64_t ldh = work.ldh;
 
   // Fills layout.states with the states before the chunk and its own; layout.a
-  // with its pre-activations, where they are needed; layout.seen with what Whh
-  // saw, where those were not the states before. Returns whether Whh saw
-  // something at the first step.
-  bool load(const Chunk& chunk, C* states) const {
-    bool any = stage_before(chunk, layout.states);
+  // with what else the derivative needs, unless it is read where the forward
+  // pass left it; layout.seen with what Whh saw, where those were not the
+  // states before. Returns whether Whh saw something at the first step. `room`
+  // is for rows of slabs.
+  bool load(const Chunk& chunk, C* room) const {
+    bool any = false;
+    for (int s = of_states - 1; s >= 0; --s) {
+      any = stage_before(chunk, s);
+    }
     if (g.checkpoint_every > 0) {
       shares.after_step();
-      recompute(chunk, any, states);
+      recompute(chunk, any, room);
     } else {
-      work.template stage_rows<T>(args.states, chunk, states);
+      for (int s = 0; s < of_states; ++s) {
+        work.template stage_rows<T>(kept(s), chunk, work.own_states(chunk, s));
+      }
     }
     if (!layout.sees_states()) {
       for (int64_t i = chunk.first; i < chunk.last; ++i) {
         steps.carry(
             i,
             chunk.count(i),
-            before(chunk, states, i),
+            work.states_before(chunk, i),
             layout.seen + chunk.begin(i) * ldh);
       }
       any = true;
     }
     if (layout.needs_preactivations(g) && g.checkpoint_every == 0) {
-      if (args.preactivations.data) {
-        work.template stage_rows<AsComputed<C>>(
-            args.preactivations, chunk, layout.a);
-      } else {
+      if (!args.saved.data) {
         shares.after_step();
-        recompute_preactivations(chunk, any);
+        recompute_preactivations(chunk, any, room);
+      } else if (!is_gated<Cell>()) {
+        work.template stage_rows<AsComputed<C>>(args.saved, chunk, layout.a);
       }
     }
     return any;
   }
 
-  // Where the states before step i are, of a chunk whose own are at `states`.
-  const C* before(const Chunk& chunk, const C* states, int64_t i) const {
-    return i == chunk.first ? layout.states : states + chunk.begin(i - 1) * ldh;
+ private:
+  const Sequence& kept(int s) const {
+    return s == 0 ? args.states : args.cells;
   }
 
- private:
-  // Stages the states before the chunk; returns whether there are any.
-  bool stage_before(const Chunk& chunk, C* to) const {
+  // Stages a state before the chunk; returns whether there is any.
+  bool stage_before(const Chunk& chunk, int s) const {
     int64_t i = chunk.first, count = chunk.count(i);
+    C* to = layout.states[s];
     if (i == 0) {
-      return steps.stage_hidden(count, to);
+      return steps.stage_first(count, to, s);
     }
     for (int64_t r = 0; r < count; ++r, to += ldh) {
       int64_t index = g.latest_checkpoint ? 0
@@ -71,8 +77,8 @@ struct ChunkStates {
           : layout.running.place(work.rows.first + r, i - 1);
       stage_row<T>(
           to,
-          row_of<T>(args.states, work.row_number(r), index),
-          args.states.feature_stride,
+          row_of<T>(kept(s), work.row_number(r), index),
+          kept(s).feature_stride,
           columns.first,
           columns.last);
     }
@@ -80,40 +86,47 @@ struct ChunkStates {
   }
 
   // The chunk's steps, forward once more.
-  void recompute(const Chunk& chunk, bool any, C* states) const {
+  void recompute(const Chunk& chunk, bool any, C* room) const {
     const Terms<T>& terms = layout.terms;
-    bool apart = layout.needs_preactivations(g);
-    C* a = apart ? layout.a : states;
+    C* a = is_gated<Cell>()              ? room
+        : layout.needs_preactivations(g) ? layout.a
+                                         : work.own_states(chunk);
     steps.project(chunk.first, chunk.last, a);
-    const C* seen = any ? layout.states : nullptr;
+    StepBuffers<C> at{};
+    at.seen = any ? layout.states[0] : nullptr;
     if (terms.carries() && (any || g.hidden0.data)) {
       // Of the first step alone: the others' is written by the step before.
       steps.carry(
-          chunk.first, chunk.count(chunk.first), layout.states, layout.seen);
+          chunk.first, chunk.count(chunk.first), layout.states[0], layout.seen);
       shares.after_step();
-      seen = layout.seen;
+      at.seen = layout.seen;
     }
     for (int64_t i = chunk.first; i < chunk.last; ++i) {
-      int64_t at = chunk.begin(i) * ldh;
-      C* next = terms.carries() && i + 1 < chunk.last
+      int64_t begin = chunk.begin(i);
+      at.a = a + begin * steps.slabs.ld;
+      at.next = terms.carries() && i + 1 < chunk.last
           ? layout.seen + chunk.begin(i + 1) * ldh
           : nullptr;
-      steps.step(
-          i,
-          chunk.count(i),
-          StepBuffers<C>{
-              seen, before(chunk, states, i), a + at, states + at, next},
-          StepResults<T>());
-      seen = terms.carries() ? next : states + at;
+      for (int s = 0; s < of_states; ++s) {
+        at.before[s] = work.states_before(chunk, i, s);
+        at.state[s] = work.own_states(chunk, s) + begin * ldh;
+      }
+      if (is_gated<Cell>()) {
+        at.saved = layout.a + begin * Cell::saved * g.H;
+      }
+      steps.step(i, chunk.count(i), at, StepResults<T>());
+      at.seen = terms.carries() ? at.next : at.state[0];
     }
   }
 
   // From the states, which are known, all steps of a chunk in one product.
-  void recompute_preactivations(const Chunk& chunk, bool any) const {
+  void recompute_preactivations(const Chunk& chunk, bool any, C* room) const {
     int64_t skipped = any ? 0 : chunk.count(chunk.first);
-    C* a = layout.a + skipped * ldh;
-    steps.project(chunk.first, chunk.last, layout.a);
-    multiply<T>(
+    int64_t ld = steps.slabs.ld;
+    C* all = is_gated<Cell>() ? room : layout.a;
+    C* a = all + skipped * ld;
+    steps.project(chunk.first, chunk.last, all);
+    multiply<T, shape_as<Cell>().state_slabs()>(
         chunk.rows() - skipped,
         g.H,
         work.seen_rows() + skipped * ldh,
@@ -123,9 +136,15 @@ struct ChunkStates {
         work.panels.first,
         work.panels.last,
         1,
-        Sums<C>{a, ldh, a, ldh},
+        Sums<C>{a, ld, a, ld},
         false,
-        [](const Tile<C>&) {});
+        [](const Tile<C>&) {},
+        steps.slabs.width);
+    if constexpr (is_gated<Cell>()) {
+      for (int64_t k = 0; k < chunk.rows(); ++k) {
+        steps.save(all + k * ld, layout.a + k * Cell::saved * g.H);
+      }
+    }
   }
 };
 

@@ -1,4 +1,4 @@
-// The recurrence of the cotangents, backward in time.
+// The recurrence of the cotangents of an Elman cell, backward in time.
 
 #pragma once
 
@@ -6,9 +6,10 @@
 
 namespace {
 
-template <class T, Activation f>
+template <class T, class Cell>
 struct CotangentSteps {
   typedef Compute<T> C;
+  static constexpr Activation f = Cell::activation;
   static constexpr int lanes = Simd<C>::lanes;
   const BackwardWork<T>& work;
   const BackwardArgs& args = work.args;
@@ -44,18 +45,13 @@ struct CotangentSteps {
   }
 
   // `delta`, which holds the cotangents of the states of step i, becomes that
-  // of its pre-activations. `later` is delta of the step after it; `states` are
-  // the chunk's, `before` those before the step.
-  void step(
-      const Chunk& chunk,
-      int64_t i,
-      const C* states,
-      const C* before,
-      const C* later,
-      C* delta) const {
+  // of its pre-activations. `later` is delta of the step after it.
+  void step(const Chunk& chunk, int64_t i, const C* later, C* delta) const {
     int64_t at = chunk.begin(i) * ldh;
     int64_t count = chunk.count(i);
-    const C* known = (layout.needs_preactivations(g) ? layout.a : states) + at;
+    const C* before = work.states_before(chunk, i);
+    const C* known = at +
+        (layout.needs_preactivations(g) ? layout.a : work.own_states(chunk));
     C* now = delta + at;
     bool passes = later && !layout.running.truncates(i + 1);
     if (layout.is_plain()) {
@@ -103,8 +99,13 @@ struct CotangentSteps {
     }
   }
 
+  // The same where nothing but episodes' starts wants it.
+  void collect(int64_t i, int64_t count, const C* delta) const {
+    collect(i, count, delta, nullptr);
+  }
+
   // The cotangents of the first states, from delta of the first step.
-  void write_dhidden(int64_t count, const C* delta) const {
+  void write_first(int64_t count, const C* delta) const {
     Element<T>* out = static_cast<Element<T>*>(args.dhidden);
     if (layout.is_plain()) {
       back.step(0, count, count, delta, Sums<C>{}, [&](const Tile<C>& tile) {
@@ -117,7 +118,7 @@ struct CotangentSteps {
       });
       return;
     }
-    C* rows = layout.states;
+    C* rows = layout.states[0];
     for (int64_t r = 0; r < count; ++r) {
       clear(rows + r * ldh + columns.first, columns.last - columns.first);
     }
@@ -137,7 +138,7 @@ struct CotangentSteps {
   INLINE_MEMBER Vec<C> passed(int64_t r, int64_t j) const {
     int64_t at = r * ldh + j;
     Vec<C> w = layout.terms.seen(r, j, load_as<Vec<C>>(layout.back + at));
-    return layout.terms.blends() ? w + load_as<Vec<C>>(layout.held + at) : w;
+    return layout.terms.blends() ? w + load_as<Vec<C>>(layout.held[0] + at) : w;
   }
 
   // The cotangents of states in `delta` become those of their pre-activations;
@@ -183,7 +184,7 @@ struct CotangentSteps {
           Vec<C> d = load_as<Vec<C>>(delta + at);
           Vec<C> h = load_as<Vec<C>>(known + at);
           if (layout.needs_preactivations(g)) {
-            h = mlx_recurrent::elman::activate<f, VectorOps<C>>(h);
+            h = mlx_recurrent::elman::activate<f, VectorOps<T>>(h);
           }
           if (args.dleak) {
             add_dleak(r, j, before, d, h);
@@ -203,7 +204,7 @@ struct CotangentSteps {
   // beside it goes to layout.held.
   INLINE_MEMBER Vec<C> split(int64_t r, int64_t j, Vec<C> lambda) const {
     Vec<C> k = layout.terms.rate(r, j);
-    store_as(layout.held + r * ldh + j, Terms<T>::gate(C(1) - k, lambda));
+    store_as(layout.held[0] + r * ldh + j, Terms<T>::gate(C(1) - k, lambda));
     return Terms<T>::gate(k, lambda);
   }
 
@@ -215,9 +216,9 @@ struct CotangentSteps {
       Vec<C> lambda,
       Vec<C> h) const {
     const Terms<T>& terms = layout.terms;
-    const C* q = terms.starts_row(r) ? terms.hidden0 : before + r * ldh;
+    const C* q = terms.starts_row(r) ? terms.started_at[0] : before + r * ldh;
     Vec<C> d = lambda * (h - load_as<Vec<C>>(q + j));
-    if (terms.draws_units) {
+    if (terms.draws_units[0]) {
       d = terms.unless_kept(r, j, d, Vec<C>{});
     }
     C* sum = layout.sums[1] + j;
@@ -226,7 +227,7 @@ struct CotangentSteps {
 
   // f'(a) where f(a) = h.
   static INLINE_MEMBER Vec<C> slope_at(Vec<C> h) {
-    return mlx_recurrent::elman::slope<f, VectorOps<C>>(h, splat<C>(C(1)));
+    return mlx_recurrent::elman::slope<f, VectorOps<T>>(h, splat<C>(C(1)));
   }
 
   INLINE_MEMBER void scale_tile(const Tile<C>& tile, const C* known) const {

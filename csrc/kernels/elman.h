@@ -7,7 +7,20 @@
 
 #include "kernels.h"
 
-namespace mlx_recurrent::elman {
+namespace mlx_recurrent {
+
+// One pre-activation, which the state takes the place of.
+template <kernels::Activation f>
+struct Elman {
+  static constexpr kernels::Activation activation = f;
+  static constexpr int state_only = 0;
+  static constexpr int shared = 1;
+  static constexpr int input_only = 0;
+  static constexpr int states = 1;
+  static constexpr int saved = 1; // the pre-activation
+};
+
+namespace elman {
 
 template <kernels::Activation f, class Ops, class Value>
 __attribute__((always_inline)) inline Value activate(Value a) {
@@ -40,4 +53,6 @@ __attribute__((always_inline)) inline Value slope(Value h, Value one) {
   }
 }
 
-} // namespace mlx_recurrent::elman
+} // namespace elman
+
+} // namespace mlx_recurrent

@@ -57,24 +57,40 @@ static void flushed(
   run(args, p, member, scratch);
 }
 
+// Calls use(cell) with one of the type of the layer's cell.
+template <class Use>
+INLINE void with_cell(const RecurrenceArgs& layer, Use use) {
+  switch (layer.kind) {
+    case CellKind::gru:
+      return use(mlx_recurrent::Gru{});
+    case CellKind::lstm:
+      return use(mlx_recurrent::Lstm{});
+    case CellKind::elman:
+      break;
+  }
+  switch (layer.activation) {
+    case Activation::tanh:
+      return use(mlx_recurrent::Elman<Activation::tanh>{});
+    case Activation::relu:
+      return use(mlx_recurrent::Elman<Activation::relu>{});
+    case Activation::sigmoid:
+      return use(mlx_recurrent::Elman<Activation::sigmoid>{});
+    case Activation::identity:
+      return use(mlx_recurrent::Elman<Activation::identity>{});
+    case Activation::traced:
+      return use(mlx_recurrent::Elman<Activation::traced>{});
+  }
+}
+
 template <class T>
 static void run_forward_any(
     const ForwardArgs& args,
     const Partition& p,
     const Member& member,
     char* scratch) {
-  switch (args.layer.activation) {
-    case Activation::tanh:
-      return run_forward<T, Activation::tanh>(args, p, member, scratch);
-    case Activation::relu:
-      return run_forward<T, Activation::relu>(args, p, member, scratch);
-    case Activation::sigmoid:
-      return run_forward<T, Activation::sigmoid>(args, p, member, scratch);
-    case Activation::identity:
-      return run_forward<T, Activation::identity>(args, p, member, scratch);
-    case Activation::traced:
-      return run_forward<T, Activation::traced>(args, p, member, scratch);
-  }
+  with_cell(args.layer, [&](auto cell) {
+    run_forward<T, decltype(cell)>(args, p, member, scratch);
+  });
 }
 
 template <class T>
@@ -83,18 +99,9 @@ static void run_backward_any(
     const Partition& p,
     const Member& member,
     char* scratch) {
-  switch (args.layer.activation) {
-    case Activation::tanh:
-      return run_backward<T, Activation::tanh>(args, p, member, scratch);
-    case Activation::relu:
-      return run_backward<T, Activation::relu>(args, p, member, scratch);
-    case Activation::sigmoid:
-      return run_backward<T, Activation::sigmoid>(args, p, member, scratch);
-    case Activation::identity:
-      return run_backward<T, Activation::identity>(args, p, member, scratch);
-    case Activation::traced:
-      return run_backward<T, Activation::traced>(args, p, member, scratch);
-  }
+  with_cell(args.layer, [&](auto cell) {
+    run_backward<T, decltype(cell)>(args, p, member, scratch);
+  });
 }
 
 template <class T>

@@ -212,10 +212,10 @@ struct Draws {
 // m are the factors of dropout; k is `leak`, or 0 where zoneout keeps a unit. A
 // term whose factor is 0 is absent.
 //
-// So an Elman cell. Others have several pre-activations of each unit, slabs of H
-// rows of the weights, in the order of gru.h and lstm.h, a bias `bhn` of what
-// Whh alone gives, and a second state, `cell` at first; zoneout is then all that
-// a state may keep.
+// So an Elman cell. Others have several pre-activations of each unit, slabs of
+// H rows of the weights, in the order of gru.h and lstm.h, a bias `bhn` of what
+// Whh alone gives, and a second state, `cell` at first; zoneout is then all
+// that a state may keep.
 struct RecurrenceArgs {
   int64_t N, L, D, H;
   CellKind kind;
@@ -230,7 +230,7 @@ struct RecurrenceArgs {
   Sequence cell;
   Vector hidden0; // (H,); null data: zero
   Vector cell0;
-  Vector leak;     // (H,); null data: 1
+  Vector leak; // (H,); null data: 1
   Course course;
   Draws draws;
   // 0: every state is kept, at its place in time. k >= 1: those after steps k,
@@ -249,13 +249,13 @@ struct ForwardArgs {
   RecurrenceArgs layer;
   void* states; // (N, kept states, H); null: not wanted
   void* state;  // (N, H): after the last step; null: not wanted
-  // The same of a cell's second state.
-  void* cells = nullptr;
-  void* last_cell = nullptr;
   // (N, L, what a cell saves * H), of the type that is computed with: what the
   // derivative starts from beside the states; of an Elman cell the
   // pre-activations. Null: not wanted. Only where all states are kept.
   void* saved = nullptr;
+  // As `states` and `state`, of a cell's second state.
+  void* cells = nullptr;
+  void* last_cell = nullptr;
   // The scratch memory holds the weights already: as a run of the same layer
   // left it, with N rows on as many threads, and at least as many steps.
   bool prepared = false;

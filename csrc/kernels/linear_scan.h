@@ -106,7 +106,7 @@ struct LinearScanSteps {
         outer(g.transposed ? g.gamma : g.beta),
         product(layout.V, g.N, g.H, shares),
         columns(columns_of<C>(product.panels, g.H)),
-        ldh(product.ldh),
+        ldh(product.ld),
         rows{0, 0} {
   }
 

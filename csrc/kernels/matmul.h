@@ -163,17 +163,9 @@ static void run_outer_sum(
     for (int64_t j0 = 0; j0 < g.K; j0 += kPanel<C>) {
       int64_t width = minimum(kPanel<C>, g.K - j0);
       int64_t r = r0;
+      OuterPart<C> part{layout.a, layout.sums + j0, own.first, own.last};
       accumulate_outer<C>(
-          count,
-          layout.a,
-          ldm,
-          layout.panel,
-          width,
-          own.first,
-          own.last,
-          layout.sums + j0,
-          ldk,
-          [&](C* to) {
+          count, &part, 1, ldm, layout.panel, width, ldk, [&](C* to) {
             stage_panel_row<T>(
                 to,
                 row_of<T>(g.b, r / g.L, r % g.L) + j0 * g.b.feature_stride,

@@ -63,22 +63,24 @@ Partition together(
 Partition one_recurrence(
     int64_t N,
     int64_t H,
+    int slabs,
     double flops,
     int compute_bytes,
     const Machine& machine) {
-  double step_flops = 2.0 * N * H * H;
+  double row_flops = 2.0 * slabs * H * H;
+  double step_flops = N * row_flops;
   if (!worth_sharing(flops, machine)) {
     return kAlone;
   }
   double rate = kFlopsPerSecond * 4 / compute_bytes;
-  double weights = static_cast<double>(compute_bytes) * H * H;
+  double weights = static_cast<double>(compute_bytes) * slabs * H * H;
   double alone =
       larger(step_flops / rate, weights / bandwidth(weights, machine));
   int threads = machine.threads;
   int slices = smaller(N, threads);
   int64_t rows = (N + slices - 1) / slices;
   double by_batch =
-      larger(2.0 * rows * H * H / rate, weights / bandwidth(weights, machine));
+      larger(rows * row_flops / rate, weights / bandwidth(weights, machine));
   // A thread with less than a panel of columns would only wait.
   threads = smaller(threads, H / 64);
   if (threads < 2) {
@@ -119,9 +121,13 @@ Partition partition_recurrence(
     int64_t H,
     int compute_bytes,
     const Machine& machine,
-    int64_t sets) {
-  double flops = L * (2.0 * N * H * H + 2.0 * N * H * D);
-  Partition one = one_recurrence(N, H, flops, compute_bytes, machine);
+    int64_t sets,
+    int state_slabs,
+    int input_slabs) {
+  double flops =
+      L * (2.0 * state_slabs * N * H * H + 2.0 * input_slabs * N * H * D);
+  Partition one =
+      one_recurrence(N, H, state_slabs, flops, compute_bytes, machine);
   return one.split == Split::batch ? one : together(one, sets, flops, machine);
 }
 

@@ -20,7 +20,8 @@ Machine this_machine(int threads);
 
 // A recurrence over N rows and L steps with H hidden and D input features (0
 // where the input is projected already), of elements computed in
-// `compute_bytes`.
+// `compute_bytes`. A hidden feature has so many pre-activations that Whh adds
+// to, and that Wxh does.
 Partition partition_recurrence(
     int64_t N,
     int64_t L,
@@ -28,7 +29,9 @@ Partition partition_recurrence(
     int64_t H,
     int compute_bytes,
     const Machine& machine,
-    int64_t sets = 1);
+    int64_t sets = 1,
+    int state_slabs = 1,
+    int input_slabs = 1);
 
 // A product of `rows` rows of K with a matrix (M, K).
 Partition partition_matmul(

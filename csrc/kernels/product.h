@@ -64,11 +64,20 @@ struct Panels {
   }
 };
 
+// Where panels of a part of a matrix stand in those of the whole: the part's
+// panel p is number p * every + index, its rows begin at row `from` of `depth`,
+// and `padding` rows of zeros follow.
+struct PanelPlace {
+  int64_t every, index;
+  int64_t depth, from, padding;
+};
+
 // Packs panels [first, last) of B (K, M), B(k, j) = data[k * k_stride + j *
 // j_stride], as storage type S.
 template <class T, class S>
 static void pack_as(
     Element<S>* panels,
+    const PanelPlace& place,
     const Element<T>* data,
     int64_t k_stride,
     int64_t j_stride,
@@ -80,7 +89,11 @@ static void pack_as(
   constexpr int width = kPanel<C>;
   constexpr int lanes = Simd<C>::lanes;
   for (int64_t p = first; p < last; ++p) {
-    Element<S>* panel = panels + p * K * width;
+    Element<S>* panel = panels +
+        ((p * place.every + place.index) * place.depth + place.from) * width;
+    for (int64_t i = K * width; i < (K + place.padding) * width; i += lanes) {
+      S::store(panel + i, Vec<C>{});
+    }
     int64_t j0 = p * width;
     int64_t columns = minimum(width, M - j0);
     const Element<T>* source = data + j0 * j_stride;
@@ -131,6 +144,7 @@ static void pack_as(
 template <class T>
 INLINE void pack(
     const Panels<T>& to,
+    const PanelPlace& place,
     const void* data,
     int64_t k_stride,
     int64_t j_stride,
@@ -143,6 +157,7 @@ INLINE void pack(
   if (to.stored) {
     pack_as<T, T>(
         reinterpret_cast<Element<T>*>(to.data),
+        place,
         from,
         k_stride,
         j_stride,
@@ -153,6 +168,7 @@ INLINE void pack(
   } else {
     pack_as<T, S>(
         reinterpret_cast<Element<S>*>(to.data),
+        place,
         from,
         k_stride,
         j_stride,
@@ -161,6 +177,29 @@ INLINE void pack(
         first,
         last);
   }
+}
+
+// A whole matrix.
+template <class T>
+INLINE void pack(
+    const Panels<T>& to,
+    const void* data,
+    int64_t k_stride,
+    int64_t j_stride,
+    int64_t K,
+    int64_t M,
+    int64_t first,
+    int64_t last) {
+  pack<T>(
+      to,
+      PanelPlace{1, 0, K, 0, 0},
+      data,
+      k_stride,
+      j_stride,
+      K,
+      M,
+      first,
+      last);
 }
 
 // Where the sums of a product begin and end, in rows `stride` apart: result =
@@ -350,7 +389,12 @@ constexpr int64_t kTerms = 256;
 // that the next tile overwrites. With `backward` from the last panel to the
 // first: where the panels exceed a cache, products that go over them in turn
 // forward and backward find some of them there.
-template <class T, class Consume>
+//
+// With several `slabs` the matrix is as many of M columns, packed panel by
+// panel in turn; the results of each are `slab_stride` behind those of the one
+// before, and a tile, that of the first, is consumed when all its slabs are
+// there. `first` and `last` count the panels of one slab.
+template <class T, int slabs = 1, class Consume>
 INLINE void multiply(
     int64_t rows,
     int64_t K,
@@ -363,7 +407,8 @@ INLINE void multiply(
     int chains,
     const Sums<Compute<T>>& sums,
     bool backward,
-    Consume consume) {
+    Consume consume,
+    int64_t slab_stride = 0) {
   typedef Compute<T> C;
   alignas(64) C buffer[kRows * kPanel<C>];
   if (rows == 0) {
@@ -389,29 +434,35 @@ INLINE void multiply(
                     : low;
       chosen_for = vectors;
     }
-    const char* panel = panels.data + panels.bytes(K, column);
     int64_t row_bytes = panels.bytes(1, 1);
-    int64_t row = 0;
-    for (int64_t b = 0; b < blocks; ++b) {
-      int count = height + (b < taller);
-      Sums<C> to = sums.at(row, column);
-      if (!sums.result) {
-        to.result = buffer;
-        to.stride = kPanel<C>;
+    for (int slab = 0; slab < slabs; ++slab) {
+      const char* panel =
+          panels.data + panels.bytes(K, (p * slabs + slab) * kPanel<C>);
+      int64_t row = 0;
+      for (int64_t b = 0; b < blocks; ++b) {
+        int count = height + (b < taller);
+        Sums<C> to = sums.at(row, column + slab * slab_stride);
+        if (!sums.result) {
+          to.result = buffer;
+          to.stride = kPanel<C>;
+        }
+        MicroKernel<C> kernel = b < taller ? high : low;
+        Sums<C> from = to;
+        for (int64_t part = 0; part < parts; ++part) {
+          // Whole rounds of the chains in all parts but the last.
+          int64_t k = K * part / parts & ~int64_t{3};
+          int64_t end =
+              part + 1 == parts ? K : K * (part + 1) / parts & ~int64_t{3};
+          kernel(end - k, a + row * lda + k, lda, panel + k * row_bytes, from);
+          from.start = from.result;
+          from.start_stride = from.stride;
+        }
+        if (slab == slabs - 1) {
+          C* values = to.result - slab * slab_stride;
+          consume(Tile<C>{values, to.stride, row, count, column, columns});
+        }
+        row += count;
       }
-      MicroKernel<C> kernel = b < taller ? high : low;
-      Sums<C> from = to;
-      for (int64_t part = 0; part < parts; ++part) {
-        // Whole rounds of the chains in all parts but the last.
-        int64_t k = K * part / parts & ~int64_t{3};
-        int64_t end =
-            part + 1 == parts ? K : K * (part + 1) / parts & ~int64_t{3};
-        kernel(end - k, a + row * lda + k, lda, panel + k * row_bytes, from);
-        from.start = from.result;
-        from.start_stride = from.stride;
-      }
-      consume(Tile<C>{to.result, to.stride, row, count, column, columns});
-      row += count;
     }
   }
 }
@@ -419,18 +470,24 @@ INLINE void multiply(
 // Terms of a sum of outer products whose panel stays in the level-1 cache.
 constexpr int64_t kOuterTerms = 64;
 
-// sums += a^T b for a (K, M) and one panel of `columns` columns of b, K rows:
-// rows [first, last) of the result. stage(to) copies the next row of the panel.
+// Rows [first, last) of sums += a^T b.
+template <class C>
+struct OuterPart {
+  const C* a;
+  C* sums;
+  int64_t first, last;
+};
+
+// Some such sums of one b, of which a panel of `columns` columns is taken; all
+// have K rows. stage(to) copies the next row of the panel.
 template <class C, class Stage>
 INLINE void accumulate_outer(
     int64_t K,
-    const C* a,
+    const OuterPart<C>* parts,
+    int count_of_parts,
     int64_t lda,
     C* panel,
     int64_t columns,
-    int64_t first,
-    int64_t last,
-    C* sums,
     int64_t ld,
     Stage stage) {
   int vectors = static_cast<int>(ceil_div(columns, Simd<C>::lanes));
@@ -439,11 +496,18 @@ INLINE void accumulate_outer(
     for (int64_t k = k0; k < k1; ++k) {
       stage(panel + (k - k0) * kPanel<C>);
     }
-    for (int64_t row = first; row < last; row += kRows) {
-      int count = static_cast<int>(minimum(kRows, last - row));
-      C* to = sums + row * ld;
-      micro_kernel_for<AsComputed<C>, 1, false, kRows>(count, vectors)(
-          k1 - k0, a + k0 * lda + row, lda, panel, Sums<C>{to, ld, to, ld});
+    for (const OuterPart<C>* part = parts; part < parts + count_of_parts;
+         ++part) {
+      for (int64_t row = part->first; row < part->last; row += kRows) {
+        int count = static_cast<int>(minimum(kRows, part->last - row));
+        C* to = part->sums + row * ld;
+        micro_kernel_for<AsComputed<C>, 1, false, kRows>(count, vectors)(
+            k1 - k0,
+            part->a + k0 * lda + row,
+            lda,
+            panel,
+            Sums<C>{to, ld, to, ld});
+      }
     }
   }
 }

@@ -7,13 +7,15 @@
 
 namespace {
 
-template <class T>
+template <class T, int slabs = 1>
 struct RecurrentProduct {
   typedef Compute<T> C;
-  const Panels<T>& matrix; // (H, H)
+  const Panels<T>& matrix; // (depth, slabs * H)
   int64_t H;
-  int64_t ldh;
-  Range panels; // of H, this member's
+  int64_t depth;       // terms of a product
+  int64_t ld;          // of what it is taken of
+  int64_t slab_stride; // of its results
+  Range panels;        // of H, this member's
   int chains;
 
   RecurrentProduct(
@@ -21,9 +23,22 @@ struct RecurrentProduct {
       int64_t N,
       int64_t H,
       const Shares& shares)
+      : RecurrentProduct(matrix, N, H, shares, H, leading_dimension<C>(H), 0) {
+  }
+
+  RecurrentProduct(
+      const Panels<T>& matrix,
+      int64_t N,
+      int64_t H,
+      const Shares& shares,
+      int64_t depth,
+      int64_t ld,
+      int64_t slab_stride)
       : matrix(matrix),
         H(H),
-        ldh(leading_dimension<C>(H)),
+        depth(depth),
+        ld(ld),
+        slab_stride(slab_stride),
         panels(shares.panels(panel_count<C>(H))),
         chains(chains_for(N)) {
   }
@@ -39,11 +54,11 @@ struct RecurrentProduct {
       const C* from,
       const Sums<C>& sums,
       Finish finish) const {
-    multiply<T>(
+    multiply<T, slabs>(
         coming,
-        H,
+        depth,
         from,
-        ldh,
+        ld,
         matrix,
         H,
         panels.first,
@@ -51,7 +66,8 @@ struct RecurrentProduct {
         chains,
         sums,
         i % 2 == 1,
-        finish);
+        finish,
+        slab_stride);
     if (coming < count) {
       Range columns = columns_of<C>(panels, H);
       finish(

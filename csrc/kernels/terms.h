@@ -6,6 +6,7 @@
 
 #include "random.h"
 #include "running.h"
+#include "slabs.h"
 
 namespace {
 
@@ -17,36 +18,37 @@ struct Terms {
   const Running& running;
   Range columns; // of H, this member's
   int64_t ldh, ldd;
-  Range rows{0, 0};     // positions; set by begin
-  C* hidden0;           // (ldh), zeros where there is none
-  C* leak;              // (ldh)
-  C* factors;           // (rows, ldh), of recurrent dropout
-  C* input_factors;     // (rows, ldd)
-  C* saved;             // (rows, ldh): what was there before an absent product
-  uint32_t* words;      // (rows, ldw), of the step at hand, where zoneout draws
-  uint32_t* drawn_rows; // (rows): as what they draw
+  Slabs<C> slabs;
+  Range rows{0, 0};           // positions; set by begin
+  C* started_at[kMostStates]; // (ldh) each: hidden0, zeros where there is none
+  C* leak;                    // (ldh)
+  C* factors;                 // (rows, ldh), of recurrent dropout
+  C* input_factors;           // (rows, ldd)
+  C* saved; // a row of slabs each: what was there before an absent product
+  uint32_t* words[kMostStates]; // (rows, ldw) each, of the step at hand, where
+                                // zoneout draws
+  uint32_t* drawn_rows;         // (rows): as what they draw
   Generator generator;
   bool* started; // (rows): whether an episode starts with the step at hand
   int64_t ldw;
-  uint32_t bound; // words below it keep a unit
+  uint32_t bounds[kMostStates]; // words below it keep a unit
   // Which of the terms there are.
-  bool episodes, leaks, draws_units, drops_states, drops_features;
+  bool episodes, leaks, drops_states, drops_features;
+  bool draws_units[kMostStates]; // of each state
 
   Terms(
       Arena& arena,
       const RecurrenceArgs& g,
       const Running& running,
       const Shares& shares)
-      : g(g), running(running) {
+      : g(g), running(running), slabs(g) {
     columns = columns_of<C>(shares.panels(panel_count<C>(g.H)), g.H);
     ldh = leading_dimension<C>(g.H);
     ldd = leading_dimension<C>(g.D);
     episodes = g.course.reset.data;
     leaks = g.leak.data;
-    draws_units = draws(Drawn::zoneout);
     drops_states = draws(Drawn::recurrent_dropout);
     drops_features = draws(Drawn::input_dropout) && !g.projected;
-    bound = draws_units ? bound_of(probability_of(g.draws, Drawn::zoneout)) : 0;
     int64_t most = shares.most_rows();
     int64_t widest = drops_features && g.D > g.H ? g.D : g.H;
     ldw = ceil_div(widest, kDrawnUnits) * kDrawnUnits;
@@ -54,22 +56,32 @@ struct Terms {
       C* all = arena.take<C>(shares.partition.threads * count);
       return all + shares.member.index * count;
     };
-    hidden0 = take(episodes ? ldh : 0);
     leak = take(leaks ? ldh : 0);
     factors = take(drops_states ? most * ldh : 0);
     input_factors = take(drops_features ? most * ldd : 0);
-    saved = take(episodes ? most * ldh : 0);
-    words = reinterpret_cast<uint32_t*>(take(
-        draws_units       ? most * ldw
-            : g.draws.key ? ldw
-                          : 0));
+    saved = take(episodes ? most * slabs.ld : 0);
+    for (int s = 0; s < kMostStates; ++s) {
+      bool there = s < slabs.shape.states;
+      Drawn zoneout = s == 0 ? Drawn::zoneout : Drawn::zoneout_cell;
+      draws_units[s] = there && draws(zoneout);
+      bounds[s] =
+          draws_units[s] ? bound_of(probability_of(g.draws, zoneout)) : 0;
+      started_at[s] = take(there && episodes ? ldh : 0);
+      words[s] = reinterpret_cast<uint32_t*>(take(
+          draws_units[s]              ? most * ldw
+              : s == 0 && g.draws.key ? ldw
+                                      : 0));
+    }
     drawn_rows = reinterpret_cast<uint32_t*>(take(g.draws.key ? most : 0));
     started = reinterpret_cast<bool*>(take(episodes ? most : 0));
   }
 
   // Whether a state is more than f(a).
   INLINE_MEMBER bool blends() const {
-    return leaks || draws_units;
+    return leaks || zones();
+  }
+  INLINE_MEMBER bool zones() const {
+    return draws_units[0] || draws_units[1];
   }
   // Whether the product with Whh takes something other than the last state.
   INLINE_MEMBER bool carries() const {
@@ -79,7 +91,10 @@ struct Terms {
   // Once, before any step.
   void prepare() const {
     if (episodes) {
-      stage_vector(hidden0, g.hidden0);
+      stage_vector(started_at[0], g.hidden0);
+      if (slabs.shape.states > 1) {
+        stage_vector(started_at[1], g.cell0);
+      }
     }
     if (leaks) {
       stage_vector(leak, g.leak);
@@ -111,14 +126,16 @@ struct Terms {
     for (int64_t r = 0; episodes && r < count; ++r) {
       started[r] = running.starts(rows.first + r, i);
     }
-    for (int64_t r = 0; draws_units && r < count; ++r) {
-      int64_t position = rows.first + r;
-      draw(
-          Drawn::zoneout,
-          position,
-          running.place(position, i),
-          columns,
-          words + r * ldw);
+    for (int s = 0; s < kMostStates; ++s) {
+      for (int64_t r = 0; draws_units[s] && r < count; ++r) {
+        int64_t position = rows.first + r;
+        draw(
+            s == 0 ? Drawn::zoneout : Drawn::zoneout_cell,
+            position,
+            running.place(position, i),
+            columns,
+            words[s] + r * ldw);
+      }
     }
   }
 
@@ -131,22 +148,23 @@ struct Terms {
       int64_t r,
       int64_t column,
       Vec<C> v,
-      Vec<C> kept) const {
-    typename Simd<C>::bits drawn = words_at(words + r * ldw + column);
-    return drawn < bound ? kept : v;
+      Vec<C> kept,
+      int state = 0) const {
+    typename Simd<C>::bits drawn = words_at(words[state] + r * ldw + column);
+    return drawn < bounds[state] ? kept : v;
   }
 
   // k of row r at the step at hand, where a state is more than f(a).
   INLINE_MEMBER Vec<C> rate(int64_t r, int64_t column) const {
     Vec<C> k = leaks ? load_as<Vec<C>>(leak + column) : splat<C>(C(1));
-    return draws_units ? unless_kept(r, column, k, Vec<C>{}) : k;
+    return draws_units[0] ? unless_kept(r, column, k, Vec<C>{}) : k;
   }
 
   // What step at hand makes of q, the state before, and of f(a).
   INLINE_MEMBER Vec<C> state_of(int64_t r, int64_t column, Vec<C> q, Vec<C> f)
       const {
     Vec<C> h = leaks ? blend(q, f, load_as<Vec<C>>(leak + column)) : f;
-    return draws_units ? unless_kept(r, column, h, q) : h;
+    return draws_units[0] ? unless_kept(r, column, h, q) : h;
   }
 
   // (1 - k) q + k f.
@@ -175,7 +193,7 @@ struct Terms {
   // What row r gives to the product of step i, from the state before it.
   INLINE_MEMBER void carry(int64_t i, int64_t r, const C* state, C* to) const {
     const C* from =
-        episodes && running.starts(rows.first + r, i) ? hidden0 : state;
+        episodes && running.starts(rows.first + r, i) ? started_at[0] : state;
     for (int64_t j = columns.first; j < columns.last; j += lanes) {
       store_as(to + j, seen(r, j, load_as<Vec<C>>(from + j)));
     }
@@ -224,12 +242,12 @@ struct Terms {
   }
 
   void draw_factors(Drawn what, int64_t position, Range units, C* to) const {
-    draw(what, position, 0, units, words);
+    draw(what, position, 0, units, words[0]);
     double probability = probability_of(g.draws, what);
     uint32_t below = bound_of(probability);
     C scale = static_cast<C>(1 / (1 - probability));
     for (int64_t j = units.first; j < units.last; ++j) {
-      to[j] = words[j] < below ? C(0) : scale;
+      to[j] = words[0][j] < below ? C(0) : scale;
     }
   }
 };

@@ -17,6 +17,8 @@ struct WeightGradients {
   Range columns = work.columns;
   Range inputs = work.inputs;
   int64_t ldh = work.ldh;
+  const Slabs<C>& slabs = layout.slabs;
+  const CellShape& shape = slabs.shape;
 
   // Adds those of a chunk, at whose first step Whh saw something or not.
   void add(int slice, const Chunk& chunk, const C* delta, bool any) const {
@@ -24,15 +26,21 @@ struct WeightGradients {
       int64_t skipped = any ? 0 : chunk.count(chunk.first);
       add_dWhh(
           chunk.rows() - skipped,
-          delta + skipped * ldh,
+          delta + skipped * slabs.ld,
           work.seen_rows() + skipped * ldh,
           layout.dWhh.of(slice));
     }
     if (args.dWxh) {
       add_dWxh(chunk, delta, layout.dWxh.of(slice));
     }
-    if (args.dbias) {
-      add_dbias(chunk.rows(), delta, layout.dbias.of(slice));
+    for (int k = 0; args.dbias && k < shape.input_slabs(); ++k) {
+      add_rows(
+          chunk.rows(),
+          delta + slabs.input_column() + k * slabs.width,
+          layout.dbias.of(slice) + k * layout.dbias.ld);
+    }
+    if (args.dbhn) {
+      add_rows(chunk.rows(), delta, layout.dbhn.of(slice));
     }
     move_chunk_sums(slice);
   }
@@ -41,11 +49,9 @@ struct WeightGradients {
   void clear(int slice) const {
     layout.dWhh.clear_columns(slice, work.panels);
     layout.dWxh.clear_columns(slice, inputs);
-    const SliceSums<T>* rows[] = {
-        &layout.dbias, &layout.dhidden0, &layout.dleak};
-    for (const auto* sum : rows) {
-      sum->clear_columns(slice, work.panels);
-    }
+    each_vector([&](const SliceSums<T>& sum) {
+      sum.clear_columns(slice, work.panels);
+    });
     clear_chunk_sums();
   }
 
@@ -57,6 +63,9 @@ struct WeightGradients {
     if (args.dhidden0) {
       add_columns(layout.sums[0], layout.dhidden0.of(slice));
     }
+    if (args.dcell0) {
+      add_columns(layout.sums[1], layout.dcell0.of(slice));
+    }
     if (args.dleak) {
       add_columns(layout.sums[1], layout.dleak.of(slice));
     }
@@ -65,29 +74,40 @@ struct WeightGradients {
 
   // Adds up what the slices have.
   void write() const {
-    layout.dWhh.write(work.shares.once(g.H));
-    layout.dWxh.write(work.shares.once(g.H));
-    const SliceSums<T>* rows[] = {
-        &layout.dbias, &layout.dhidden0, &layout.dleak};
-    for (const auto* sum : rows) {
-      sum->write(work.shares.once(1));
-    }
+    layout.dWhh.write(work.shares.once(layout.dWhh.M));
+    layout.dWxh.write(work.shares.once(layout.dWxh.M));
+    each_vector(
+        [&](const SliceSums<T>& sum) { sum.write(work.shares.once(sum.M)); });
   }
 
  private:
+  // Calls use(sum) for those that are no matrices.
+  template <class Use>
+  void each_vector(Use use) const {
+    use(layout.dbias);
+    use(layout.dbhn);
+    use(layout.dhidden0);
+    use(layout.dcell0);
+    use(layout.dleak);
+  }
+
   void add_dWhh(int64_t K, const C* delta, const C* seen, C* sums) const {
     for (int64_t p = work.panels.first; p < work.panels.last; ++p) {
       int64_t j0 = p * kPanel<C>;
       const C* from = seen + j0;
+      OuterPart<C> parts[kMostSlabs];
+      for (int k = 0; k < shape.state_slabs(); ++k) {
+        int64_t row = shape.state_block(k) * g.H;
+        parts[k] = {
+            delta + k * slabs.width, sums + row * layout.dWhh.ld + j0, 0, g.H};
+      }
       accumulate_outer<C>(
           K,
-          delta,
-          ldh,
+          parts,
+          shape.state_slabs(),
+          slabs.ld,
           layout.panel,
           minimum(kPanel<C>, g.H - j0),
-          0,
-          g.H,
-          sums + j0,
           layout.dWhh.ld,
           [&](C* to) {
             for (int64_t j = 0; j < kPanel<C>; j += lanes) {
@@ -104,15 +124,21 @@ struct WeightGradients {
       int64_t j0 = p * kPanel<C>;
       int64_t width = minimum(kPanel<C>, g.D - j0);
       const RowAt* at = layout.row_at;
+      OuterPart<C> parts[kMostSlabs];
+      for (int k = 0; k < shape.input_slabs(); ++k) {
+        parts[k] = {
+            delta + slabs.input_column() + k * slabs.width,
+            sums + k * g.H * layout.dWxh.ld + j0,
+            0,
+            g.H};
+      }
       accumulate_outer<C>(
           chunk.rows(),
-          delta,
-          ldh,
+          parts,
+          shape.input_slabs(),
+          slabs.ld,
           layout.panel,
           width,
-          0,
-          g.H,
-          sums + j0,
           layout.dWxh.ld,
           [&](C* to) {
             stage_panel_row<T>(
@@ -127,13 +153,13 @@ struct WeightGradients {
     }
   }
 
-  void add_dbias(int64_t K, const C* delta, C* sums) const {
+  void add_rows(int64_t K, const C* delta, C* sums) const {
     for (int64_t j = columns.first; j < columns.last; j += lanes) {
       // In blocks, like the other sums: a running sum over all steps would
       // lose what each adds.
       Vec<C> total = {};
       for (int64_t k = 0; k < K; ++k) {
-        total += load_as<Vec<C>>(delta + k * ldh + j);
+        total += load_as<Vec<C>>(delta + k * slabs.ld + j);
       }
       store_as(sums + j, load_as<Vec<C>>(sums + j) + total);
     }

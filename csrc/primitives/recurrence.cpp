@@ -28,14 +28,22 @@ Arrays recurrence(
     Returned returned,
     const mx::Stream& stream) {
   form.inputs = in.slots();
+  kernels::CellShape cell = form.shape();
+  bool two = cell.states > 1;
   form.outputs.add(Slot::states);
+  if (two) {
+    form.outputs.add(Slot::cells);
+  }
   if (returned != Returned::states) {
     form.outputs.add(Slot::state);
+    if (two) {
+      form.outputs.add(Slot::last_cell);
+    }
   }
   // What the derivative needs where it does not follow from the states.
-  bool blends = form.function || form.inputs.has(Slot::leak);
-  if (blends && returned != Returned::state && form.keeps_all_states()) {
-    form.outputs.add(Slot::preactivations);
+  bool needs = cell.slabs() > 1 || form.function || form.inputs.has(Slot::leak);
+  if (needs && returned != Returned::state && form.keeps_all_states()) {
+    form.outputs.add(Slot::saved);
   }
   if (returned != Returned::state) {
     form.checkpoint_every = all_states; // all that are returned are there
@@ -49,12 +57,21 @@ Arrays recurrence(
   expect_operands(inputs, stream);
   Arrays outputs = outputs_of(form, std::move(inputs), stream);
   Arrays asked;
-  asked.reserve(2);
+  asked.reserve(3);
+  auto give = [&](Slot slot) {
+    asked.push_back(form.outputs.in(outputs, slot));
+  };
   if (returned != Returned::state) {
-    asked.push_back(form.outputs.in(outputs, Slot::states));
+    give(Slot::states);
+  }
+  if (returned == Returned::states && two) {
+    give(Slot::cells);
   }
   if (returned != Returned::states) {
-    asked.push_back(form.outputs.in(outputs, Slot::state));
+    give(Slot::state);
+    if (two) {
+      give(Slot::last_cell);
+    }
   }
   return asked;
 }
@@ -115,8 +132,9 @@ void Recurrence::eval_cpu(const Arrays& inputs, Arrays& outputs) {
   std::vector<bool> wanted;
   for (int i = 0; i < form_.outputs.size(); ++i) {
     // `outputs` refers to each, and so does every other output.
+    Slot slot = form_.outputs.at(i);
     wanted.push_back(
-        form_.outputs.at(i) != Slot::preactivations ||
+        (slot != Slot::saved && slot != Slot::cells) ||
         references(outputs[i]) > static_cast<long>(outputs.size()));
     if (wanted[i]) {
       allocate(outputs[i]);
@@ -174,6 +192,11 @@ Arrays Recurrence::vjp(
   const mx::Stream& s = stream();
   bool all = form_.keeps_all_states();
   Slotted<Slot> in(form_.inputs, primals);
+  // A derivative's own derivative recomputes states where some are kept:
+  // nothing goes through those.
+  auto kept = [&](const mx::array& out) {
+    return all ? out : mx::stop_gradient(out, s);
+  };
   for (int i = 0; i < form_.outputs.size(); ++i) {
     const mx::array& out = outputs[i];
     auto cotangent = [&]() -> std::optional<mx::array> {
@@ -184,19 +207,26 @@ Arrays Recurrence::vjp(
     };
     switch (form_.outputs.at(i)) {
       case Slot::states:
-        // A derivative's own derivative recomputes where some are kept: nothing
-        // goes through those.
-        in[Slot::states] = all ? out : mx::stop_gradient(out, s);
+        in[Slot::states] = kept(out);
         if (all) {
           in[Slot::dstates] = cotangent();
+        }
+        break;
+      case Slot::cells:
+        in[Slot::cells] = kept(out);
+        if (all) {
+          in[Slot::dcells] = cotangent();
         }
         break;
       case Slot::state:
         in[Slot::dstate] = cotangent();
         break;
-      case Slot::preactivations:
-        // What goes through them goes through the states too.
-        in[Slot::preactivations] = mx::stop_gradient(out, s);
+      case Slot::last_cell:
+        in[Slot::dlast_cell] = cotangent();
+        break;
+      case Slot::saved:
+        // What goes through it goes through the states too.
+        in[Slot::saved] = mx::stop_gradient(out, s);
         break;
       default:
         throw std::out_of_range("[mlx_recurrent] no such output");
@@ -291,7 +321,7 @@ Arrays Recurrence::jvp(
         moved.push_back(step_at(dy, End::last, first, course, s));
         break;
       }
-      case Slot::preactivations: {
+      case Slot::saved: {
         // Nobody asks for theirs.
         mx::array none = filled(y, 0, s);
         moved.push_back(mx::astype(none, compute_dtype(y.dtype()), s));

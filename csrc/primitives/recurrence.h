@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include "kernels/cell.h"
 #include "primitives/course.h"
 #include "primitives/traced.h"
 
@@ -15,22 +16,31 @@ enum class RecurrenceSlot : int {
   Whh,
   Wxh,
   bias,
+  bhn,
   hidden,
+  cell, // the second state of a cell that has two
   hidden0,
+  cell0,
   leak,
   key,
   lengths,
   reset,
   states, // those that are kept
+  cells,
   dstates,
+  dcells,
   state, // after the last step
+  last_cell,
   dstate,
-  preactivations // what the activation was given, for the derivative alone
+  dlast_cell,
+  saved // for the derivative alone
 };
 
 const SlotKind& kind_of(RecurrenceSlot slot);
 
-// What a call returns: all states, the state after the last step, or both.
+// What a call returns: all states, the state after the last step, or the
+// outputs and that state. Of a cell with two states its outputs are the first,
+// and the second stands behind the first.
 enum class Returned : int { states, state, both };
 
 // Which states remain beside what is asked for: all, or every k-th and the
@@ -40,8 +50,9 @@ constexpr int checkpoint_square_root = -1;
 
 // What a recurrence computes, beside its arrays.
 struct RecurrenceForm {
-  kernels::Activation activation;
-  std::shared_ptr<const Traced> function; // where the activation is traced
+  kernels::CellKind kind = kernels::CellKind::elman;
+  kernels::Activation activation;                   // of an Elman cell
+  std::shared_ptr<const Traced> function = nullptr; // where that is traced
   CourseForm course;
   kernels::Probabilities probabilities{}; // a key is there where one is not 0
   int checkpoint_every = all_states;      // k, or one of the above
@@ -57,6 +68,9 @@ struct RecurrenceForm {
 
   bool operator==(const RecurrenceForm&) const = default;
 
+  kernels::CellShape shape() const {
+    return kernels::shape_of(kind);
+  }
   double& probability(kernels::Drawn what) {
     return probabilities.of[static_cast<int>(what)];
   }

@@ -26,25 +26,37 @@ constexpr RecurrenceRow table[] = {
      .layer = &RecurrenceArgs::x,
      .cotangent = &BackwardArgs::dx},
     {.slot = Slot::Whh,
-     .kind = {"Whh", sets, {H, H}},
+     .kind = {"Whh", sets, {Size::state_slabs, H}},
      .layer = &RecurrenceArgs::Whh,
      .cotangent = &BackwardArgs::dWhh},
     {.slot = Slot::Wxh,
-     .kind = {"Wxh", sets, {H, D}},
+     .kind = {"Wxh", sets, {Size::input_slabs, D}},
      .layer = &RecurrenceArgs::Wxh,
      .cotangent = &BackwardArgs::dWxh},
     {.slot = Slot::bias,
-     .kind = {"bias", sets, {H}},
+     .kind = {"bias", sets, {Size::input_slabs}},
      .layer = &RecurrenceArgs::bias,
      .cotangent = &BackwardArgs::dbias},
+    {.slot = Slot::bhn,
+     .kind = {"bhn", sets, {H}},
+     .layer = &RecurrenceArgs::bhn,
+     .cotangent = &BackwardArgs::dbhn},
     {.slot = Slot::hidden,
      .kind = {"hidden", rows, {H}},
      .layer = &RecurrenceArgs::hidden,
      .cotangent = &BackwardArgs::dhidden},
+    {.slot = Slot::cell,
+     .kind = {"cell", rows, {H}},
+     .layer = &RecurrenceArgs::cell,
+     .cotangent = &BackwardArgs::dcell},
     {.slot = Slot::hidden0,
      .kind = {"hidden0", sets, {H}},
      .layer = &RecurrenceArgs::hidden0,
      .cotangent = &BackwardArgs::dhidden0},
+    {.slot = Slot::cell0,
+     .kind = {"cell0", sets, {H}},
+     .layer = &RecurrenceArgs::cell0,
+     .cotangent = &BackwardArgs::dcell0},
     {.slot = Slot::leak,
      .kind = {"leak", sets, {H}},
      .layer = &RecurrenceArgs::leak,
@@ -56,19 +68,32 @@ constexpr RecurrenceRow table[] = {
      .kind = {"states", rows, {Size::kept, H}},
      .backward = &BackwardArgs::states,
      .output = &ForwardArgs::states},
+    {.slot = Slot::cells,
+     .kind = {"cells", rows, {Size::kept, H}},
+     .backward = &BackwardArgs::cells,
+     .output = &ForwardArgs::cells},
     {.slot = Slot::dstates,
      .kind = {"dstates", rows, {L, H}},
      .backward = &BackwardArgs::dstates},
+    {.slot = Slot::dcells,
+     .kind = {"dcells", rows, {L, H}},
+     .backward = &BackwardArgs::dcells},
     {.slot = Slot::state,
      .kind = {"state", rows, {H}},
      .output = &ForwardArgs::state},
+    {.slot = Slot::last_cell,
+     .kind = {"last_cell", rows, {H}},
+     .output = &ForwardArgs::last_cell},
     {.slot = Slot::dstate,
      .kind = {"dstate", rows, {H}},
      .backward = &BackwardArgs::dstate},
-    {.slot = Slot::preactivations,
-     .kind = {"preactivations", rows, {L, H}, Holds::computed_numbers},
-     .backward = &BackwardArgs::preactivations,
-     .output = &ForwardArgs::preactivations}};
+    {.slot = Slot::dlast_cell,
+     .kind = {"dlast_cell", rows, {H}},
+     .backward = &BackwardArgs::dlast_cell},
+    {.slot = Slot::saved,
+     .kind = {"saved", rows, {L, Size::saved}, Holds::computed_numbers},
+     .backward = &BackwardArgs::saved,
+     .output = &ForwardArgs::saved}};
 static_assert(in_order(table));
 
 // How the kernels are told which states to keep of L.
@@ -100,7 +125,8 @@ RecurrenceSizes sizes_of(const RecurrenceForm& form, const Arrays& inputs) {
       size_between(x, axes, static_cast<int>(x.ndim()) - 2),
       x.shape(-2),
       x.shape(-1),
-      Whh.shape(-1)};
+      Whh.shape(-1),
+      form.shape()};
 }
 
 Shapes shapes_of(
@@ -114,13 +140,18 @@ Shapes shapes_of(
           form.checkpoint_every >= checkpoint_square_root &&
           form.course.fits(x),
       primitive);
-  Shapes shapes(x, static_cast<int>(Whh.ndim()) - 2, Whh.shape(-1));
+  int H = Whh.shape(-1);
+  Shapes shapes(x, static_cast<int>(Whh.ndim()) - 2, H);
+  kernels::CellShape cell = form.shape();
+  shapes.set(Size::input_slabs, cell.input_slabs() * H);
+  shapes.set(Size::state_slabs, cell.state_slabs() * H);
+  shapes.set(Size::saved, cell.saved * H);
   int64_t steps = x.shape(-2);
   shapes.set(
       Size::kept,
       kernels::kept_states(
           steps, checkpoint_steps(form, steps), form.latest_checkpoint));
-  bool wide = !form.projected() || x.shape(-1) == Whh.shape(-1);
+  bool wide = !form.projected() || (cell.slabs() == 1 && x.shape(-1) == H);
   expect(wide && shapes.fit(form.inputs, inputs), primitive);
   return shapes;
 }
@@ -158,6 +189,7 @@ std::vector<RecurrenceArgs> arguments(
   one.L = sizes.L;
   one.D = sizes.D;
   one.H = sizes.H;
+  one.kind = form.kind;
   one.activation = form.activation;
   one.projected = form.projected();
   one.checkpoint_every = checkpoint_steps(form, sizes.L);
@@ -206,7 +238,9 @@ kernels::Partition partition_of(
       sizes.H,
       compute_bytes(dtype),
       machine_now(),
-      sizes.sets);
+      sizes.sets,
+      sizes.cell.state_slabs(),
+      sizes.cell.input_slabs());
 }
 
 } // namespace mlx_recurrent

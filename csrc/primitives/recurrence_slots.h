@@ -23,6 +23,7 @@ const RecurrenceRow& row_of(RecurrenceSlot slot);
 struct RecurrenceSizes {
   int axes; // leading, of the sets
   int64_t sets, N, L, D, H;
+  kernels::CellShape cell = kernels::shape_of(kernels::CellKind::elman);
 };
 
 RecurrenceSizes sizes_of(const RecurrenceForm& form, const Arrays& inputs);

@@ -59,7 +59,7 @@ void RecurrenceVJP::eval_cpu(const Arrays& inputs, Arrays& outputs) {
   }
   for (int i = layer.inputs.size(); i < form_.inputs.size(); ++i) {
     const RecurrenceRow& row = row_of(form_.inputs.at(i));
-    if (row.slot != Slot::preactivations || !is_empty(inputs[i])) {
+    if (row.slot != Slot::saved || !is_empty(inputs[i])) {
       put(sets, row.backward, row.kind, inputs[i], sizes.N, *operands);
     }
   }

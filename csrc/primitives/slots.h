@@ -22,7 +22,18 @@ namespace mlx_recurrent {
 enum class Lead : int { sets, rows };
 
 // A size that arrays of a call have in common; `kept` are the states of a row.
-enum class Size : int { none, L, D, H, kept, two };
+// Of a cell with several values of each of H units, as its weights have them.
+enum class Size : int {
+  none,
+  L,
+  D,
+  H,
+  kept,
+  two,
+  input_slabs,
+  state_slabs,
+  saved
+};
 
 // What the elements are. Numbers have the dtype of the call, and derivatives;
 // the others have none.
@@ -131,7 +142,7 @@ class Slots {
 template <class Slot>
 class Slotted {
  public:
-  static constexpr size_t most = 16;
+  static constexpr size_t most = 32;
 
   Slotted() = default;
   Slotted(const Slots<Slot>& slots, const Arrays& arrays) {
@@ -187,7 +198,16 @@ class Shapes {
       : lead_(like.shape().begin(), like.shape().end() - 2),
         sets_(sets),
         dtype_(like.dtype()),
-        sizes_{0, like.shape(-2), like.shape(-1), H, like.shape(-2), 2} {
+        sizes_{
+            0,
+            like.shape(-2),
+            like.shape(-1),
+            H,
+            like.shape(-2),
+            2,
+            H,
+            H,
+            H} {
   }
 
   void set(Size size, int64_t value) {
@@ -216,7 +236,7 @@ class Shapes {
   mx::Shape lead_;
   int sets_;
   mx::Dtype dtype_;
-  std::array<int, 6> sizes_; // by Size
+  std::array<int, 9> sizes_; // by Size
 };
 
 // For each of the slots, whether its array has axes of rows.

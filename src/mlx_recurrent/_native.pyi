@@ -43,8 +43,8 @@ class Stream:
     """A layer outside the graph: its packed weights and its state, of NumPy arrays.
 
     Weights are evaluated arrays of one floating dtype; ``dtype`` is that of the arrays,
-    float32 for bfloat16. ``leak`` and ``hidden0`` are some of them, ``(H,)``. All are
-    copied.
+    float32 for bfloat16. ``leak``, ``hidden0`` and ``cell0`` are some of them, ``(H,)``.
+    All are copied.
     """
 
     def __init__(
@@ -53,9 +53,11 @@ class Stream:
         Wxh: mx.array,
         bias: mx.array | None,
         Whh: mx.array,
+        bhn: mx.array | None = None,
         leak: np.ndarray | None,
         hidden0: np.ndarray | None,
-        activation: str | Traced,
+        cell0: np.ndarray | None = None,
+        cell: str | Traced,
         lead: Sequence[int],
         dtype: np.dtype,
     ) -> None: ...
@@ -68,11 +70,11 @@ class Stream:
         ``x`` and ``out``, which may be the same.
         """
 
-    def state(self) -> np.ndarray:
-        """Return a copy of the state, ``(lead..., H)``."""
+    def state(self) -> Any:
+        """Return a copy of the state, ``(lead..., H)``, or of the two of an LSTM."""
 
-    def reset(self, hidden: np.ndarray | None) -> None:
-        """Set the state: a contiguous array of the state's shape and dtype."""
+    def reset(self, hidden: np.ndarray | None, cell: np.ndarray | None = None) -> None:
+        """Set the states: contiguous arrays of the state's shape and dtype."""
 
     def keep(self) -> None:
         """Keep the state as it is now."""
@@ -112,12 +114,16 @@ def matmul(
 
 def recurrence(
     operands: Operands,
-    activation: str | Traced,
+    cell: str | Traced,
     options: BoundOptions | None,
     return_state: bool | Literal["only"],
     stream: _Stream,
 ) -> Any:
-    """Return the states of ``h_t = f(Wxh x_t + bias + Whh h_{t-1})``.
+    """Return the states of a recurrence.
+
+    ``cell`` is an Elman cell's activation, ``"gru"`` or ``"lstm"``, whose operands have
+    ``bhn``, or ``cell``, too, and its options ``cell0`` and ``zoneout_cell``. All of an
+    LSTM's cell states stand behind the states, the last behind the state.
 
     ``x`` is ``(..., L, D)``, or ``(..., L, H)`` and already projected where ``Wxh``
     is ``None``. The states are ``(..., L, H)``; the state after the last step, ``(...,

@@ -273,7 +273,7 @@ void Check::backward() {
   for (int64_t n = 0; n < c_.N; ++n) {
     rows[static_cast<size_t>(n)] = n * c_.L * c_.H;
   }
-  args.preactivations = keeps_preactivations()
+  args.saved = keeps_preactivations()
       ? Sequence{kept_a.data(), rows.data(), c_.H, 1}
       : kNoSequence;
   BackwardArgs alone = args;

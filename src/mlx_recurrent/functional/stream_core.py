@@ -134,7 +134,7 @@ def prepare(
             Whh=weights.Wh,
             leak=shares[0],
             hidden0=starts[0],
-            activation=choice.activation,
+            cell=choice.activation,
             lead=lead,
             dtype=to,
         )
