@@ -1,8 +1,8 @@
 """The cells, each by one entry: what every test of what cells share knows of them.
 
 A new cell is an entry of ``CELLS`` here, one of ``reference.CELLS``, and its formulas
-for a unit in ``test_reference_cells.py``. Tests take a cell, or a cell and a path, by
-the fixtures below.
+for a unit in ``test_reference_cells.py``. Tests take a cell by its name, or a cell on a
+path as the argument ``way`` (``optional.py``).
 """
 
 from collections.abc import Callable
@@ -148,12 +148,6 @@ CELLS = {
 }
 
 
-# Each cell on each of its paths.
-WAYS = {
-    f"{name}-{path}": (name, run)
-    for name, cell in CELLS.items()
-    for path, run in cell.paths.items()
-}
 GATED = [name for name in CELLS if name != "rnn"]
 
 

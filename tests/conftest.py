@@ -91,6 +91,14 @@ def pytest_make_parametrize_id(config, val, argname):
     return name_of(val)
 
 
+def pytest_generate_tests(metafunc):
+    """A test with the argument ``way`` runs for each cell on each of its paths."""
+    if "way" in metafunc.fixturenames:
+        from optional import WAYS
+
+        metafunc.parametrize("way", WAYS.values(), ids=WAYS)
+
+
 @pytest.fixture(autouse=True)
 def seed(request):
     """A seed of each test's own; pytest shows the line below when the test fails."""
@@ -126,6 +134,12 @@ def array(values, dtype):
 
 def draw(rng, shape, dtype, std=1.0):
     return array(std * rng.standard_normal(shape), dtype)
+
+
+def neighbour(rng, a):
+    """Nearly the same numbers: as well conditioned, and all roundings are others."""
+    with np.errstate(invalid="ignore"):  # padding may hold NaN of every kind
+        return array(wide(a) * (1 + rng.uniform(-0.01, 0.01, a.shape)), a.dtype)
 
 
 @dataclass(frozen=True)

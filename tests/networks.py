@@ -10,7 +10,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 import reference
-from conftest import array, upstream
+from conftest import array, neighbour, upstream
 from tolerances import close, wide
 
 RUN = {
@@ -140,12 +140,6 @@ def network(
 def leaves(tree):
     """The arrays of a tree by name, without what is None."""
     return {name: a for name, a in tree_flatten(tree) if a is not None}
-
-
-def neighbour(rng, a):
-    """Nearly the same numbers: as well conditioned, and all roundings are others."""
-    with np.errstate(invalid="ignore"):  # padding may hold NaN of every kind
-        return array(wide(a) * (1 + rng.uniform(-0.01, 0.01, a.shape)), a.dtype)
 
 
 def check(

@@ -4,16 +4,21 @@ The twin rounds as upstream's layer does, so its error is the measure of the pro
 (``Problem.check``): nothing here asks the product what is right.
 """
 
+import copy
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
 import reference
 from cells import CELLS, flat, kept_masks, of_states, wanted
-from conftest import ACTIVATIONS, DTYPES, draw
+from conftest import ACTIVATIONS, DTYPES, draw, neighbour
 from tolerances import close, wide
 
+# How many neighbours of the inputs the rule looks at, where it needs them.
+NEIGHBOURS = 8
 NO_TERMS = {
     "hidden0": False,
     "cell0": False,
@@ -220,28 +225,56 @@ class Problem:
         """The results are right."""
         results = zip(got, self.plain(), self.truth(), strict=True)
         for i, each in enumerate(results):
-            close(*each, f"result {i}")
+            nearby = self.nearby(i, lambda p: p.plain(), lambda p: p.truth())
+            close(*each, f"result {i}", neighbours=nearby)
+
+    def nearby(self, i, plain, truth):
+        """A result of the twin and its truth, for arrays that differ a little."""
+
+        def neighbours():
+            for _ in range(NEIGHBOURS):
+                other = copy.copy(self)
+                other.arrays = {
+                    n: neighbour(self.rng, a) for n, a in self.arrays.items()
+                }
+                yield plain(other)[i], np.asarray(truth(other)[i])
+
+        return neighbours
 
     def check_gradients(self, run, cotangents):
         """The gradients of what ``run`` makes of the arrays are right, of each array.
 
         NaN may stand in the padding of the cotangents.
         """
-        values = self.arrays.values()
-        got = grads(run, values, cotangents)
-        expected = grads(self.plain, values, [without_nan(d) for d in cotangents])
-        truth = self.gradients(*cotangents)
-        for name, *each in zip(self.names, got, expected, truth, strict=True):
-            close(*each, f"gradient of {name}")
+        clean = [without_nan(d) for d in cotangents]
+
+        def plain(p):
+            return grads(p.plain, p.arrays.values(), clean)
+
+        def truth(p):
+            return p.gradients(*cotangents)
+
+        got = grads(run, self.arrays.values(), cotangents)
+        results = zip(self.names, got, plain(self), truth(self), strict=True)
+        for i, (name, *each) in enumerate(results):
+            nearby = self.nearby(i, plain, truth)
+            close(*each, f"gradient of {name}", neighbours=nearby)
 
     def check_tangents(self, run, tangents):
         """The tangents of what ``run`` makes of the arrays are right."""
-        values = list(self.arrays.values())
-        got = mx.jvp(run, values, tangents)[1]
         clean = [without_nan(t) for t in tangents]
-        expected = mx.jvp(self.plain, values, clean)[1]
-        for each in zip(got, expected, self.tangents(tangents), strict=True):
-            close(*each, "tangent")
+
+        def plain(p):
+            return mx.jvp(p.plain, list(p.arrays.values()), clean)[1]
+
+        def truth(p):
+            return p.tangents(tangents)
+
+        got = mx.jvp(run, list(self.arrays.values()), tangents)[1]
+        results = zip(got, plain(self), truth(self), strict=True)
+        for i, each in enumerate(results):
+            nearby = self.nearby(i, plain, truth)
+            close(*each, f"tangent {i}", neighbours=nearby)
 
     def cotangents(self):
         """Random ones of the results."""
@@ -367,6 +400,27 @@ class _Twin:
         features = z.shape[-1]
         z = mx.broadcast_to(z, (*problem.lead, problem.L, features))
         return _unstacked(z, math.prod(problem.lead), problem.L, features)
+
+
+class Way(NamedTuple):
+    """A cell on one of its paths: called as the path, with problems of the cell."""
+
+    name: str
+    path: Callable
+
+    def __call__(self, *args, **keywords):
+        return self.path(*args, **keywords)
+
+    def problem(self, rng, *args, **fixed):
+        return problem(rng, *args, of=self.name, **fixed)
+
+
+# What the argument `way` of a test is, each in turn.
+WAYS = {
+    f"{name}-{path}": Way(name, run)
+    for name, cell in CELLS.items()
+    for path, run in cell.paths.items()
+}
 
 
 def _unstacked(a, count, *shape):

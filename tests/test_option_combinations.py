@@ -9,18 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cells import CELLS, GATED, WAYS
+from cells import CELLS, GATED
 from conftest import ACTIVATIONS
 from optional import Problem, grads, problem
 from tolerances import DIFFERENCE, equal, largest, wide
 
 SINGLE = [mx.float32, mx.float64]
-
-
-@pytest.fixture(params=WAYS.values(), ids=WAYS)
-def way(request):
-    """The name of a cell, and one of its paths."""
-    return request.param
 
 
 # An Elman cell has three paths and four activations; others have fewer choices.
@@ -49,12 +43,10 @@ def examples(count, **fixed):
 
 
 def test_values(way):
-    name, path = way
-
-    @examples(share(name, 80), of=name)
+    @examples(share(way.name, 80), of=way.name)
     def run(problem):
         problem.arrays["x"] = problem.in_padding(problem.arrays["x"])
-        problem.check(problem(path))
+        problem.check(problem(way))
 
 
 def has_a_kink(problem):
@@ -64,29 +56,26 @@ def has_a_kink(problem):
 
 def test_gradients(way):
     """With NaN in the padding of the inputs and of the cotangent."""
-    name, path = way
 
-    @examples(share(name, 80), of=name)
+    @examples(share(way.name, 80), of=way.name)
     def run(problem):
         if has_a_kink(problem):
             return
         problem.arrays["x"] = problem.in_padding(problem.arrays["x"])
         outputs, *last = problem.cotangents()
         d = problem.in_padding(outputs), *last
-        problem.check_gradients(partial(problem, path), d)
+        problem.check_gradients(partial(problem, way), d)
 
 
 def test_tangents(way):
-    name, path = way
-
-    @examples(share(name, 60), of=name)
+    @examples(share(way.name, 60), of=way.name)
     def run(problem):
         if has_a_kink(problem):
             return
         x, *others = problem.directions()
         problem.arrays["x"] = problem.in_padding(problem.arrays["x"])
         tangents = [problem.in_padding(x), *others]
-        problem.check_tangents(partial(problem, path), tangents)
+        problem.check_tangents(partial(problem, way), tangents)
 
 
 def flat(arrays):
@@ -126,7 +115,7 @@ HIGHER = {
 }
 
 
-def check_higher(name, problem, path):
+def check_higher(name, problem, way):
     """With NaN in the padding of the product's, and zeros in that of the others'."""
     values, (d, *last) = list(problem.arrays.values()), problem.cotangents()
     tangents = problem.directions()
@@ -138,18 +127,18 @@ def check_higher(name, problem, path):
         v, t = ([clean(x), *others] for x, *others in (values, tangents))
         return flat(HIGHER[name](f, v, [clean(d), *last], t))
 
-    got, truth = result(partial(problem, path), np.nan), result(problem.plain, 0)
+    got, truth = result(partial(problem, way), np.nan), result(problem.plain, 0)
     assert np.isfinite(got).all()
     assert largest(got - truth) <= DIFFERENCE * largest(truth)
 
 
 @pytest.mark.parametrize("name", HIGHER)
 def test_other_transforms(way, name):
-    cell, path = way
-
-    @examples(share(cell, 12), of=cell, dtype=mx.float64, lead=(2,), L=3, D=2, H=3)
+    @examples(
+        share(way.name, 12), of=way.name, dtype=mx.float64, lead=(2,), L=3, D=2, H=3
+    )
     def run(problem):
-        check_higher(name, problem, path)
+        check_higher(name, problem, way)
 
 
 ONE = {
@@ -206,13 +195,12 @@ def test_options_beside_each_other(rng, name, pair):
 @pytest.mark.parametrize("return_state", [False, "only"])
 def test_return_state(way, return_state):
     """What is wanted alone has the same bits; other cell states are right."""
-    name, path = way
 
-    @examples(10, of=name)
+    @examples(10, of=way.name)
     def run(problem):
-        both = problem(path)
+        both = problem(way)
         problem.return_state = return_state
-        got = problem(path)
+        got = problem(way)
         same = both[:1] if return_state is False else both[1:]
         for a, b in zip(got, same, strict=False):
             equal(a, b)

@@ -23,12 +23,12 @@ from conftest import (
     composed,
     draw,
     laid_out,
+    neighbour,
     ours,
     traced,
 )
 from mlx_recurrent import RNN, Bidirectional, Stack, exporting, init
 from mlx_recurrent.interop import Reversed
-from networks import neighbour
 from optional import Problem, grads
 from tolerances import EPS, PRESET, PRESET_COMPUTED, ULPS, close, equal, largest, wide
 
