@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # the command's options need the names alone
 
 
 class Case(NamedTuple):
-    """One layer, tanh with a bias."""
+    """The shapes of one layer with a bias."""
 
     name: str
     N: int
@@ -30,9 +30,10 @@ class Cell(NamedTuple):
 
     Args:
         shapes (callable): The shapes of its parameters, by MLX's names, for D and H.
-        sides (callable): What the parameters are for others: the weights of the input
-            and of the state, and the biases of both, the last of which may be ``None``,
-            gate by gate as PyTorch has them.
+        sides (callable): What the parameters are for others, given what joins arrays of
+            their kind: the weights of the input and of the state, and the biases of
+            both, the last of which may be ``None``, all gate by gate as PyTorch has
+            them.
         of_sides (callable): The parameters' gradients, of those of the sides that
             PyTorch is asked for.
         learns_state_bias (bool): Whether the state's bias is one of these.
@@ -40,7 +41,13 @@ class Cell(NamedTuple):
             the pre-activations of the input and of the state, and the states before.
             The first is the output.
         states (int): How many states it has.
-        onnx_gates (tuple of int): Which of the gates ONNX has in each place.
+        onnx_gates, openvino_gates (tuple of int): Which of the gates these have in each
+            place.
+        functions (int): The elementary functions of a unit at a step.
+        kept (int): The arrays of the output's size that training may keep.
+        lacks (tuple of str): The options that it does not have.
+        upstream_length (int): The longest sequence that it is trained on by
+            ``mlx.nn``, in time quadratic in L: half a minute above this.
     """
 
     shapes: "Callable[[int, int], dict[str, tuple[int, ...]]]"
@@ -50,20 +57,99 @@ class Cell(NamedTuple):
     step: "Callable[..., tuple[Any, ...]]"
     states: int
     onnx_gates: tuple[int, ...]
+    openvino_gates: tuple[int, ...]
+    functions: int
+    kept: int
+    lacks: tuple[str, ...]
+    upstream_length: int
+
+    @property
+    def gates(self) -> int:
+        """How many gates there are, each with H rows of the weights."""
+        return len(self.onnx_gates)
+
+
+def _slabs(a: Any, gates: int) -> list[Any]:
+    """The parts of an array's last axis, a gate's each."""
+    H = a.shape[-1] // gates
+    return [a[..., i * H : (i + 1) * H] for i in range(gates)]
+
+
+def _gru_sides(
+    join: "Callable[[list[Any]], Any]", Wx: Any, Wh: Any, b: Any, bhn: Any
+) -> tuple[Any, Any, Any, Any]:
+    """The state's bias is that of the new gate alone."""
+    r, z, _ = _slabs(b, 3)
+    return Wx, Wh, b, join([0 * r, 0 * z, bhn])
+
+
+def _gru_step(math: Any, z: Any, u: Any, states: tuple[Any, ...]) -> tuple[Any, ...]:
+    (zr, zk, zn), (ur, uk, un) = _slabs(z, 3), _slabs(u, 3)
+    keep = math.sigmoid(zk + uk)
+    new = math.tanh(zn + math.sigmoid(zr + ur) * un)
+    return ((1 - keep) * new + keep * states[0],)
+
+
+def _lstm_step(math: Any, z: Any, u: Any, states: tuple[Any, ...]) -> tuple[Any, ...]:
+    i, f, g, o = _slabs(z + u, 4)
+    c = math.sigmoid(f) * states[1] + math.sigmoid(i) * math.tanh(g)
+    return math.sigmoid(o) * math.tanh(c), c
 
 
 # A new cell is an entry here, and one of the reference (tests/reference/cells.py).
 CELLS = {
     "RNN": Cell(
         shapes=lambda D, H: {"Wxh": (H, D), "Whh": (H, H), "bias": (H,)},
-        sides=lambda Wxh, Whh, bias: (Wxh, Whh, bias, None),
+        sides=lambda join, Wxh, Whh, bias: (Wxh, Whh, bias, None),
         of_sides=lambda dWx, dWh, dbx: (dWx, dWh, dbx),
         learns_state_bias=False,
         step=lambda math, z, u, states: (math.tanh(z + u),),
         states=1,
         onnx_gates=(0,),
+        openvino_gates=(0,),
+        functions=1,
+        kept=1,
+        lacks=(),
+        upstream_length=10_000,
+    ),
+    # Gates r, z, n in MLX and PyTorch; z, r, n in ONNX and OpenVINO.
+    "GRU": Cell(
+        shapes=lambda D, H: {
+            "Wx": (3 * H, D),
+            "Wh": (3 * H, H),
+            "b": (3 * H,),
+            "bhn": (H,),
+        },
+        sides=_gru_sides,
+        of_sides=lambda dWx, dWh, dbx, dbh: (dWx, dWh, dbx, _slabs(dbh, 3)[2]),
+        learns_state_bias=True,
+        step=_gru_step,
+        states=1,
+        onnx_gates=(1, 0, 2),
+        openvino_gates=(1, 0, 2),
+        functions=3,
+        kept=4,
+        lacks=("leak",),
+        upstream_length=3_000,
+    ),
+    # Gates i, f, g, o in MLX and PyTorch; i, o, f, g in ONNX; f, i, g, o in OpenVINO.
+    "LSTM": Cell(
+        shapes=lambda D, H: {"Wx": (4 * H, D), "Wh": (4 * H, H), "bias": (4 * H,)},
+        sides=lambda join, Wx, Wh, bias: (Wx, Wh, bias, None),
+        of_sides=lambda dWx, dWh, dbx: (dWx, dWh, dbx),
+        learns_state_bias=False,
+        step=_lstm_step,
+        states=2,
+        onnx_gates=(0, 3, 1, 2),
+        openvino_gates=(1, 0, 2, 3),
+        functions=5,
+        # Its gates, and the cell state of every step.
+        kept=5,
+        lacks=("leak",),
+        upstream_length=3_000,
     ),
 }
+RNN = "RNN"
 
 
 class Work(NamedTuple):
@@ -86,8 +172,8 @@ class Work(NamedTuple):
         quantile (float, optional): Of the times of the calls of a turn: which one
             counts. Default: ``0.5``.
         option (str, optional): What sets it apart from one plain layer: ``"lengths"``,
-            rows that end early; one of ``NETWORKS``, ``REGULARISERS`` or
-            ``LONG_WAYS``. Default: ``""``.
+            rows that end early; one of ``NETWORKS``, ``REGULARISERS`` or ``WAYS``.
+            Default: ``""``.
         cell (str, optional): One of ``CELLS``. Default: ``"RNN"``.
     """
 
@@ -161,7 +247,7 @@ class Work(NamedTuple):
         """What the layer is called with, beside its input."""
         if self.option == "lengths":
             return {"lengths": self.lengths()}
-        return LONG_WAYS.get(self.option, {})
+        return WAYS.get(self.option, {})
 
     @property
     def state_only(self) -> bool:
@@ -218,16 +304,19 @@ TYPE_CASES = [ALONE, CASES[7]._replace(L=512), CASES[2], CASES[3]]
 
 SIDES = [64, 128, 256, 512, 1024, 2048]
 DECODE = Case("one step", 1, 1, 16, 64)
+# A step of the first takes what a call does, of the second its weights' reading too.
+STREAM_CALL = Case("stream, call", 1, 64, 4, 8)
+STREAM_WEIGHTS = Case("stream, square", 1, 64, 128, 128)
 STREAMING = [
+    STREAM_CALL,
     Case("stream", 1, 64, 16, 64),
+    STREAM_WEIGHTS,
     Case("stream, wider", 1, 64, 16, 256),
 ]
 
 # A training step's time over these lengths shows whether it is linear in L.
 LENGTH_CASE = Case("length", 1, 1, 32, 64)
 LENGTHS = [100, 300, 1_000, 3_000, 10_000, 30_000, 100_000, 1_000_000]
-# mlx.nn.RNN trains in time quadratic in L: half a minute above this.
-UPSTREAM_LENGTH = 10_000
 
 # What is done, by kind of work: derivatives, for the loss that is the sum of the states
 # times the cotangent, and layers with weights of their own on one input.
@@ -298,7 +387,7 @@ SEED = 0
 
 # Training on a sequence that is long, by what of it is used and how it is called.
 EVERY = 1000
-LONG_WAYS = {
+LONG_WAYS: dict[str, dict[str, Any]] = {
     "outputs": {},
     f"outputs, checkpoint_every={EVERY}": {"checkpoint_every": EVERY},
     "state": {"return_state": "only"},
@@ -311,6 +400,11 @@ LONG_WAYS = {
         "truncate_every": EVERY,
     },
 }
+# What is kept where a state in so many is, in sequences of so many steps and more: so
+# much of what is kept where all are.
+CHECKPOINTED, CHECKPOINTED_LENGTH, CHECKPOINTED_SHARE = "checkpoint_every=32", 1024, 0.1
+# How a layer is called, by name.
+WAYS: dict[str, dict[str, Any]] = {**LONG_WAYS, CHECKPOINTED: {"checkpoint_every": 32}}
 LONG_CASE = Case("long", 1, 1_000_000, 32, 64)
 LONG_LENGTHS = [100_000, 1_000_000]
 # What is compared with the reference, which runs a step at a time: a few blocks.
@@ -325,7 +419,7 @@ SECTIONS = {
     "streaming": "one step after another in real time, with its 99th percentile",
     "memory": "extra memory of the forward pass and of training",
     "call": "from Python to the primitive",
-    "length": "training over the length, beside mlx.nn.RNN",
+    "length": "training over the length, beside mlx.nn",
     "types": "half types and denormal numbers relative to float32",
     "transforms": "derivatives of derivatives, gradients of each row, ensembles",
     "callables": "other nonlinearities relative to tanh",
@@ -336,6 +430,13 @@ SECTIONS = {
     "long": "training over a million steps: time and memory",
 }
 PASSES = ("forward", "training")
+# All others are of every cell.
+RNN_ALONE = ("matmul", "callables")
+
+
+def cells_of(section: str, cells: list[str]) -> list[str]:
+    """Return those of some cells that a section measures."""
+    return [cell for cell in cells if cell == RNN or section not in RNN_ALONE]
 
 
 def named_case(text: str) -> Case:

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_recurrent.benchmarks.cases import Case
+from mlx_recurrent.benchmarks.cases import CELLS, RNN, Case, Cell
 
 # What a call costs in Python and in the graph, beside the evaluation.
 CALL = 8e-6
@@ -44,19 +44,20 @@ class Machine:
                 return rate
         return self.caches[-1][1]
 
-    def step(self, case: Case) -> float:
+    def step(self, case: Case, cell: Cell = CELLS[RNN]) -> float:
         """Return the least seconds of a step of the recurrence."""
-        by_batch, by_units = self._ways(case)
+        by_batch, by_units = self._ways(case, cell)
         return min(by_batch, by_units)
 
-    def divides_units(self, case: Case) -> bool:
+    def divides_units(self, case: Case, cell: Cell = CELLS[RNN]) -> bool:
         """Return whether its least step exchanges a cache line."""
-        by_batch, by_units = self._ways(case)
+        by_batch, by_units = self._ways(case, cell)
         return by_units < by_batch
 
-    def _ways(self, case: Case) -> tuple[float, float]:
-        flops = 2.0 * case.N * case.H**2
-        weights = 4.0 * case.H**2
+    def _ways(self, case: Case, cell: Cell) -> tuple[float, float]:
+        rows = cell.gates * case.H
+        flops = 2.0 * case.N * rows * case.H
+        weights = 4.0 * rows * case.H
         parts = min(case.N, self.threads)
         rate = self.flops_one if parts == 1 else self.flops * parts / self.threads
         by_batch = max(flops / rate, weights / self.bandwidth(weights))
@@ -66,24 +67,26 @@ class Machine:
         by_units = max(flops / self.flops, own / self.bandwidth(own)) + self.exchange
         return by_batch, by_units
 
-    def limit(self, case: Case, pass_: str) -> float:
+    def limit(self, case: Case, pass_: str, cell: Cell = CELLS[RNN]) -> float:
         """Return the least seconds of a pass: the sum of what it must do.
 
-        An evaluation and a call; tanh; the projection; fresh memory for a large output;
-        the steps. Training adds the steps again and the gradients of the weights.
+        An evaluation and a call; the elementary functions, each as tanh; the
+        projection; fresh memory for a large output; the steps. Training adds the steps
+        again and the gradients of the weights.
         """
         _, N, L, D, H = case
+        steps, rows = L * self.step(case, cell), cell.gates * H
         output = 4.0 * N * L * H
         seconds = (
             self.evaluation
             + CALL
-            + N * L * H * self.tanh / self.threads
-            + 2.0 * N * L * D * H / self.flops
+            + cell.functions * N * L * H * self.tanh / self.threads
+            + 2.0 * N * L * D * rows / self.flops
             + (output * FRESH_SECONDS if output >= FRESH else 0)
-            + L * self.step(case)
+            + steps
         )
         if pass_ == "training":
-            seconds += L * self.step(case) + 2.0 * N * L * H * (D + H) / self.flops
+            seconds += steps + 2.0 * N * L * rows * (D + H) / self.flops
         return seconds
 
     def better(self, other: "Machine") -> "Machine":

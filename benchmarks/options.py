@@ -9,10 +9,12 @@ from pathlib import Path
 
 from mlx_recurrent.benchmarks.cases import (
     CASES,
+    CELLS,
     PASSES,
     QUICK_CASES,
     SECTIONS,
     Case,
+    cells_of,
     named_case,
 )
 from mlx_recurrent.benchmarks.peers import PEERS, UPSTREAM
@@ -23,6 +25,7 @@ class Options:
     """What a run is asked for; the fields are the options of ``add_options``."""
 
     sections: list[str]
+    cells: list[str]
     cases: list[Case]
     chosen: bool
     peers: list[str]
@@ -56,6 +59,13 @@ def _add_work(parser: argparse.ArgumentParser) -> None:
         default=list(SECTIONS),
         metavar="A,B",
         help=f"what to measure (default: all). {sections}",
+    )
+    parser.add_argument(
+        "--cells",
+        type=_names("cell", list(CELLS)),
+        default=list(CELLS),
+        metavar="A,B",
+        help=f"whose layers to measure: {', '.join(CELLS)} (default: all)",
     )
     parser.add_argument(
         "--case",
@@ -130,9 +140,14 @@ def options_of(parsed: argparse.Namespace, usable_cores: int) -> Options:
     """Return the options, with what was left out filled in.
 
     Raises:
-        ValueError: If more threads are asked for than there are cores, or a picture of
-            sections that it does not show.
+        ValueError: If more threads are asked for than there are cores, a picture of
+            sections that it does not show, or sections that the cells do not have.
     """
+    if not any(cells_of(section, parsed.cells) for section in parsed.sections):
+        raise ValueError(
+            f"argument --cells: {', '.join(parsed.sections)} is of RNN alone, not of "
+            f"{', '.join(parsed.cells)}"
+        )
     if parsed.picture and not set(parsed.sections) & {*PASSES, "length"}:
         raise ValueError(
             "argument --picture: shows the sections forward, training and length, and "
@@ -149,6 +164,7 @@ def options_of(parsed: argparse.Namespace, usable_cores: int) -> Options:
         budget = 1.0 if parsed.quick else 6.0
     return Options(
         sections=parsed.sections,
+        cells=parsed.cells,
         cases=list(dict.fromkeys(parsed.case or []))
         or (QUICK_CASES if parsed.quick else CASES),
         chosen=bool(parsed.case),

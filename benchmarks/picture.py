@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from mlx_recurrent import atomic
-from mlx_recurrent.benchmarks.cases import PASSES
+from mlx_recurrent.benchmarks.cases import LENGTH_CASE, PASSES, Case
 from mlx_recurrent.benchmarks.peers import LIBRARIES, OURS, UPSTREAM
 from mlx_recurrent.benchmarks.result import Result, Row
+from mlx_recurrent.benchmarks.tables import PASS_TITLES
 
 INK, FAINT, GRID = "#1f2328", "#6e7781", "#e4e7eb"
 # Distinct in hue, in lightness and in form.
@@ -23,19 +24,23 @@ STYLES = {
     "jax": ("#1971c2", "o"),
     "openvino": ("#7048b0", "v"),
 }
-TITLES = {"forward": "Forward pass", "training": "Training"}
 
 
 def draw(result: Result, path: Path) -> None:
-    """Write the picture: time over the limit by case, and time over the length."""
+    """Write the picture, a row of panels for each cell.
+
+    Time over the limit by case, and time over the length.
+    """
     panels = [pass_ for pass_ in PASSES if result.find(pass_)]
     lengths = [r for r in result.find("length", kind="training") if r.median]
-    cases = max((len({r.case for r in result.find(p)}) for p in panels), default=0)
-    columns = len(panels) + bool(lengths)
-    if columns == 0:
+    shown = [row for pass_ in panels for row in result.find(pass_)] + lengths
+    cells = list(dict.fromkeys(row.cell for row in shown))
+    if not cells:
         raise ValueError(
             "the picture shows the sections forward, training and length: none was run"
         )
+    cases = max((len(_cases(result, p, c)) for p in panels for c in cells), default=0)
+    columns = len(panels) + bool(lengths)
     style = {
         "font.size": 10,
         "axes.edgecolor": GRID,
@@ -47,21 +52,24 @@ def draw(result: Result, path: Path) -> None:
         "svg.hashsalt": "mlx-recurrent",
     }
     with matplotlib.rc_context(style):
-        height = max(4.2, 1.9 + 0.6 * cases)
+        height = 0.7 + len(cells) * max(3.5, 1.2 + 0.6 * cases)
         figure = Figure(figsize=(1.5 + 4.6 * columns, height), facecolor="white")
-        axes = figure.subplots(1, columns, squeeze=False, width_ratios=[1] * columns)[0]
-        for i, (axis, pass_) in enumerate(zip(axes, panels, strict=False)):
-            _limits(axis, result, pass_, named=i == 0)
-        if lengths:
-            _lengths(axes[-1], result)
+        axes = figure.subplots(len(cells), columns, squeeze=False)
+        for of_cell, cell in zip(axes, cells, strict=True):
+            for i, (axis, pass_) in enumerate(zip(of_cell, panels, strict=False)):
+                _limits(axis, result, pass_, cell, named=i == 0)
+            if lengths:
+                _lengths(of_cell[-1], [r for r in lengths if r.cell == cell], cell)
         _legend(figure, result)
-        _same_scale(axes[: len(panels)])
+        _same_scale(axes[:, : len(panels)].flat)
         machine = f"{result.system['processor']}, {result.machine.threads} threads"
         figure.text(
-            0.995, 0.01, f"{machine}, float32, {result.date}", ha="right", color=FAINT,
-            fontsize=8.5,
+            0.995, 0.05 / height, f"{machine}, float32, {result.date}", ha="right",
+            color=FAINT, fontsize=8.5,
         )  # fmt: skip
-        figure.tight_layout(rect=(0, 0.03, 1, 1 - 0.4 / height), w_pad=2.5)
+        figure.tight_layout(
+            rect=(0, 0.15 / height, 1, 1 - 0.4 / height), w_pad=2.5, h_pad=2.0
+        )
         kind = path.suffix[1:].lower()
         atomic.write(
             path,
@@ -69,10 +77,14 @@ def draw(result: Result, path: Path) -> None:
         )
 
 
-def _limits(axis: Any, result: Result, pass_: str, named: bool) -> None:
-    cases = list(dict.fromkeys(r.case for r in result.find(pass_)))
+def _cases(result: Result, pass_: str, cell: str) -> list[Case]:
+    return list(dict.fromkeys(r.case for r in result.find(pass_, cell=cell)))
+
+
+def _limits(axis: Any, result: Result, pass_: str, cell: str, named: bool) -> None:
+    cases = _cases(result, pass_, cell)
     for i, case in enumerate(cases):
-        rows = result.find(pass_, case=case)
+        rows = result.find(pass_, case=case, cell=cell)
         times = {r.library: r.median / r.limit for r in rows if r.median and r.limit}
         for library, aside in _apart(times).items():
             colour, marker = STYLES[library]
@@ -90,7 +102,9 @@ def _limits(axis: Any, result: Result, pass_: str, named: bool) -> None:
             )
     axis.axvline(1, color=INK, linewidth=1.2, zorder=2)
     axis.set_xscale("log")
-    axis.set_title(TITLES[pass_], loc="left", fontweight="bold", pad=18)
+    axis.set_title(
+        f"{PASS_TITLES[pass_]}: {cell}", loc="left", fontweight="bold", pad=18
+    )
     axis.set_xlabel("time over the machine's limit (log scale; less is better)")
     axis.text(
         1, 1.012, "limit", transform=axis.get_xaxis_transform(), ha="center",
@@ -130,8 +144,7 @@ def _apart(times: dict[str, float]) -> dict[str, float]:
     return placed
 
 
-def _lengths(axis: Any, result: Result) -> None:
-    rows = [r for r in result.find("length", kind="training") if r.median]
+def _lengths(axis: Any, rows: list[Row], cell: str) -> None:
     for library in (UPSTREAM, OURS):
         points = [(r.case.L, 1e3 * r.median) for r in rows if r.library == library]
         if not points:
@@ -147,10 +160,11 @@ def _lengths(axis: Any, result: Result) -> None:
         )
     axis.set_xscale("log")
     axis.set_yscale("log")
-    case = rows[0].case
     _gap(axis, rows)
-    axis.set_title("Training over the length", loc="left", fontweight="bold", pad=18)
-    axis.set_xlabel(f"steps L, at N = {case.N}, D = {case.D}, H = {case.H}")
+    title = f"Training over the length: {cell}"
+    axis.set_title(title, loc="left", fontweight="bold", pad=18)
+    _, N, _, D, H = LENGTH_CASE
+    axis.set_xlabel(f"steps L, at N = {N}, D = {D}, H = {H}")
     axis.set_ylabel("milliseconds")
     _ticks(axis.xaxis)
     _ticks(axis.yaxis)
@@ -180,10 +194,10 @@ def _gap(axis: Any, rows: list[Row]) -> None:
 
 def _same_scale(axes: Any) -> None:
     """Give the panels of passes one scale, so that they compare."""
-    if len(axes):
-        most = max(axis.get_xlim()[1] for axis in axes)
-        for axis in axes:
-            axis.set_xlim(0.8, most)
+    panels = list(axes)
+    most = max((axis.get_xlim()[1] for axis in panels), default=1)
+    for axis in panels:
+        axis.set_xlim(0.8, most)
 
 
 def _legend(figure: Any, result: Result) -> None:

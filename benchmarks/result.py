@@ -3,7 +3,7 @@
 import statistics
 from dataclasses import dataclass, field, replace
 
-from mlx_recurrent.benchmarks.cases import PASSES, Case
+from mlx_recurrent.benchmarks.cases import CELLS, PASSES, RNN, Case
 from mlx_recurrent.benchmarks.machine import Machine
 
 
@@ -22,6 +22,7 @@ class Row:
         unit (str, optional): ``"s"`` or ``"bytes"``. Default: ``"s"``.
         limit (float, optional): The least time, or the most memory. Default: ``None``.
         note (str, optional): Why there is no figure. Default: ``""``.
+        cell (str, optional): One of ``CELLS``. Default: ``"RNN"``.
     """
 
     section: str
@@ -36,6 +37,7 @@ class Row:
     unit: str = "s"
     limit: float | None = None
     note: str = ""
+    cell: str = RNN
 
     def of(self, medians: list[float]) -> "Row":
         """Return this row with the figures of some rounds."""
@@ -82,6 +84,11 @@ class Result:
             and all(getattr(row, name) == value for name, value in what.items())
         ]
 
+    def drop(self, section: str, cell: str) -> None:
+        """Forget the rows of a cell in a section."""
+        away = self.find(section, cell=cell)
+        self.rows = [row for row in self.rows if row not in away]
+
     def set_limits(self) -> None:
         """Give each pass the least time that the machine allows.
 
@@ -91,8 +98,9 @@ class Result:
             if row.section not in PASSES:
                 continue
             machine = self.machine
-            for beside in self.find("exchange", case=row.case, kind=row.section):
+            measured = {"case": row.case, "kind": row.section, "cell": row.cell}
+            for beside in self.find("exchange", **measured):
                 if beside.median:
                     machine = replace(machine, exchange=beside.median)
-            limit = machine.limit(row.case, row.section)
+            limit = machine.limit(row.case, row.section, CELLS[row.cell])
             self.rows[at] = replace(row, limit=limit)

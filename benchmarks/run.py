@@ -13,11 +13,12 @@ from pathlib import Path
 import mlx_recurrent
 from mlx_recurrent import _native
 from mlx_recurrent.benchmarks import machine, report, sections
-from mlx_recurrent.benchmarks.cases import DECODE, Work
+from mlx_recurrent.benchmarks.cases import DECODE, Work, cells_of
 from mlx_recurrent.benchmarks.options import Options
 from mlx_recurrent.benchmarks.peers import LIBRARIES, OURS, PEERS, UPSTREAM
 from mlx_recurrent.benchmarks.process import Library, LibraryError, take_turns
 from mlx_recurrent.benchmarks.result import Result
+from mlx_recurrent.benchmarks.tables import TABLES, machine_tables
 
 
 def run(options: Options, arguments: list[str]) -> int:
@@ -61,18 +62,19 @@ def run(options: Options, arguments: list[str]) -> int:
         machine=best_of_machine(options, libraries[OURS]),
     )
     state = sections.Run(options, libraries, result)
-    print(report.terminal(report.machine_tables(result)), flush=True)
+    print(report.terminal(machine_tables(result)), flush=True)
     try:
         for section in options.sections:
-            try:
-                sections.RUN[section](state)
-            except LibraryError as error:
-                # The others go on: a run takes minutes.
-                state.failed = True
-                print(f"{section} ended early: {error}", file=sys.stderr)
-                result.rows = [r for r in result.rows if r.section != section]
-                continue
-            print(report.terminal(report.TABLES[section](result)), flush=True)
+            for cell in cells_of(section, options.cells):
+                try:
+                    sections.RUN[section](state, cell)
+                except LibraryError as error:
+                    # The others go on: a run takes minutes.
+                    state.failed = True
+                    print(f"{section}, {cell} ended early: {error}", file=sys.stderr)
+                    result.drop(section, cell)
+            if result.find(section):
+                print(report.terminal(TABLES[section](result)), flush=True)
         # Once more: whoever else used the machine at first may be gone.
         again = best_of_machine(options, libraries[OURS])
         result.machine = result.machine.better(again)

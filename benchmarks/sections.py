@@ -4,16 +4,20 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import mlx.core as mx
 
-from mlx_recurrent import _native
+import mlx_recurrent
 from mlx_recurrent.benchmarks import gate
 from mlx_recurrent.benchmarks.cases import (
     ALONE,
     CALLABLE_CASES,
     CALLABLES,
+    CELLS,
+    CHECKPOINTED,
+    CHECKPOINTED_LENGTH,
+    CHECKPOINTED_SHARE,
     DECODE,
     DERIVATIVE_CASE,
     DERIVATIVES,
@@ -37,7 +41,6 @@ from mlx_recurrent.benchmarks.cases import (
     STREAMING,
     TRANSFORMS,
     TYPE_CASES,
-    UPSTREAM_LENGTH,
     Case,
     Work,
 )
@@ -108,16 +111,24 @@ class Run:
     def refuse(self, row: Row, why: str) -> None:
         """Name what could not be timed, in place of its time."""
         label = self.result.labels[row.library]
-        self.say(f"{label}, {row.case.name}, {row.kind}: {why}")
+        self.say(f"{label}, {row.cell}, {row.case.name}, {row.kind}: {why}")
         self.failed |= row.library == OURS
         self.add(replace(row, note=why))
 
 
-def passes(run: Run, section: str) -> None:
+def row_of(
+    section: str, work: Work, library: str, variant: str = "", **more: Any
+) -> Row:
+    """Return the row, still without figures, of some work in a section."""
+    of_cell = {"cell": work.cell, **more}
+    return Row(section, work.case, work.kind, library, variant, **of_cell)
+
+
+def passes(run: Run, section: str, cell: str) -> None:
     """Time a pass of each case beside every peer."""
     for case in run.options.cases:
-        run.say(f"{section}: {case.name} ({case.shape})")
-        beside_peers(run, section, Work(section, case))
+        run.say(f"{section}: {cell}, {case.name} ({case.shape})")
+        beside_peers(run, section, Work(section, case, cell=cell))
 
 
 def beside_peers(run: Run, section: str, *works: Work, part: float = 1.0) -> None:
@@ -125,10 +136,12 @@ def beside_peers(run: Run, section: str, *works: Work, part: float = 1.0) -> Non
     ready = []
     for work in works:
         ready += judged(run, section, work)
-        if section in PASSES and run.result.machine.divides_units(work.case):
+        if section in PASSES and run.result.machine.divides_units(
+            work.case, work.layer
+        ):
             # It moves, where the cores are virtual ones: measured beside each pass.
-            run.ours.prepare("exchange", Work("exchange", work.case))
-            row = Row("exchange", work.case, section, OURS)
+            run.ours.prepare("exchange", work._replace(kind="exchange"))
+            row = row_of("exchange", work, OURS)
             ready.append((run.ours, "exchange", row))
     run.time(ready, part)
     run.forget()
@@ -142,7 +155,7 @@ def judged(run: Run, section: str, work: Work) -> list[Ready]:
     for library in run.libraries.values():
         if library.name not in run.result.labels or not can(library, work):
             continue
-        row = Row(section, work.case, work.kind, library.name)
+        row = row_of(section, work, library.name)
         if library.name == UPSTREAM and base is None:
             run.refuse(row, why_not)
             continue
@@ -168,10 +181,10 @@ def can(library: Library, work: Work) -> bool:
 
 
 def upstream_result(run: Run, work: Work) -> "tuple[dict[str, np.ndarray] | None, str]":
-    """What ``mlx.nn.RNN`` makes of it, or why there is nothing."""
+    """What ``mlx.nn`` makes of it, or why there is nothing."""
     if not can(run.upstream, work):
         return None, "not timed: it cannot"
-    if work.kind == "training" and work.case.L > UPSTREAM_LENGTH:
+    if work.kind == "training" and work.case.L > work.layer.upstream_length:
         return None, "not timed: its time grows with the square of L"
     try:
         return run.upstream.prepare("base", work, save=True)[1], ""
@@ -183,7 +196,7 @@ def variants(run: Run, section: str, works: dict[str, Work]) -> None:
     """Time several ways of our layer, by name, relative to each other."""
     ready = []
     for variant, work in works.items():
-        row = Row(section, work.case, work.kind, OURS, variant=variant)
+        row = row_of(section, work, OURS, variant)
         _, got = run.ours.prepare(variant, work, save=True)
         if why := gate.peer_is_wrong(got, work):
             run.refuse(row, f"wrong: {why}")
@@ -192,7 +205,7 @@ def variants(run: Run, section: str, works: dict[str, Work]) -> None:
     run.time(ready)
 
 
-def threads(run: Run) -> None:
+def threads(run: Run, cell: str) -> None:
     """Time our layer on one thread and on all, where the work is divided."""
     count = run.options.threads
     if count < 2:
@@ -200,17 +213,19 @@ def threads(run: Run) -> None:
         return
     cases = [*run.options.cases, *([] if run.options.chosen else [ALONE])]
     for case in cases:
-        split = _native.partition(*case[1:], mx.float32)["split"]
+        _, N, L, D, H = case
+        layer = getattr(mlx_recurrent, cell)(D, H)
+        split = layer.plan(mx.zeros((N, L, D), mx.float32)).partition
         if split != "batch" and (case.N > 1 or case.H < 512):
             continue
-        run.say(f"threads: {case.name} ({case.shape})")
+        run.say(f"threads: {cell}, {case.name} ({case.shape})")
         for pass_ in PASSES:
-            ways = {str(n): Work(pass_, case, threads=n) for n in (1, count)}
+            ways = {str(n): Work(pass_, case, threads=n, cell=cell) for n in (1, count)}
             variants(run, "threads", ways)
         run.forget()
 
 
-def matmul(run: Run) -> None:
+def matmul(run: Run, cell: str) -> None:
     """Time ``matmul`` and ``Linear`` beside MLX's."""
     for side in SIDES[:3] if run.options.quick else SIDES:
         case = Case(f"{side} on a side", 1, side, side, side)
@@ -229,14 +244,14 @@ def matmul(run: Run) -> None:
         run.forget()
 
 
-def decode(run: Run) -> None:
+def decode(run: Run, cell: str) -> None:
     """Time one evaluated step of the layer beside an evaluated addition."""
-    run.say("decode: one step, and an addition")
+    run.say(f"decode: {cell}, one step, and an addition")
     ready = []
     for kind in ("forward", "addition"):
-        work = Work(kind, DECODE)
+        work = Work(kind, DECODE, cell=cell)
         _, got = run.ours.prepare(kind, work, save=True)
-        row = Row("decode", DECODE, kind, OURS)
+        row = row_of("decode", work, OURS)
         if kind == "forward" and (why := gate.peer_is_wrong(got, work)):
             run.refuse(row, f"wrong: {why}")
         else:
@@ -249,18 +264,18 @@ def decode(run: Run) -> None:
 QUANTILES = {"median": 0.5, "p99": 0.99}
 
 
-def streaming(run: Run) -> None:
+def streaming(run: Run, cell: str) -> None:
     """Time a step, and the slowest in a hundred, beside every peer."""
     for case in run.options.cases if run.options.chosen else STREAMING:
-        run.say(f"streaming: {case.name} ({case.shape})")
+        run.say(f"streaming: {cell}, {case.name} ({case.shape})")
         ready = []
         for library in run.libraries.values():
             if library.name not in run.result.labels:
                 continue
             for kind in (kind for kind in STEPS if kind in library.passes):
                 for variant, quantile in QUANTILES.items():
-                    work = Work(kind, case, quantile=quantile)
-                    row = Row("streaming", case, kind, library.name, variant=variant)
+                    work = Work(kind, case, quantile=quantile, cell=cell)
+                    row = row_of("streaming", work, library.name, variant)
                     key = f"{kind} {variant}"
                     try:
                         _, got = library.prepare(key, work, save=True)
@@ -275,21 +290,18 @@ def streaming(run: Run) -> None:
         run.forget()
 
 
-def memory(run: Run) -> None:
+def memory(run: Run, cell: str) -> None:
     """Measure what a pass holds at its peak beside its output."""
     for case in run.options.cases:
-        run.say(f"memory: {case.name}")
-        for pass_ in PASSES:
-            run.ours.prepare(pass_, Work(pass_, case))
-            extra = run.ours.memory(pass_) - output_bytes(case)
-            row = Row(
-                "memory",
-                case,
-                pass_,
-                OURS,
-                unit="bytes",
-                limit=allowed_bytes(case, pass_, run.options.threads),
-            )
+        run.say(f"memory: {cell}, {case.name}")
+        works = [Work(pass_, case, cell=cell) for pass_ in PASSES]
+        if case.L >= CHECKPOINTED_LENGTH:
+            works.append(works[-1]._replace(option=CHECKPOINTED))
+        for work in works:
+            run.ours.prepare(work.kind, work)
+            extra = run.ours.memory(work.kind) - output_bytes(case)
+            limit = allowed_bytes(work, run.options.threads)
+            row = row_of("memory", work, OURS, work.option, unit="bytes", limit=limit)
             run.add(row.of([float(extra)]))
         run.forget()
 
@@ -299,41 +311,44 @@ def output_bytes(case: Case) -> int:
     return 4 * case.N * case.L * case.H
 
 
-def allowed_bytes(case: Case, pass_: str, threads: int) -> int:
+def allowed_bytes(work: Work, threads: int) -> float:
     """What a pass may hold beside its output.
 
     The weights packed, in panels of up to 64 columns, and a megabyte a thread; training
-    one more array of the output's size, and the gradients.
+    what the cell keeps, of the output's size each, and the gradients.
     """
-    packed = 4 * (case.D + case.H) * -(-case.H // 64) * 64
-    allowed = packed + threads * 2**20
-    if pass_ == "training":
-        allowed += output_bytes(case) + 4 * case.H * (case.D + case.H + 1)
+    _, _, _, D, H = work.case
+    rows = work.layer.gates * H
+    packed = 4 * (D + H) * -(-rows // 64) * 64
+    allowed = float(packed + threads * 2**20)
+    if work.kind == "training":
+        share = CHECKPOINTED_SHARE if work.option == CHECKPOINTED else 1
+        allowed += share * work.layer.kept * output_bytes(work.case)
+        allowed += 4 * rows * (D + H + 1)
     return allowed
 
 
-def call(run: Run) -> None:
+def call(run: Run, cell: str) -> None:
     """Time the call of the layer without its evaluation."""
     ready = []
     for case in run.options.cases:
-        work = Work("call", case)
+        work = Work("call", case, cell=cell)
         run.ours.prepare(case.shape, work)
-        ready.append((run.ours, case.shape, Row("call", case, "call", OURS)))
-    run.say("call: from Python to the primitive")
+        ready.append((run.ours, case.shape, row_of("call", work, OURS)))
+    run.say(f"call: {cell}, from Python to the primitive")
     run.time(ready)
     run.forget()
 
 
-def length(run: Run) -> None:
-    """Time a training step over the length, beside ``mlx.nn.RNN``."""
+def length(run: Run, cell: str) -> None:
+    """Time a training step over the length, beside ``mlx.nn``."""
     for steps in LENGTHS[:4] if run.options.quick else LENGTHS:
-        case = LENGTH_CASE._replace(L=steps)
-        run.say(f"length: L = {steps:,}")
-        work = Work("training", case)
-        row = Row("length", case, "training", OURS)
+        run.say(f"length: {cell}, L = {steps:,}")
+        work = Work("training", LENGTH_CASE._replace(L=steps), cell=cell)
+        row = row_of("length", work, OURS)
         ready = []
         base, failed = upstream_result(run, work)
-        short = steps <= UPSTREAM_LENGTH
+        short = steps <= work.layer.upstream_length
         _, got = run.ours.prepare("length", work, save=short)
         # The same code has just been judged at smaller lengths.
         why = ""
@@ -351,7 +366,7 @@ def length(run: Run) -> None:
         run.time(ready)
         run.forget()
     run.ours.prepare("length", work)
-    row = Row("length", case, "memory", OURS, unit="bytes")
+    row = replace(row, kind="memory", unit="bytes")
     run.add(row.of([float(run.ours.memory("length"))]))
     run.forget()
 
@@ -365,35 +380,36 @@ VARIANTS = {
 }
 
 
-def types(run: Run) -> None:
+def types(run: Run, cell: str) -> None:
     """Time half types, and denormal states or deltas, relative to float32."""
     cases = TYPE_CASES[2:3] if run.options.quick else TYPE_CASES
     for case in run.options.cases if run.options.chosen else cases:
-        run.say(f"types: {case.name} ({case.shape})")
+        run.say(f"types: {cell}, {case.name} ({case.shape})")
         for pass_ in PASSES:
             ways = {}
             for variant, (dtype, tiny) in VARIANTS.items():
                 if tiny and pass_ == "training":
                     tiny = "deltas"
-                ways[variant] = Work(pass_, case, dtype=dtype, tiny=tiny)
+                ways[variant] = Work(pass_, case, dtype, tiny, cell=cell)
             variants(run, "types", ways)
         run.forget()
 
 
-def transforms(run: Run) -> None:
+def transforms(run: Run, cell: str) -> None:
     """Time derivatives of derivatives and mapped calls beside every peer."""
     quick = run.options.quick
     case = DERIVATIVE_CASE._replace(N=4, L=64) if quick else DERIVATIVE_CASE
     for chosen in run.options.cases if run.options.chosen else [case]:
         for kind in DERIVATIVES:
-            run.say(f"transforms: {TRANSFORMS[kind]} ({chosen.shape})")
-            beside_peers(run, "transforms", Work(kind, chosen))
+            run.say(f"transforms: {cell}, {TRANSFORMS[kind]} ({chosen.shape})")
+            beside_peers(run, "transforms", Work(kind, chosen, cell=cell))
     for case in run.options.cases if run.options.chosen else ENSEMBLE_CASES:
-        run.say(f"transforms: {MEMBERS} layers ({case.shape})")
-        beside_peers(run, "transforms", *(Work(kind, case) for kind in ENSEMBLES))
+        run.say(f"transforms: {cell}, {MEMBERS} layers ({case.shape})")
+        works = [Work(kind, case, cell=cell) for kind in ENSEMBLES]
+        beside_peers(run, "transforms", *works)
 
 
-def callables(run: Run) -> None:
+def callables(run: Run, cell: str) -> None:
     """Time other nonlinearities relative to tanh."""
     quick = run.options.quick
     cases = CALLABLE_CASES[:1] if quick else CALLABLE_CASES
@@ -401,22 +417,24 @@ def callables(run: Run) -> None:
     for case in run.options.cases if run.options.chosen else cases:
         run.say(f"callables: {case.name} ({case.shape})")
         for pass_ in PASSES:
-            ways = {name: Work(pass_, case, nonlinearity=name) for name in names}
+            ways = {
+                name: Work(pass_, case, nonlinearity=name, cell=cell) for name in names
+            }
             variants(run, "callables", ways)
         run.forget()
 
 
-def lengths(run: Run) -> None:
+def lengths(run: Run, cell: str) -> None:
     """Time rows that end early beside every peer, and the whole batch of ours."""
     cases = LENGTHS_CASES
     if run.options.quick:
         cases = [LENGTHS_CASES[0]._replace(N=16, L=64)]
     for case in run.options.cases if run.options.chosen else cases:
-        run.say(f"lengths: {case.name} ({case.shape})")
+        run.say(f"lengths: {cell}, {case.name} ({case.shape})")
         for pass_ in PASSES:
-            ready = judged(run, "lengths", Work(pass_, case, option="lengths"))
-            padded = Work(pass_, case)
-            row = Row("lengths", case, pass_, OURS, variant=PADDED)
+            padded = Work(pass_, case, cell=cell)
+            ready = judged(run, "lengths", padded._replace(option="lengths"))
+            row = row_of("lengths", padded, OURS, PADDED)
             _, got = run.ours.prepare(PADDED, padded, save=True)
             if why := gate.peer_is_wrong(got, padded):
                 run.refuse(row, f"wrong: {why}")
@@ -426,39 +444,40 @@ def lengths(run: Run) -> None:
             run.forget()
 
 
-def networks(run: Run, option: str) -> None:
+def networks(run: Run, option: str, cell: str) -> None:
     """Time several layers in one beside every peer."""
     cases = NETWORK_CASES[:1] if run.options.quick else NETWORK_CASES
     for case in run.options.cases if run.options.chosen else cases:
-        run.say(f"{option}: {case.name} ({case.shape})")
+        run.say(f"{option}: {cell}, {case.name} ({case.shape})")
         for pass_ in PASSES:
-            work = Work(pass_, case, option=option)
+            work = Work(pass_, case, option=option, cell=cell)
             beside_peers(run, option, work, part=HALF)
 
 
-def regularisers(run: Run) -> None:
+def regularisers(run: Run, cell: str) -> None:
     """Time leak, zoneout and dropouts relative to none, in training mode."""
     cases = REGULARISER_CASES[-1:] if run.options.quick else REGULARISER_CASES
     for case in run.options.cases if run.options.chosen else cases:
-        run.say(f"regularisers: {case.name} ({case.shape})")
+        run.say(f"regularisers: {cell}, {case.name} ({case.shape})")
         for pass_ in PASSES:
             ways = {
-                name or PLAIN: Work(pass_, case, option=name)
+                name or PLAIN: Work(pass_, case, option=name, cell=cell)
                 for name in ("", *REGULARISERS)
+                if name not in CELLS[cell].lacks
             }
             variants(run, "regularisers", ways)
         run.forget()
 
 
-def long(run: Run) -> None:
+def long(run: Run, cell: str) -> None:
     """Time training over a long sequence, and measure what it holds."""
     steps = [L // 10 for L in LONG_LENGTHS] if run.options.quick else LONG_LENGTHS
     cases = [LONG_CASE._replace(L=L) for L in steps]
     for case in run.options.cases if run.options.chosen else cases:
-        run.say(f"long: {case.name} ({case.shape})")
+        run.say(f"long: {cell}, {case.name} ({case.shape})")
         for way in LONG_WAYS:
-            work = Work("kept", case, option=way)
-            row = Row("long", case, "kept", OURS, variant=way)
+            work = Work("kept", case, option=way, cell=cell)
+            row = row_of("long", work, OURS, way)
             # The reference takes a step at a time: judged on the first blocks.
             short = work._replace(case=case._replace(L=min(case.L, LONG_JUDGED)))
             _, got = run.ours.prepare(way, short, save=True)
@@ -474,9 +493,9 @@ def long(run: Run) -> None:
             run.forget()
 
 
-RUN: dict[str, Callable[[Run], None]] = {
-    "forward": lambda run: passes(run, "forward"),
-    "training": lambda run: passes(run, "training"),
+RUN: dict[str, Callable[[Run, str], None]] = {
+    "forward": lambda run, cell: passes(run, "forward", cell),
+    "training": lambda run, cell: passes(run, "training", cell),
     "threads": threads,
     "matmul": matmul,
     "decode": decode,
@@ -488,8 +507,8 @@ RUN: dict[str, Callable[[Run], None]] = {
     "transforms": transforms,
     "callables": callables,
     "lengths": lengths,
-    "bidirectional": lambda run: networks(run, "bidirectional"),
-    "depth": lambda run: networks(run, "depth"),
+    "bidirectional": lambda run, cell: networks(run, "bidirectional", cell),
+    "depth": lambda run, cell: networks(run, "depth", cell),
     "regularisers": regularisers,
     "long": long,
 }

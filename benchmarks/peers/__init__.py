@@ -55,7 +55,7 @@ LIBRARIES = {
         ("lengths", *NETWORKS, *REGULARISERS),
     ),
     UPSTREAM: Peer(
-        "mlx.nn.RNN",
+        "mlx.nn",
         upstream,
         ("mlx",),
         "mlx",

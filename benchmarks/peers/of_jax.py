@@ -29,12 +29,12 @@ class _Jax:
         import jax.numpy as jnp
 
         work = self.work
-        Wx, Wh, bx, bh = work.layer.sides(*weights)
+        Wx, Wh, bx, bh = work.layer.sides(jnp.concatenate, *weights)
         z = x.swapaxes(0, 1) @ Wx.T + bx
 
         def step(before: Any, z: Any) -> tuple[Any, Any]:
             u = before[0] @ Wh.T
-            after = work.layer.step(jnp, z, u if bh is None else u + bh, before)
+            after = work.layer.step(jax.nn, z, u if bh is None else u + bh, before)
             return after, after[0]
 
         def masked_step(before: Any, z_and_runs: tuple[Any, Any]) -> tuple[Any, Any]:

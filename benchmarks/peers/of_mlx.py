@@ -171,16 +171,16 @@ class _Mlx:
         each = self.evaluated(lambda: [self.outputs(self.x, *w) for w in apart])
         return each._replace(named=members)
 
-    def _rows(self) -> tuple[list["mx.array"], "mx.array"]:
-        """The steps, of a batch or of a row alone, and the state before them."""
+    def _rows(self) -> tuple[list["mx.array"], tuple["mx.array", ...]]:
+        """The steps, of a batch or of a row alone, and the states before them."""
         import mlx.core as mx
 
         _, N, L, _, H = self.work.case
         row = self.x if N > 1 else self.x[0]
         steps = [row[..., t, :] for t in range(L)]
-        hidden = mx.zeros((N, H)) if N > 1 else mx.zeros(H)
-        mx.eval(steps, hidden)
-        return steps, hidden
+        zeros = mx.zeros((N, H)) if N > 1 else mx.zeros(H)
+        mx.eval(steps, zeros)
+        return steps, (zeros,) * self.work.layer.states
 
     def _named_steps(self, sequence: Callable[[], Any]) -> Callable[[Any], Any]:
         _, N, L, _, H = self.work.case
@@ -192,12 +192,12 @@ class _Mlx:
 
         if not hasattr(self.layers[0], "stream"):
             return self.step()
-        rows, hidden = self._rows()
+        rows, first = self._rows()
         steps = [np.array(a) for a in rows]
-        stream = self.layers[0].stream(hidden)
+        stream = self.layers[0].stream(*first)
 
         def sequence() -> np.ndarray:
-            stream.reset(hidden)
+            stream.reset(*first)
             return np.stack([stream(a) for a in steps], axis=-2)
 
         return Prepared(lambda: stream(steps[0]), self._named_steps(sequence))
@@ -210,21 +210,26 @@ class _Mlx:
         steps, first = self._rows()
         layer, state = self.layers[0], first
 
-        def following(x: mx.array, hidden: mx.array) -> mx.array:
+        def following(
+            x: mx.array, before: tuple[mx.array, ...]
+        ) -> tuple[mx.array, ...]:
             if hasattr(layer, "step"):
-                state = layer.step(x, hidden)
+                found = layer.step(x, *before)
+                after = found if isinstance(found, tuple) else (found,)
             else:
-                state = layer(x[..., None, :], hidden)[..., 0, :]
-            mx.eval(state)
-            return state
+                found = layer(x[..., None, :], *before)
+                found = found if isinstance(found, tuple) else (found,)
+                after = tuple(a[..., 0, :] for a in found)
+            mx.eval(after)
+            return after
 
         def sequence() -> np.ndarray:
-            states = [first]
+            all_states = [first]
             for a in steps:
-                states.append(following(a, states[-1]))
-            return np.stack([np.array(a) for a in states[1:]], axis=-2)
+                all_states.append(following(a, all_states[-1]))
+            return np.stack([np.array(h) for h, *_ in all_states[1:]], axis=-2)
 
-        def next_step() -> mx.array:
+        def next_step() -> Any:
             nonlocal state
             state = following(steps[0], state)
             return state
@@ -232,11 +237,21 @@ class _Mlx:
         return Prepared(next_step, self._named_steps(sequence))
 
 
+def _outputs_alone(layer: Any, states: int) -> Callable[..., Any]:
+    """A layer, of whose results only the outputs, or the last state, are wanted."""
+    if states == 1:
+        call: Callable[..., Any] = layer
+        return call
+    if not hasattr(layer, "stream"):  # of mlx.nn, which gives the states of all steps
+        return lambda x: layer(x)[0]
+    return lambda x, **called: layer(x, **{"return_state": True, **called})[0]
+
+
 def _network(work: "Work", library: Any) -> tuple[list[Any], Any]:
     """The layers, and what calls them all."""
     import mlx.core as mx
 
-    made = work.layer_arguments()
+    made, count = work.layer_arguments(), work.layer.states
     if work.nonlinearity != "tanh":
         from callables import TRACED
 
@@ -248,18 +263,18 @@ def _network(work: "Work", library: Any) -> tuple[list[Any], Any]:
     if work.option == "bidirectional":
         if hasattr(library, "Bidirectional"):
             return layers, library.Bidirectional(*layers)
-        forward, backward = layers
+        forward, backward = (_outputs_alone(layer, count) for layer in layers)
         return layers, lambda x: mx.concatenate(
             [forward(x), backward(x[:, ::-1])[:, ::-1]], axis=-1
         )
     if work.option != "depth":
-        return layers, layers[0]
+        return layers, _outputs_alone(layers[0], count)
     if hasattr(library, "Stack"):
         return layers, library.Stack(layers)
 
     def one_after_another(x: mx.array) -> mx.array:
         for layer in layers:
-            x = layer(x)
+            x = _outputs_alone(layer, count)(x)
         return x
 
     return layers, one_after_another

@@ -10,19 +10,23 @@ if TYPE_CHECKING:
     from cases import Work
 
 
-def _nodes(work: "Work") -> "list[tuple[np.ndarray, ...]]":
-    """W, R and B of each node: one direction of one layer, or both of a layer."""
+def _nodes(work: "Work", gates: tuple[int, ...]) -> "list[tuple[np.ndarray, ...]]":
+    """W, R and both biases of each node: one direction of a layer, or both of it.
+
+    Args:
+        work (Work): The work.
+        gates (tuple of int): Which of the gates is in each place.
+    """
     import numpy as np
 
     def in_order(a: "np.ndarray") -> "np.ndarray":
-        gates = np.split(a, len(work.layer.onnx_gates))
-        return np.concatenate([gates[i] for i in work.layer.onnx_gates])
+        slabs = np.split(a, len(gates))
+        return np.concatenate([slabs[i] for i in gates])
 
     def of_layer(weights: "list[np.ndarray]") -> "list[np.ndarray]":
-        Wx, Wh, bx, bh = work.layer.sides(*weights)
-        biases = bx, np.zeros_like(bx) if bh is None else bh
-        B = np.concatenate([in_order(bias) for bias in biases])
-        return [in_order(Wx), in_order(Wh), B]
+        Wx, Wh, bx, bh = work.layer.sides(np.concatenate, *weights)
+        sides = Wx, Wh, bx, np.zeros_like(bx) if bh is None else bh
+        return [in_order(side) for side in sides]
 
     layers = list(map(of_layer, work.weights()))
     each = [layers] if work.option == "bidirectional" else [[one] for one in layers]
@@ -39,8 +43,8 @@ def _model(work: "Work") -> bytes:
     both = work.option == "bidirectional"
     names = ["H", "C"][: work.layer.states] if stream else []
     constants, nodes = {}, []
-    for i, arrays in enumerate(_nodes(work)):
-        constants |= {f"{name}{i}": a for name, a in zip("WRB", arrays, strict=True)}
+    for i, (W, R, *biases) in enumerate(_nodes(work, work.layer.onnx_gates)):
+        constants |= {f"W{i}": W, f"R{i}": R, f"B{i}": np.concatenate(biases, -1)}
         if i:
             nodes.append(helper.make_node("Squeeze", [f"Y{i - 1}", "axis"], [f"X{i}"]))
             constants["axis"] = np.array([1])
@@ -133,11 +137,15 @@ def openvino(work: "Work", threads: int) -> Prepared:
     both = work.option == "bidirectional"
     lengths = work.lengths() if work.option == "lengths" else np.full(N, L, np.int32)
     x = outputs = ops.parameter([N, L, D], np.float32)
-    for W, R, B in _nodes(work):
+    # Its GRU's reset comes before the product unless it is told so.
+    after = {"linear_before_reset": True} if work.cell == "GRU" else {}
+    for W, R, bx, bh in _nodes(work, work.layer.openvino_gates):
         if outputs is not x:
             outputs = ops.squeeze(outputs, ops.constant(1))
         zeros = ops.constant(np.zeros((N, len(W), H), np.float32))
-        bias = B.reshape(len(B), 2, -1).sum(axis=1)
+        bias = bx + bh
+        if after:  # the new gate's two are apart
+            bias = np.concatenate([bias[:, : 2 * H], bx[:, 2 * H :], bh[:, 2 * H :]], 1)
         sequence = getattr(ops, f"{work.cell.lower()}_sequence")(
             outputs,
             *[zeros] * work.layer.states,
@@ -145,6 +153,7 @@ def openvino(work: "Work", threads: int) -> Prepared:
             *map(ops.constant, (W, R, bias)),
             H,
             "bidirectional" if both else "forward",
+            **after,
         )
         outputs = sequence.output(0)
     model = openvino.Model([outputs], [x], "layer")

@@ -31,7 +31,7 @@ class _Torch:
         sides = [
             side
             for of_layer in work.weights()
-            for side in work.layer.sides(*map(torch.from_numpy, of_layer))
+            for side in work.layer.sides(torch.cat, *map(torch.from_numpy, of_layer))
         ]
         weights = [weight for of_layer in self.layer.all_weights for weight in of_layer]
         with torch.no_grad():
@@ -116,7 +116,7 @@ class _Torch:
             side
             for i in range(0, len(directions), count)
             for side in self.work.layer.sides(
-                *map(torch.from_numpy, directions[i : i + count])
+                torch.cat, *map(torch.from_numpy, directions[i : i + count])
             )[: self.per_layer]
         ]
 
