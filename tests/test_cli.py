@@ -8,7 +8,7 @@ import pytest
 
 import mlx_recurrent
 from mlx_recurrent._build import MLX_VERSION
-from mlx_recurrent.benchmarks.cases import SECTIONS
+from mlx_recurrent.benchmarks.cases import CELLS, SECTIONS, cells_of
 
 COMMAND = "import sys; from mlx_recurrent_command import main; sys.exit(main())"
 
@@ -36,6 +36,8 @@ def test_doctor_of_a_healthy_machine():
         "us for an addition",
         "threads",
         "from mlx.nn.RNN, on the native path",
+        "from mlx.nn.GRU, on the",
+        "from mlx.nn.LSTM, on the",
         "Healthy.",
     ):
         assert text in run.stdout
@@ -91,6 +93,8 @@ def test_bench_where_the_package_cannot_be_imported():
         (["--case", "1,2,3,0"], "not '1,2,3,0'"),
         (["--case", "speach"], '"speech"'),
         (["--sections", "forward,backward"], "no section is named 'backward'"),
+        (["--cells", "RNN,Elman"], "no cell is named 'Elman'"),
+        (["--cells", "GRU", "--sections", "matmul"], "matmul is of RNN alone"),
         (["--peers", "numpy"], "no peer is named 'numpy'"),
         (["--rounds", "0"], "--rounds: must be an integer from 1 on, not '0'"),
         (["--budget", "soon"], "--budget: must be a number of seconds"),
@@ -118,6 +122,10 @@ def test_a_small_run(tmp_path):
     with table.open() as file:
         rows = list(csv.DictReader(file))
     sections = {row["section"] for row in rows}
+    measured = {(row["section"], row["cell"]) for row in rows}
+    for section in sections - {"machine"}:
+        cells = {cell for of, cell in measured if of == section}
+        assert cells == set(cells_of(section, list(CELLS))), section
     assert {*SECTIONS, "machine"} - {"matmul", "length", "threads"} <= sections
     for row in rows:
         assert float(row["median"]) > 0, row

@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     parser = argparse.ArgumentParser(
-        prog="mlx-recurrent", description="The recurrent layer of MLX on a native core."
+        prog="mlx-recurrent", description="MLX's recurrent layers on a native core."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser(
@@ -29,8 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     bench = commands.add_parser(
         "bench",
-        help="measure the layer beside mlx.nn.RNN and whichever peers are installed",
-        description="Measure the layer beside mlx.nn.RNN and whichever peers are "
+        help="measure the layers beside mlx.nn's and whichever peers are installed",
+        description="Measure RNN, GRU and LSTM beside mlx.nn's and whichever peers are "
         "installed. Each library has a process of its own with the same threads, and "
         "they take turns; a wrong result is never timed.",
     )

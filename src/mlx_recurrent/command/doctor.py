@@ -21,6 +21,8 @@ from typing import Any
 SLOW_PRODUCT = 0.5
 SLOW_EVALUATION = 100e-6
 SIDE = 512
+# Whose results are compared with those of MLX's of the same name.
+LAYERS = ("RNN", "GRU", "LSTM")
 
 
 def main() -> int:
@@ -191,24 +193,31 @@ def evaluation(found: Findings) -> None:
 
 
 def result(found: Findings) -> None:
-    """Whether a small layer gives what ``mlx.nn.RNN`` gives."""
+    """Whether small layers give what ``mlx.nn``'s give."""
     import mlx.core as mx
     from mlx.nn.layers import recurrent
 
     import mlx_recurrent
 
-    with mx.stream(mx.cpu):
-        ours, theirs = mlx_recurrent.RNN(8, 33), recurrent.RNN(8, 33)
-        ours.Wxh, ours.Whh, ours.bias = theirs.Wxh, theirs.Whh, theirs.bias
-        x = mx.random.normal((3, 40, 8), key=mx.random.key(1))
-        error = float(mx.abs(ours(x) - theirs(x)).max())
-        path = ours.plan(x).path
-    found.say("a small layer", f"{error:.1g} from mlx.nn.RNN, on the {path} path")
-    if not error < 1e-5:
-        found.broken.append(
-            f"A small layer differs from mlx.nn.RNN by {error:.1g}: MLX_RECURRENT_ISA="
-            "baseline may avoid it; please report it with this output."
+    for name in LAYERS:
+        with mx.stream(mx.cpu):
+            ours = getattr(mlx_recurrent, name)(8, 33)
+            theirs = getattr(recurrent, name)(8, 33)
+            ours.update(theirs.parameters())
+            x = mx.random.normal((3, 40, 8), key=mx.random.key(1))
+            # Also where the result is a pair, the states of both kinds.
+            got, expected = (mx.stack([*layer(x)]) for layer in (ours, theirs))
+            error = float(mx.abs(got - expected).max())
+            path = ours.plan(x).path
+        found.say(
+            f"a small {name}", f"{error:.1g} from mlx.nn.{name}, on the {path} path"
         )
+        if not error < 1e-5:
+            found.broken.append(
+                f"A small {name} differs from mlx.nn.{name} by {error:.1g}: "
+                "MLX_RECURRENT_ISA=baseline may avoid it; please report it with this "
+                "output."
+            )
 
 
 def forking(found: Findings) -> None:
