@@ -60,7 +60,7 @@ def _elman_step(activation, w, z, p, q):
 
 def _gru_step(activation, w, z, p, q, reset_after=True):
     H = w["Wh"].shape[1]
-    r, keep, n = mx.split(z, 3)
+    r, keep, n = mx.split(z, 3, axis=-1)
     Wr, Wz, Wn = mx.split(w["Wh"], 3)
     u = mx.zeros((H,), z.dtype)
     if p is not None:
@@ -76,7 +76,7 @@ def _gru_step(activation, w, z, p, q, reset_after=True):
 
 def _lstm_step(activation, w, z, p, q):
     a = z if p is None else z + p @ w["Wh"].T
-    i, f, g, o = mx.split(a, 4)
+    i, f, g, o = mx.split(a, 4, axis=-1)
     c = sigmoid(f) * q[1] + sigmoid(i) * mx.tanh(g)
     return [sigmoid(o) * mx.tanh(c), c]
 
@@ -149,6 +149,27 @@ CELLS = {
 
 
 GATED = [name for name in CELLS if name != "rnn"]
+
+
+def plain(name, arrays, activation="tanh"):
+    """All states of a batch as upstream computes them, each (..., L, H).
+
+    Upstream's own GRU and LSTM have no more than float32's precision in float64.
+    """
+    cell = CELLS[name]
+    Wx, _, bias, *_ = cell.weights
+    z = arrays["x"] @ arrays[Wx].T
+    if bias in arrays:
+        z = z + arrays[bias]
+    q = [arrays.get(state) for state in cell.states]
+    states, L = [], z.shape[-2]
+    for t in range(L):
+        z_t = mx.squeeze(mx.split(z, L, axis=-2)[t], -2)
+        seen = q[0]
+        q = [mx.zeros((1,), z.dtype) if state is None else state for state in q]
+        q = cell.step(activation, arrays, z_t, seen, q)
+        states.append(q)
+    return [mx.stack(each, -2) for each in zip(*states, strict=True)]
 
 
 def flat(result):

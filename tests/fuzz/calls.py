@@ -12,6 +12,7 @@ from mlx.utils import tree_unflatten
 import mlx_recurrent
 import networks
 import reference
+from cells import CELLS, flat
 from conftest import (
     ACTIVATIONS,
     COMPOSED,
@@ -20,19 +21,15 @@ from conftest import (
     NATIVE,
     TRACED,
     array,
-    composed,
     draw,
     laid_out,
     neighbour,
-    ours,
-    traced,
 )
 from mlx_recurrent import RNN, Bidirectional, Stack, exporting, init
 from mlx_recurrent.interop import Reversed
-from optional import Problem, grads
+from optional import Problem, grads, without_nan
 from tolerances import EPS, PRESET, PRESET_COMPUTED, ULPS, close, equal, largest, wide
 
-PATHS = {"native": ours, "traced": traced, "composed": composed}
 CALLABLES = {"native": NATIVE, "traced": TRACED, "composed": COMPOSED}
 LAYERS = ["native", "traced", "composed"]
 # What values are, beside ordinary: so large, or so small.
@@ -109,15 +106,16 @@ class OfOneLayer:
     def __init__(self, name, choose, rng):
         self.name, self.rng = name, rng
         fixed = dict(FIXED.get(name, {}))
+        of = "rnn" if name == "scan" else choose("kind of cell", list(CELLS))
         if name == "scan":
             fixed["D"] = fixed["H"] = choose("H", [1, 4, 17, 70])
         if name == "stream":
-            fixed["hidden"] = choose("hidden", [True, False])
-            fixed["lead"] = (
-                choose("lead", [(), (1,), (3,), (2, 2)]) if fixed["hidden"] else ()
-            )
-        self.path = choose("path", LAYERS)
-        self.problem = problem = Problem(choose, rng, **fixed)
+            states = CELLS[of].states
+            fixed |= {state: choose(state, [True, False]) for state in states}
+            given = any(fixed[state] for state in states)
+            fixed["lead"] = choose("lead", [(), (1,), (3,), (2, 2)]) if given else ()
+        self.path = choose("path", list(CELLS[of].paths))
+        self.problem = problem = Problem(choose, rng, of=of, **fixed)
         arrays = problem.arrays
         if name == "scan":
             arrays["Wxh"] = mx.eye(problem.H, dtype=problem.dtype)
@@ -137,7 +135,9 @@ class OfOneLayer:
             if filler != "as is":
                 arrays["x"] = problem.in_padding(arrays["x"], float(filler))
         wanted = ["only"] if name == "step" else [True, False, "only"]
-        self.return_state = choose("return_state", wanted)
+        if name == "stream" and len(problem.cell.states) > 1:
+            wanted.remove(False)  # other second states are never a result
+        problem.return_state = choose("return_state", wanted)
         # MLX's own sums over no rows, which may never end.
         sums_nothing = name == "exporting" and 0 in problem.lead
         self.differentiates = (
@@ -161,11 +161,18 @@ class OfOneLayer:
         p = self.problem
         arrays = dict(zip(p.names, values, strict=True)) if values else dict(p.arrays)
         mx.random.seed(p.seed)
-        made = RUNS[self.name](self, arrays, self.keywords)
-        return list(made) if isinstance(made, tuple) else [made]
+        with exporting() if self.exports else nullcontext():
+            return flat(RUNS[self.name](self, arrays, self.keywords))
 
-    def wanted(self, both):
-        return {True: both, False: both[:1], "only": both[1:]}[self.return_state]
+    @property
+    def exports(self):
+        """Whether a gated cell, which has no callable, is to run composed."""
+        return self.path == "composed" and "native" in self.gated_paths
+
+    @property
+    def gated_paths(self):
+        cell = self.problem.cell
+        return () if cell is CELLS["rnn"] else cell.paths
 
     def check(self):
         p = self.problem
@@ -180,8 +187,8 @@ class OfOneLayer:
             self.rng,
             got,
             values,
-            lambda *v: self.wanted(self.of(v).truth()),
-            lambda *v: self.wanted(p.plain(*v)),
+            lambda *v: self.of(v).truth(),
+            p.plain,
         )
         if self.differentiates and (p.activation != "relu" or p.dtype in SINGLE):
             self.check_gradients()
@@ -194,14 +201,11 @@ class OfOneLayer:
 
     def check_gradients(self):
         p = self.problem
-        shapes = [(*p.lead, p.L, p.H), (*p.lead, p.H)]
-        both = [draw(self.rng, s, p.dtype) for s in shapes]
-        both[0] = p.in_padding(both[0])
-        zeros = [mx.zeros(s, p.dtype) for s in shapes]
-        used = {True: (0, 1), False: (0,), "only": (1,)}[self.return_state]
-        both = [both[i] if i in used else zeros[i] for i in range(2)]
+        given = [
+            p.in_padding(d) if d.ndim == len(p.lead) + 2 else d for d in p.cotangents()
+        ]
         values = list(p.arrays.values())
-        clean = [mx.where(mx.isnan(d), 0, d).astype(d.dtype) for d in both]
+        clean = [without_nan(d) for d in given]
         kept = [i for i, n in enumerate(p.names) if (self.name, n) != ("scan", "Wxh")]
 
         def chosen(results):
@@ -209,9 +213,9 @@ class OfOneLayer:
 
         all_right(
             self.rng,
-            chosen(grads(self.run, values, self.wanted(both))),
+            chosen(grads(self.run, values, given)),
             values,
-            lambda *v: chosen(self.of(v).gradients(*both)),
+            lambda *v: chosen(self.of(v).gradients(*given)),
             lambda *v: chosen(grads(p.plain, v, clean)),
             chosen(p.names),
         )
@@ -219,10 +223,12 @@ class OfOneLayer:
     def check_plan(self):
         before = np.array(mx.random.state[0])
         (plan,) = self.run()
-        expected = self.path
+        expected = {self.path}
         if self.path == "traced" and self.problem.L == 0:
-            expected = "composed"
-        assert plan.path == expected, f"plan is {plan.path}, not {expected}"
+            expected = {"composed"}
+        if self.gated_paths:
+            expected |= {"composed"}
+        assert plan.path in expected, f"plan is {plan.path}, not {expected}"
         assert str(plan) and plan.reason
         mx.random.seed(self.problem.seed)
         before = np.array(mx.random.state[0])
@@ -231,12 +237,12 @@ class OfOneLayer:
 
 
 def _rnn(call, arrays, keywords):
-    run = PATHS[call.path]
+    run = call.problem.cell.paths[call.path]
     return run(
         call.problem.activation,
         **arrays,
         **keywords,
-        return_state=call.return_state,
+        return_state=call.problem.return_state,
     )
 
 
@@ -251,7 +257,7 @@ def _scan(call, arrays, keywords):
     return mlx_recurrent.scan(
         arrays.pop("x"),
         nonlinearity=CALLABLES[call.path][call.problem.activation],
-        return_state=call.return_state,
+        return_state=call.problem.return_state,
         **arrays,
         **keywords,
     )
@@ -259,19 +265,24 @@ def _scan(call, arrays, keywords):
 
 def layer_of(call, arrays, keywords):
     """A layer of these arrays and options; both lose what it takes."""
-    problem = call.problem
+    problem, cell = call.problem, call.problem.cell
     options = {name: keywords.pop(name) for name in OPTIONS if name in keywords}
-    layer = RNN(
+    options |= cell.arguments
+    if cell is CELLS["rnn"]:
+        options["nonlinearity"] = CALLABLES[call.path][problem.activation]
+    of_layer = set(arrays) - {"x", *cell.states}
+    layer = cell.layer(
         problem.D,
         problem.H,
-        "bias" in arrays,
-        CALLABLES[call.path][problem.activation],
-        learn_hidden="hidden0" in arrays,
+        cell.weights[2] in arrays,
+        learn_hidden=any(name in arrays for name in problem.reference.starts),
         **options,
     )
-    for name in ("Wxh", "Whh", "bias", "hidden0", "leak"):
-        if name in arrays:
-            setattr(layer, name, arrays.pop(name))
+    for name in problem.reference.starts:  # each may be learned without the other
+        if name not in arrays and name in layer:
+            del layer[name]
+    for name in of_layer:
+        setattr(layer, name, arrays.pop(name))
     return layer.train(keywords.pop("training", True))
 
 
@@ -281,14 +292,14 @@ def _layer(call, arrays, keywords):
     # The layer's making may have drawn.
     mx.random.seed(call.problem.seed)
     with nullcontext() if stream is None else mx.stream(stream):
-        return layer(**arrays, **keywords, return_state=call.return_state)
+        return layer(**arrays, **keywords, return_state=call.problem.return_state)
 
 
 def _plan(call, arrays, keywords):
     keywords.pop("stream", None)
     layer = layer_of(call, arrays, keywords)
     mx.random.seed(call.problem.seed)
-    return layer.plan(**arrays, **keywords, return_state=call.return_state)
+    return layer.plan(**arrays, **keywords, return_state=call.problem.return_state)
 
 
 def _step(call, arrays, keywords):
@@ -303,17 +314,24 @@ def _step(call, arrays, keywords):
             if isinstance(reset, mx.array)
             else np.reshape(reset, shape)
         )
-    return layer.step(x, arrays.get("hidden"), reset=reset)
+    states = {name: arrays.get(name) for name in call.problem.cell.states}
+    return layer.step(x, **states, reset=reset)
 
 
 def _stream(call, arrays, keywords):
     layer = layer_of(call, arrays, keywords)
-    stream = layer.stream(arrays.get("hidden"))
+    states = {name: arrays.get(name) for name in call.problem.cell.states}
+    stream = layer.stream(**states)
     outputs = in_pieces(
         stream, arrays["x"], keywords.get("reset"), call.problem.H, call.problem.seed
     )
     dtype = call.problem.dtype
-    return tuple(call.wanted([array(a, dtype) for a in (outputs, stream.state)]))
+    made = [array(a, dtype) for a in flat((outputs, stream.state))]
+    return (
+        made
+        if call.problem.return_state is True
+        else (made[1:] if call.problem.return_state else made[:1])
+    )
 
 
 def in_pieces(stream, x, reset, H, seed):
