@@ -5,12 +5,12 @@ Every version has an environment of its own in ``build``, with the nanobind of i
 
 import argparse
 import re
-import subprocess
 import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from commands import ROOT, Failure, run
+
 PLACE = ROOT / "build" / "mlx-versions"
 # Each nanobind of an ABI once.
 NANOBIND = {
@@ -27,29 +27,6 @@ import importlib.metadata as m, mlx_recurrent._build as b
 assert f"mlx=={b.MLX_VERSION}" in m.requires("mlx-recurrent"), m.requires(...)
 print(b.MLX_VERSION, b.MLX_LACKS or "-")
 """
-
-
-class Failure(Exception):
-    """A step that failed, with all that it printed."""
-
-
-def run(*command: object) -> str:
-    """What a command prints.
-
-    Raises:
-        Failure: If it fails.
-    """
-    done = subprocess.run(
-        [str(word) for word in command],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    )
-    if done.returncode:
-        raise Failure(f"{' '.join(map(str, command))}\n{done.stdout}")
-    return done.stdout
 
 
 def build(mlx: str) -> tuple[Path, str]:
