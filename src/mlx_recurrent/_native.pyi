@@ -43,8 +43,8 @@ class Stream:
     """A layer outside the graph: its packed weights and its state, of NumPy arrays.
 
     Weights are evaluated arrays of one floating dtype; ``dtype`` is that of the arrays,
-    float32 for bfloat16. ``leak``, ``hidden0`` and ``cell0`` are some of them, ``(H,)``.
-    All are copied.
+    float32 for bfloat16. ``leak``, ``hidden0`` and ``cell0`` are some of them,
+    ``(H,)``. All are copied.
     """
 
     def __init__(
