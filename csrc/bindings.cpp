@@ -24,6 +24,7 @@
 #include "primitives/steps.h"
 #include "primitives/traced.h"
 #include "recurrence_bindings.h"
+#include "scan_bindings.h"
 #include "streaming_bindings.h"
 
 namespace nb = nanobind;
@@ -180,6 +181,7 @@ NB_MODULE(_native, m) {
           },
           "dtype"_a);
   bind_recurrence(m);
+  bind_linear_scan(m);
   bind_streaming(m);
   m.def("read", &read_call, "result"_a, "argument"_a);
   m.def(

@@ -41,6 +41,10 @@ REFERENCE = 1e-11 if np.finfo(np.longdouble).eps < 1e-18 else 1e-8
 # A derivative in float64 against differences of the next lower one, or against plain
 # MLX operations, relative to the largest entry.
 DIFFERENCE = 1e-9
+# A second one against mixed differences of the reference's values.
+SECOND_DIFFERENCE = 1e-6
+# A scan in float64 of a few steps and features, whose states may grow.
+SCAN = 1e-12
 
 # Two ways of the package to one result, a few steps and features on, in last places of
 # the largest value.

@@ -287,27 +287,44 @@ struct BackwardArgs {
   void* dleak;
 };
 
-// The linear scan and its transpose, along the course of the recurrence that it
-// is the derivative of: truncation cuts. Factors belong to the passage between
-// two steps, and have the place of that passage's later step in the run. With u
-// the result before step t in the run, `hidden` at first, `hidden0` where an
-// episode starts, absent where the passage is cut:
-//   y_t = s_t + alpha_t u + beta_t V (gamma_t u)
+// What a linear scan has at most.
+constexpr int kMostScanStates = 4;
+constexpr int kMostScanSlabs = 8;
+constexpr int kMostScanPaths = 12; // of each kind
+
+// A factor by which something passes from one place to another; null data: one.
+struct ScanPath {
+  int to, from;
+  Sequence factor;
+};
+
+// The block-linear scan and its transpose, along the course of the recurrence
+// that it is the derivative of: truncation cuts. Each unit has some states; of
+// the first one a product with the slabs of V is made. Factors belong to the
+// passage between two steps, and have the place of that passage's later step in
+// the run. With u the results before step t in the run, `hidden` at first,
+// `hidden0` where an episode starts, absent where the passage is cut:
+//   y_t[i] = s_t[i] + sum of A_t u[j] over the paths of A from j to i
+//                   + sum of B_t V_k (gamma_t u[0]) over those of B from k to i
 // and transposed, with n the step after t in the run:
-//   y_t = s_t + alpha_n y_n + gamma_n V^T (beta_n y_n),
+//   y_t[j] = s_t[j] + sum of A_n y_n[i] over the paths of A from j to i
+//   y_t[0] also gets gamma_n sum of V_k^T (B_n y_n[i]) over those of B,
 // without `hidden` and `hidden0`. A term whose factor is 0 is absent.
 struct LinearScanArgs {
   int64_t N, L, H;
+  int states, slabs;
   bool transposed;
   Course course;
-  Sequence s;
-  Matrix V;
-  Sequence alpha;  // null data: all zero
-  Sequence beta;   // null data: all ones
-  Sequence gamma;  // null data: all ones
-  Sequence hidden; // (N, 1, H); null data: zero
-  Vector hidden0;  // (H,); null data: zero
-  void* out;       // (N, L, H)
+  Matrix V; // (slabs * H, H)
+  int A_count, B_count;
+  ScanPath A[kMostScanPaths]; // from a state to a state
+  ScanPath B[kMostScanPaths]; // from a slab to a state
+  Sequence gamma;             // null data: ones
+  // Of each state.
+  Sequence s[kMostScanStates];      // null data: zero
+  Sequence hidden[kMostScanStates]; // (N, 1, H); null data: zero
+  Vector hidden0[kMostScanStates];  // (H,); null data: zero
+  void* out[kMostScanStates];       // (N, L, H)
 };
 
 // The factors that steps draw, as an array (N, steps, features): of zoneout 1

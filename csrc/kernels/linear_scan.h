@@ -7,27 +7,56 @@
 
 namespace {
 
+// What a scan is made of: `single` has one state and one slab, and at most one
+// path of each kind; in a `plain` one of these all rows have the same steps,
+// and only the product passes, everywhere.
+enum class ScanForm { plain, single, block };
+
 template <class T>
 struct LinearScanLayout {
   typedef Compute<T> C;
   Running running;
-  Panels<T> V;   // V^T; transposed, V
-  C* hidden0;    // (ldh,)
+  int64_t ldh;
+  int64_t ldc;   // of `carried`
+  int64_t ldp;   // of `products`
+  Panels<T> V;   // V^T, slab by slab; transposed, V
+  bool restarts; // whether there is something to start an episode from
+  C* hidden0;    // (states, ldh)
   C* carried[2]; // what V is multiplied with, by parity of the passage
-  C* passed;     // alpha * y (rows, ldh), like `carried`
+  C* passed;     // by A (rows, states * ldh), like `carried`
+  C* products;   // of several slabs (rows, ldp), like `carried`
 
   LinearScanLayout(Arena& arena, const LinearScanArgs& g, const Shares& shares)
-      : running(arena, g.course, g.N, g.L) {
-    int64_t ldh = leading_dimension<C>(g.H);
-    int64_t size = shares.most_rows() * ldh;
+      : running(arena, g.course, g.N, g.L), ldh(leading_dimension<C>(g.H)) {
+    bool joins = g.transposed && g.slabs > 1;
+    bool parts = !g.transposed && g.slabs > 1;
+    ldc = joins ? leading_dimension<C>(g.slabs * g.H) : ldh;
+    ldp = parts ? g.slabs * ldh : 0;
+    restarts = false;
+    for (int k = 0; k < g.states; ++k) {
+      restarts = restarts || g.hidden0[k].data;
+    }
+    int64_t rows = shares.most_rows();
     int64_t groups = Shares::groups(shares.partition);
-    V = take_panels<T>(arena, g.H, g.H, stays_stored<T>(chains_for(g.N)));
-    hidden0 = arena.take<C>(g.hidden0.data ? ldh : 0);
-    C* all = arena.take<C>(2 * groups * size);
-    carried[0] = all + 2 * shares.group() * size;
-    carried[1] = carried[0] + size;
-    passed = arena.take<C>(g.alpha.data ? groups * size : 0) +
-        (g.alpha.data ? shares.group() * size : 0);
+    auto take = [&](int64_t size) {
+      return arena.take<C>(groups * size) + shares.group() * size;
+    };
+    bool stored = stays_stored<T>(chains_for(g.N));
+    V = parts
+        ? take_panels<T>(
+              arena, g.H, g.slabs * panel_count<C>(g.H) * kPanel<C>, stored)
+        : take_panels<T>(arena, g.slabs * g.H, g.H, stored);
+    hidden0 = arena.take<C>(restarts ? g.states * ldh : 0);
+    carried[0] = take(2 * rows * ldc);
+    carried[1] = carried[0] + rows * ldc;
+    passed = take(g.A_count > 0 ? rows * g.states * ldh : 0);
+    products = take(rows * ldp);
+  }
+
+  // Of a scan that is not transposed.
+  INLINE_MEMBER Panels<T> slab(int64_t H, int k) const {
+    int64_t columns = panel_count<C>(H) * kPanel<C>;
+    return Panels<T>{V.data + V.bytes(H, k * columns), V.stored};
   }
 };
 
@@ -79,15 +108,18 @@ INLINE Vec<Compute<T>> add_scaled(
 
 // The steps of one slice. Passage i is that between steps i - 1 and i of the
 // run; passage 0 leads into it. What goes through is written, with its factors,
-// by the step on the near side, so that one barrier a step is enough. `plain`:
-// all rows have the same steps, and only the product passes, everywhere.
-template <class T, bool plain>
+// by the step on the near side, so that one barrier a step is enough.
+template <class T, ScanForm form>
 struct LinearScanSteps {
   typedef Compute<T> C;
+  static constexpr bool plain = form == ScanForm::plain;
+  static constexpr bool block = form == ScanForm::block;
+  static constexpr int most_states = block ? kMostScanStates : 1;
   const LinearScanArgs& g;
   const LinearScanLayout<T>& layout;
   const Running& running;
-  // The factors in front of the matrix's product and behind it.
+  // Of a single state and slab, the factors in front of the matrix's product
+  // and behind it.
   const Sequence& inner;
   const Sequence& outer;
   RecurrentProduct<T> product;
@@ -102,49 +134,75 @@ struct LinearScanSteps {
       : g(g),
         layout(layout),
         running(layout.running),
-        inner(g.transposed ? g.beta : g.gamma),
-        outer(g.transposed ? g.gamma : g.beta),
-        product(layout.V, g.N, g.H, shares),
+        inner(g.transposed ? g.B[0].factor : g.gamma),
+        outer(g.transposed ? g.gamma : g.B[0].factor),
+        product(
+            layout.V,
+            g.N,
+            g.H,
+            shares,
+            g.transposed ? g.slabs * g.H : g.H,
+            layout.ldc,
+            0),
         columns(columns_of<C>(product.panels, g.H)),
-        ldh(product.ld),
+        ldh(layout.ldh),
         rows{0, 0} {
+  }
+
+  INLINE_MEMBER int states() const {
+    return block ? g.states : 1;
+  }
+  INLINE_MEMBER bool passes_by_A() const {
+    return !plain && g.A_count > 0;
   }
 
   // Packs the matrix, and what else is done once for all members.
   INLINE_MEMBER void prepare(const Shares& shares) const {
     Range own = shares.once(panel_count<C>(g.H));
-    pack<T>(
-        layout.V,
-        g.V.data,
-        g.transposed ? g.V.row_stride : g.V.column_stride,
-        g.transposed ? g.V.column_stride : g.V.row_stride,
-        g.H,
-        g.H,
-        own.first,
-        own.last);
+    bool parts = layout.ldp > 0;
+    for (int k = 0; k < (parts ? g.slabs : 1); ++k) {
+      pack<T>(
+          parts ? layout.slab(g.H, k) : layout.V,
+          static_cast<const Element<T>*>(g.V.data) + k * g.H * g.V.row_stride,
+          g.transposed ? g.V.row_stride : g.V.column_stride,
+          g.transposed ? g.V.column_stride : g.V.row_stride,
+          g.transposed ? g.slabs * g.H : g.H,
+          g.H,
+          own.first,
+          own.last);
+    }
     if (shares.member.index == 0) {
       running.prepare(shares.partition);
-      if (g.hidden0.data) {
-        stage_row<T>(
-            layout.hidden0,
-            static_cast<const Element<T>*>(g.hidden0.data),
-            g.hidden0.stride,
-            0,
-            g.H);
+      for (int k = 0; layout.restarts && k < states(); ++k) {
+        C* to = layout.hidden0 + k * ldh;
+        clear(to, ldh);
+        if (g.hidden0[k].data) {
+          stage_row<T>(
+              to,
+              static_cast<const Element<T>*>(g.hidden0[k].data),
+              g.hidden0[k].stride,
+              0,
+              g.H);
+        }
       }
     }
   }
 
   // Zeros in the padding.
   INLINE_MEMBER void clear_padding() const {
-    Element<T>* out = static_cast<Element<T>*>(g.out);
-    for (int64_t k = rows.first; k < rows.last; ++k) {
-      for (int64_t t = running.length(k); t < g.L; ++t) {
-        clear(
-            out + (running.row(k) * g.L + t) * g.H + columns.first,
-            columns.last - columns.first);
+    for (int k = 0; k < states(); ++k) {
+      for (int64_t p = rows.first; p < rows.last; ++p) {
+        for (int64_t t = running.length(p); t < g.L; ++t) {
+          clear(
+              out(k) + (running.row(p) * g.L + t) * g.H + columns.first,
+              columns.last - columns.first);
+        }
       }
     }
+  }
+
+  INLINE_MEMBER Element<T>* out(int k) const {
+    return static_cast<Element<T>*>(g.out[k]);
   }
 
   INLINE_MEMBER int64_t count_at(int64_t i) const {
@@ -152,15 +210,24 @@ struct LinearScanSteps {
     return active.last - active.first;
   }
 
+  // Whether the first steps have states before them.
+  INLINE_MEMBER bool has_hidden() const {
+    bool any = g.hidden[0].data;
+    for (int k = 1; k < states(); ++k) {
+      any = any || g.hidden[k].data;
+    }
+    return any;
+  }
+
   // Whether anything can come through passage 0.
   INLINE_MEMBER bool begins() const {
-    return (!g.transposed && g.hidden.data) ||
+    return (!g.transposed && has_hidden()) ||
         (starts_from_state() && !g.course.reverse);
   }
 
   // Whether an episode may start from something.
-  bool starts_from_state() const {
-    return !g.transposed && g.hidden0.data && g.course.reset.data;
+  INLINE_MEMBER bool starts_from_state() const {
+    return !g.transposed && layout.restarts && g.course.reset.data;
   }
 
   // Whether anything comes through a passage.
@@ -168,7 +235,7 @@ struct LinearScanSteps {
     if (running.starts(position, passage)) {
       return starts_from_state();
     }
-    return !running.truncates(passage) && (passage > 0 || g.hidden.data);
+    return !running.truncates(passage) && (passage > 0 || has_hidden());
   }
 
   INLINE_MEMBER int64_t entered(int64_t i) const {
@@ -183,7 +250,7 @@ struct LinearScanSteps {
     int64_t n; // in the slice
     int64_t number;
     int64_t step, entered, taken;
-    Element<T>* out;
+    int64_t offset;   // of its step in a result
     C* carried;       // of the passage that is taken
     bool comes_in;    // something, through the passage that is entered
     bool goes_on;     // the row has the step that follows
@@ -201,15 +268,15 @@ struct LinearScanSteps {
         t,
         running.place(position, entered(i)),
         running.place(position, taken(i)),
-        static_cast<Element<T>*>(g.out) + (number * g.L + t) * g.H,
-        layout.carried[taken(i) & 1] + n * ldh,
+        (number * g.L + t) * g.H,
+        layout.carried[taken(i) & 1] + n * layout.ldc,
         comes_in,
         goes_on,
         nullptr};
     if (!plain && comes_in) {
       row.comes_in = comes_through(position, entered(i));
     }
-    if (!plain && goes_on && !g.transposed && g.hidden0.data &&
+    if (!plain && goes_on && !g.transposed && layout.restarts &&
         running.starts(position, taken(i))) {
       row.instead = layout.hidden0;
     }
@@ -220,24 +287,76 @@ struct LinearScanSteps {
   INLINE_MEMBER Row moved(Row first, int64_t n) const {
     first.n = n;
     first.number += n;
-    first.out += n * g.L * g.H;
-    first.carried += n * ldh;
+    first.offset += n * g.L * g.H;
+    first.carried += n * layout.ldc;
     return first;
   }
 
-  // Sends u into the passage that a row takes.
+  INLINE_MEMBER C* passed_to(const Row& row, int k, int64_t column) const {
+    return layout.passed + (row.n * states() + k) * ldh + column;
+  }
+
+  // Sends u, a vector of each state, into the passage that a row takes.
   INLINE_MEMBER void carry(
       const Row& row,
       int64_t column,
       int64_t left,
-      Vec<C> u) const {
-    store_as(
-        row.carried + column,
-        scaled<T>(inner, u, row.number, row.taken, column, left));
-    if (!plain && g.alpha.data) {
+      const Vec<C>* u) const {
+    if (block && g.transposed) {
+      carry_slabs(row, column, left, u);
+    } else {
       store_as(
-          layout.passed + row.n * ldh + column,
-          scaled<T>(g.alpha, u, row.number, row.taken, column, left));
+          row.carried + column,
+          scaled<T>(inner, u[0], row.number, row.taken, column, left));
+    }
+    if (!passes_by_A()) {
+      return;
+    }
+    if (!block) {
+      store_as(
+          passed_to(row, 0, column),
+          scaled<T>(g.A[0].factor, u[0], row.number, row.taken, column, left));
+      return;
+    }
+    Vec<C> sums[most_states] = {};
+    for (const ScanPath* path = g.A; path < g.A + g.A_count; ++path) {
+      Vec<C>& sum = sums[g.transposed ? path->from : path->to];
+      sum = add_scaled<T>(
+          sum,
+          path->factor,
+          u[g.transposed ? path->to : path->from],
+          row.number,
+          row.taken,
+          column,
+          left);
+    }
+    for (int k = 0; k < states(); ++k) {
+      store_as(passed_to(row, k, column), sums[k]);
+    }
+  }
+
+  // B^T u. Slabs lie close together: a part of a vector is stored as one.
+  INLINE_MEMBER void carry_slabs(
+      const Row& row,
+      int64_t column,
+      int64_t left,
+      const Vec<C>* u) const {
+    Vec<C> sums[kMostScanSlabs];
+    for (int k = 0; k < g.slabs; ++k) {
+      sums[k] = Vec<C>{};
+    }
+    for (const ScanPath* path = g.B; path < g.B + g.B_count; ++path) {
+      sums[path->from] = add_scaled<T>(
+          sums[path->from],
+          path->factor,
+          u[path->to],
+          row.number,
+          row.taken,
+          column,
+          left);
+    }
+    for (int k = 0; k < g.slabs; ++k) {
+      store_some<AsComputed<C>>(row.carried + k * g.H + column, sums[k], left);
     }
   }
 
@@ -247,45 +366,77 @@ struct LinearScanSteps {
       Row row = row_at(-1, n, false, true);
       for (int64_t j = columns.first; j < columns.last; j += Simd<C>::lanes) {
         int64_t left = columns.last - j;
-        Vec<C> u = {};
-        if (row.instead) {
-          u = load_as<Vec<C>>(row.instead + j);
-        } else if (g.hidden.data) {
-          u = load_from<T>(g.hidden, row.number, 0, j, left);
+        Vec<C> u[most_states];
+        for (int k = 0; k < states(); ++k) {
+          u[k] = Vec<C>{};
+          if (row.instead) {
+            u[k] = load_as<Vec<C>>(row.instead + k * ldh + j);
+          } else if (g.hidden[k].data) {
+            u[k] = load_from<T>(g.hidden[k], row.number, 0, j, left);
+          }
         }
         carry(row, j, left, u);
       }
     }
   }
 
-  // Up to a whole vector of a row's result, from `column` on; `product` is null
-  // where nothing comes in.
-  INLINE_MEMBER void finish(
+  // What the products add to y; those of slabs lie ldh apart.
+  INLINE_MEMBER void add_products(
       const Row& row,
       int64_t column,
       int64_t left,
-      const C* product) const {
-    Vec<C> y = load_from<T>(g.s, row.number, row.step, column, left);
-    if (product && (plain || row.comes_in)) {
-      if (!plain && g.alpha.data) {
-        y += load_as<Vec<C>>(layout.passed + row.n * ldh + column);
-      }
-      y = add_scaled<T>(
-          y,
+      const C* products,
+      Vec<C>* y) const {
+    if (!block || g.transposed) {
+      y[0] = add_scaled<T>(
+          y[0],
           outer,
-          load_as<Vec<C>>(product),
+          load_as<Vec<C>>(products),
+          row.number,
+          row.entered,
+          column,
+          left);
+      return;
+    }
+    for (const ScanPath* path = g.B; path < g.B + g.B_count; ++path) {
+      y[path->to] = add_scaled<T>(
+          y[path->to],
+          path->factor,
+          load_as<Vec<C>>(products + path->from * ldh),
           row.number,
           row.entered,
           column,
           left);
     }
-    store_some<T>(row.out + column, y, left);
-    if (row.goes_on) {
-      Vec<C> u = y;
-      if (!plain && row.instead) {
-        u = load_as<Vec<C>>(row.instead + column);
+  }
+
+  // Up to a whole vector of a row's result, from `column` on; `products` is
+  // null where nothing comes in.
+  INLINE_MEMBER void finish(
+      const Row& row,
+      int64_t column,
+      int64_t left,
+      const C* products) const {
+    Vec<C> y[most_states];
+    for (int k = 0; k < states(); ++k) {
+      y[k] = block && !g.s[k].data
+          ? Vec<C>{}
+          : load_from<T>(g.s[k], row.number, row.step, column, left);
+    }
+    if (products && (plain || row.comes_in)) {
+      for (int k = 0; passes_by_A() && k < states(); ++k) {
+        y[k] += load_as<Vec<C>>(passed_to(row, k, column));
       }
-      carry(row, column, left, u);
+      add_products(row, column, left, products, y);
+    }
+    for (int k = 0; k < states(); ++k) {
+      store_some<T>(out(k) + row.offset + column, y[k], left);
+    }
+    if (row.goes_on) {
+      for (int k = 0; !plain && row.instead && k < states(); ++k) {
+        y[k] = load_as<Vec<C>>(row.instead + k * ldh + column);
+      }
+      carry(row, column, left, y);
     }
   }
 
@@ -309,30 +460,63 @@ struct LinearScanSteps {
     auto row = [&](int64_t n) __attribute__((always_inline)) {
       return plain ? moved(first, n) : row_at(i, n, n < coming, n < going);
     };
-    product.step(
-        i,
-        coming,
-        count,
-        layout.carried[entered(i) & 1],
-        Sums<C>{},
-        [&](const Tile<C>& tile) __attribute__((always_inline)) {
-          for (int64_t m = 0; m < tile.rows; ++m) {
-            Row r = row(tile.row + m);
-            const C* values =
-                tile.values ? tile.values + m * tile.stride : nullptr;
-            for (int64_t j = 0; j < tile.columns; j += Simd<C>::lanes) {
-              finish(
-                  r,
-                  tile.column + j,
-                  tile.columns - j,
-                  values ? values + j : nullptr);
-            }
-          }
-        });
+    auto finish_tile = [&](const Tile<C>& tile) __attribute__((always_inline)) {
+      for (int64_t m = 0; m < tile.rows; ++m) {
+        Row r = row(tile.row + m);
+        const C* values = tile.values ? tile.values + m * tile.stride : nullptr;
+        for (int64_t j = 0; j < tile.columns; j += Simd<C>::lanes) {
+          finish(
+              r,
+              tile.column + j,
+              tile.columns - j,
+              values ? values + j : nullptr);
+        }
+      }
+    };
+    const C* from = layout.carried[entered(i) & 1];
+    if (block && layout.ldp > 0) {
+      multiply_slabs(i, coming, from);
+      finish_tile(tile_of(layout.products + columns.first, 0, coming));
+      finish_tile(tile_of(nullptr, coming, count));
+    } else {
+      product.step(i, coming, count, from, Sums<C>{}, finish_tile);
+    }
+  }
+
+ private:
+  INLINE_MEMBER Tile<C> tile_of(C* values, int64_t first, int64_t last) const {
+    return Tile<C>{
+        values,
+        layout.ldp,
+        first,
+        last - first,
+        columns.first,
+        columns.last - columns.first};
+  }
+
+  // The product with each slab, of the first `coming` rows.
+  void multiply_slabs(int64_t i, int64_t coming, const C* from) const {
+    bool backward = i % 2 == 1;
+    for (int number = 0; number < g.slabs; ++number) {
+      int k = backward ? g.slabs - 1 - number : number;
+      multiply<T>(
+          coming,
+          g.H,
+          from,
+          layout.ldc,
+          layout.slab(g.H, k),
+          g.H,
+          product.panels.first,
+          product.panels.last,
+          product.chains,
+          Sums<C>{nullptr, 0, layout.products + k * ldh, layout.ldp},
+          backward,
+          [](const Tile<C>&) {});
+    }
   }
 };
 
-template <class T, bool plain>
+template <class T, ScanForm form>
 static void run_linear_scan_as(
     const LinearScanArgs& g,
     const Partition& p,
@@ -341,7 +525,7 @@ static void run_linear_scan_as(
   Shares shares{p, member, g.N};
   Arena arena = arena_at(scratch);
   LinearScanLayout<T> layout(arena, g, shares);
-  LinearScanSteps<T, plain> steps(g, layout, shares);
+  LinearScanSteps<T, form> steps(g, layout, shares);
   steps.prepare(shares);
   wait(member);
   for (int s = shares.first_slice(); s < p.slices; s += shares.slice_step()) {
@@ -365,9 +549,12 @@ static void run_linear_scan(
     const Partition& p,
     const Member& member,
     char* scratch) {
-  bool plain = !g.alpha.data && !g.course.lengths.data && !g.course.reset.data;
-  return plain ? run_linear_scan_as<T, true>(g, p, member, scratch)
-               : run_linear_scan_as<T, false>(g, p, member, scratch);
+  if (g.states > 1 || g.slabs > 1) {
+    return run_linear_scan_as<T, ScanForm::block>(g, p, member, scratch);
+  }
+  bool plain = g.A_count == 0 && !g.course.lengths.data && !g.course.reset.data;
+  return plain ? run_linear_scan_as<T, ScanForm::plain>(g, p, member, scratch)
+               : run_linear_scan_as<T, ScanForm::single>(g, p, member, scratch);
 }
 
 } // namespace

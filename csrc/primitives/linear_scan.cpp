@@ -1,10 +1,14 @@
 #include "primitives/linear_scan.h"
 
+#include <algorithm>
+
+#include "mlx_faults/zero_cotangent.h"
 #include "primitives/arithmetic.h"
 #include "primitives/batching.h"
 #include "primitives/broadcast.h"
 #include "primitives/launch.h"
 #include "primitives/matmul.h"
+#include "primitives/slabs.h"
 #include "primitives/steps.h"
 
 namespace mlx_recurrent {
@@ -12,53 +16,362 @@ namespace mlx_recurrent {
 namespace {
 
 using Slot = ScanSlot;
-
-constexpr Slot factor_slots[] = {Slot::alpha, Slot::beta, Slot::gamma};
-
 using Args = kernels::LinearScanArgs;
 
 constexpr struct {
-  Slot slot;
+  Slot slot; // the first of a group
   SlotKind kind;
-  Place<Args> place; // the course's are in `Args::course`
-} rows[] = {
-    {Slot::s, {"s", Lead::rows, {Size::L, Size::H}}, &Args::s},
-    {Slot::V, {"V", Lead::sets, {Size::H, Size::H}}, &Args::V},
-    {Slot::alpha, {"alpha", Lead::rows, {Size::L, Size::H}}, &Args::alpha},
-    {Slot::beta, {"beta", Lead::rows, {Size::L, Size::H}}, &Args::beta},
-    {Slot::gamma, {"gamma", Lead::rows, {Size::L, Size::H}}, &Args::gamma},
-    {Slot::hidden, {"hidden", Lead::rows, {Size::H}}, &Args::hidden},
-    {Slot::hidden0, {"hidden0", Lead::sets, {Size::H}}, &Args::hidden0},
-    {Slot::lengths, lengths_kind, {}},
-    {Slot::reset, reset_kind, {}}};
-static_assert(in_order(rows));
+} groups[] = {
+    {Slot::V, {"V", Lead::sets, {Size::state_slabs, Size::H}}},
+    {Slot::gamma, {"gamma", Lead::rows, {Size::L, Size::H}}},
+    {Slot::lengths, lengths_kind},
+    {Slot::reset, reset_kind},
+    {Slot::s, {"s", Lead::rows, {Size::L, Size::H}}},
+    {Slot::hidden, {"hidden", Lead::rows, {Size::H}}},
+    {Slot::hidden0, {"hidden0", Lead::sets, {Size::H}}},
+    {Slot::A, {"A", Lead::rows, {Size::L, Size::H}}},
+    {Slot::B, {"B", Lead::rows, {Size::L, Size::H}}}};
 
-// u, the result before each step. Cut, because y is a derivative.
-mx::array before(
-    const Slotted<Slot>& in,
-    const Course& course,
-    const mx::array& y,
-    const mx::Stream& s) {
-  mx::array u = step_before(y, in[Slot::hidden], course, s);
-  if (!in[Slot::hidden0]) {
-    return u;
+// The group of a slot, as a place in the table.
+size_t group_of(Slot slot) {
+  size_t i = std::size(groups) - 1;
+  while (slot < groups[i].slot) {
+    --i;
   }
-  mx::array rows = repeated_row(*in[Slot::hidden0], y, s);
-  return add(u, only_places(rows, Places::starts, course, s), s);
+  return i;
 }
 
-// The sum of terms that may be absent.
-std::optional<mx::array> sum(
-    const std::optional<mx::array>& a,
-    const std::optional<mx::array>& b,
-    const mx::Stream& s) {
-  return a && b ? add(*a, *b, s) : a ? a : b;
+// A slot as its group and which one of that it is.
+std::pair<Slot, int> parts_of(Slot slot) {
+  Slot group = groups[group_of(slot)].slot;
+  return {group, static_cast<int>(slot) - static_cast<int>(group)};
 }
+
+Slot nth(Slot group, size_t i) {
+  return static_cast<Slot>(static_cast<int>(group) + static_cast<int>(i));
+}
+
+// Calls use(array, its slot) for every array of the operands, of which those of
+// the course are none.
+template <class Operands, class Use>
+void each_array(Operands& in, Use use) {
+  use(in.gamma, Slot::gamma);
+  for (size_t k = 0; k < in.s.size(); ++k) {
+    use(in.s[k], nth(Slot::s, k));
+    use(in.hidden[k], nth(Slot::hidden, k));
+    use(in.hidden0[k], nth(Slot::hidden0, k));
+  }
+  for (size_t i = 0; i < in.A.size(); ++i) {
+    use(in.A[i].factor, nth(Slot::A, i));
+  }
+  for (size_t i = 0; i < in.B.size(); ++i) {
+    use(in.B[i].factor, nth(Slot::B, i));
+  }
+}
+
+// u, the results before each step. Cut, because y are derivatives.
+Arrays before(
+    const ScanOperands& in,
+    const Course& course,
+    const Arrays& y,
+    const mx::Stream& s) {
+  Arrays all;
+  for (size_t k = 0; k < y.size(); ++k) {
+    mx::array u = step_before(y[k], in.hidden[k], course, s);
+    if (in.hidden0[k]) {
+      mx::array rows = repeated_row(*in.hidden0[k], y[k], s);
+      u = add(u, only_places(rows, Places::starts, course, s), s);
+    }
+    all.push_back(u);
+  }
+  return all;
+}
+
+std::vector<ScanLink> links(const std::vector<ScanPath>& paths) {
+  std::vector<ScanLink> all;
+  for (const ScanPath& path : paths) {
+    all.push_back(path.link);
+  }
+  return all;
+}
+
+// The kernel's arguments but for the course and the results.
+std::vector<Args> arguments(
+    const LinearScanForm& form,
+    const ScanOperands& in,
+    int64_t sets,
+    int64_t N,
+    Operands& operands) {
+  Args one{};
+  one.N = N;
+  one.L = in.s[0]->shape(-2);
+  one.H = in.s[0]->shape(-1);
+  one.states = form.states;
+  one.slabs = form.slabs;
+  one.transposed = form.transposed;
+  one.A_count = static_cast<int>(form.A.size());
+  one.B_count = static_cast<int>(form.B.size());
+  for (size_t i = 0; i < form.A.size(); ++i) {
+    one.A[i] = {form.A[i].to, form.A[i].from, {}};
+  }
+  for (size_t i = 0; i < form.B.size(); ++i) {
+    one.B[i] = {form.B[i].to, form.B[i].from, {}};
+  }
+  std::vector<Args> all(sets, one);
+  for (int64_t i = 0; i < sets; ++i) {
+    all[i].V = Operands::matrix(in.V, i);
+  }
+  auto put = [&](const mx::array& a, auto place) {
+    kernels::Sequence rows =
+        a.ndim() == in.s[0]->ndim() ? operands.sequence(a) : operands.rows(a);
+    for (int64_t i = 0; i < sets; ++i) {
+      place(all[i]) = of_set(rows, i, N);
+    }
+  };
+  each_array(in, [&](const std::optional<mx::array>& a, Slot slot) {
+    if (!a) {
+      return;
+    }
+    auto [group, k] = parts_of(slot);
+    switch (group) {
+      case Slot::gamma:
+        return put(*a, [](Args& g) -> auto& { return g.gamma; });
+      case Slot::s:
+        return put(*a, [k = k](Args& g) -> auto& { return g.s[k]; });
+      case Slot::hidden:
+        return put(*a, [k = k](Args& g) -> auto& { return g.hidden[k]; });
+      case Slot::A:
+        return put(*a, [k = k](Args& g) -> auto& { return g.A[k].factor; });
+      case Slot::B:
+        return put(*a, [k = k](Args& g) -> auto& { return g.B[k].factor; });
+      default:
+        for (int64_t i = 0; i < sets; ++i) {
+          all[i].hidden0[k] = Operands::vector(*a, i);
+        }
+    }
+  });
+  return all;
+}
+
+// What a scan's derivative is a product of. With lambda the results of the
+// transposed scan and u what stands before each step of the other's, that by a
+// factor is the product of its two sides, whichever of the two is given.
+class Sides {
+ public:
+  Sides(
+      const ScanOperands& in,
+      int slabs,
+      const Course& course,
+      Arrays lambda,
+      Arrays u,
+      const mx::Stream& stream)
+      : in_(in),
+        slabs_(slabs),
+        course_(course),
+        lambda_(std::move(lambda)),
+        u_(std::move(u)),
+        s_(stream),
+        carried_(scaled(in.gamma, u_[0], s_)),
+        weighted_(gathered(in.B, lambda_, slabs, s_)),
+        V_back_(transposed(in.V, s_)) {
+  }
+
+  mx::array gradient(Slot group, int k) {
+    int sets = static_cast<int>(in_.V.ndim()) - 2;
+    switch (group) {
+      case Slot::V:
+        return outer_sum(weighted_, carried_, sets, s_);
+      case Slot::gamma:
+        return multiply(u_[0], matmul(weighted_, V_back_, {}, s_), s_);
+      case Slot::A: {
+        const ScanLink& link = in_.A[k].link;
+        return multiply(lambda_[link.to], u_[link.from], s_);
+      }
+      case Slot::B: {
+        const ScanLink& link = in_.B[k].link;
+        product_ = product_ ? product_ : matmul(carried_, in_.V, {}, s_);
+        return multiply(
+            lambda_[link.to], slab(*product_, link.from, slabs_, s_), s_);
+      }
+      case Slot::hidden:
+        return through(k, [&](const mx::array& a) {
+          return step_at(a, End::first, {}, course_, s_);
+        });
+      case Slot::hidden0: {
+        mx::array rows = through(k, [&](const mx::array& a) {
+          return only_places(a, Places::starts, course_, s_);
+        });
+        return row_sum(rows, sets, s_);
+      }
+      default:
+        throw std::out_of_range("[mlx_recurrent] no such operand");
+    }
+  }
+
+ private:
+  // A^T lambda + gamma V^T B^T lambda of state k, of some places or rows.
+  template <class Pick>
+  mx::array through(int k, Pick pick) const {
+    std::optional<mx::array> total;
+    for (const auto& [link, factor] : in_.A) {
+      if (link.from == k) {
+        mx::array passed = pick(lambda_[link.to]);
+        total = sum(
+            total, factor ? multiply(pick(*factor), passed, s_) : passed, s_);
+      }
+    }
+    if (k == 0) {
+      mx::array by_V = matmul(pick(weighted_), V_back_, {}, s_);
+      total = sum(
+          total, in_.gamma ? multiply(pick(*in_.gamma), by_V, s_) : by_V, s_);
+    }
+    return total ? *total : filled(pick(lambda_[k]), 0, s_);
+  }
+
+  const ScanOperands& in_;
+  int slabs_;
+  const Course& course_;
+  Arrays lambda_, u_;
+  mx::Stream s_;
+  mx::array carried_;  // what V is multiplied with
+  mx::array weighted_; // what comes to its results
+  mx::array V_back_;
+  std::optional<mx::array> product_;
+};
+
+// The operands of the scan that gives a scan's tangents, whose results are y.
+class Tangents {
+ public:
+  Tangents(
+      const ScanOperands& in,
+      int slabs,
+      const Course& course,
+      bool back,
+      const Arrays& y,
+      const mx::Stream& stream)
+      : in_(in),
+        slabs_(slabs),
+        course_(course),
+        back_(back),
+        y_(y),
+        s_(stream),
+        V_back_(transposed(in.V, s_)),
+        moved_(in),
+        passing_(in.states()),
+        weighted_(slabs) {
+    moved_.s = moved_.hidden = moved_.hidden0 = StateArrays(in.states());
+    if (!back) {
+      u_ = before(in, course, y, s_);
+      carried_ = scaled(in.gamma, u_[0], s_);
+    }
+  }
+
+  void add(Slot group, int k, const mx::array& d) {
+    switch (group) {
+      case Slot::s:
+        moved_.s[k] = d;
+        break;
+      case Slot::hidden:
+        moved_.hidden[k] = d;
+        break;
+      case Slot::hidden0:
+        moved_.hidden0[k] = d;
+        break;
+      default:
+        return back_ ? add_back(group, k, d) : add_forward(group, k, d);
+    }
+  }
+
+  ScanOperands operands() {
+    if (product_) {
+      StateArrays all = spread(in_.B, *product_, slabs_, in_.states(), s_);
+      for (int k = 0; k < in_.states(); ++k) {
+        passing_[k] = sum(passing_[k], all[k], s_);
+      }
+    }
+    if (std::any_of(weighted_.begin(), weighted_.end(), [](const auto& a) {
+          return a.has_value();
+        })) {
+      mx::array by_V = matmul(joined(weighted_, s_), V_back_, {}, s_);
+      passing_[0] = sum(passing_[0], scaled(in_.gamma, by_V, s_), s_);
+    }
+    for (int k = 0; k < in_.states(); ++k) {
+      auto& passing = passing_[k];
+      if (back_ && passing) {
+        passing = step_after(*passing, course_, s_);
+      }
+      moved_.s[k] = sum(moved_.s[k], passing, s_);
+    }
+    if (!moved_.s[0]) {
+      moved_.s[0] = filled(y_[0], 0, s_);
+    }
+    return moved_;
+  }
+
+ private:
+  void add_forward(Slot group, int k, const mx::array& d) {
+    if (group == Slot::V) {
+      product_ = sum(product_, matmul(*carried_, d, {}, s_), s_);
+    } else if (group == Slot::gamma) {
+      mx::array seen = multiply(valid(d), u_[0], s_);
+      product_ = sum(product_, matmul(seen, in_.V, {}, s_), s_);
+    } else if (group == Slot::A) {
+      const ScanLink& link = in_.A[k].link;
+      pass(link.to, multiply(valid(d), u_[link.from], s_));
+    } else {
+      const ScanLink& link = in_.B[k].link;
+      by_V_ = by_V_ ? by_V_ : matmul(*carried_, in_.V, {}, s_);
+      pass(
+          link.to, multiply(valid(d), slab(*by_V_, link.from, slabs_, s_), s_));
+    }
+  }
+
+  void add_back(Slot group, int k, const mx::array& d) {
+    if (group == Slot::V) {
+      mx::array weighted = gathered(in_.B, y_, slabs_, s_);
+      mx::array by_V = matmul(weighted, transposed(d, s_), {}, s_);
+      pass(0, scaled(in_.gamma, by_V, s_));
+    } else if (group == Slot::gamma) {
+      mx::array weighted = gathered(in_.B, y_, slabs_, s_);
+      pass(0, multiply(valid(d), matmul(weighted, V_back_, {}, s_), s_));
+    } else if (group == Slot::A) {
+      const ScanLink& link = in_.A[k].link;
+      pass(link.from, multiply(valid(d), y_[link.to], s_));
+    } else {
+      const ScanLink& link = in_.B[k].link;
+      auto& slab = weighted_[link.from];
+      slab = sum(slab, multiply(valid(d), y_[link.to], s_), s_);
+    }
+  }
+
+  void pass(int k, const mx::array& term) {
+    passing_[k] = sum(passing_[k], term, s_);
+  }
+  mx::array valid(const mx::array& d) const {
+    return only_places(d, Places::valid, course_, s_);
+  }
+
+  const ScanOperands& in_;
+  int slabs_;
+  const Course& course_;
+  bool back_;
+  const Arrays& y_;
+  mx::Stream s_;
+  mx::array V_back_;
+  Arrays u_;
+  std::optional<mx::array> carried_, by_V_;
+  ScanOperands moved_;
+  // At the place of a passage: what the factors' tangents let through, of each
+  // state; of that the results of V, and transposed what V is multiplied with.
+  StateArrays passing_;
+  std::optional<mx::array> product_;
+  StateArrays weighted_;
+};
 
 } // namespace
 
 const SlotKind& kind_of(ScanSlot slot) {
-  return rows[static_cast<int>(slot)].kind;
+  return groups[group_of(slot)].kind;
 }
 
 mx::array scaled(
@@ -68,164 +381,216 @@ mx::array scaled(
   return factor ? multiply(*factor, a, s) : a;
 }
 
-mx::array linear_scan(
-    Slotted<Slot> in,
+std::optional<mx::array> sum(
+    const std::optional<mx::array>& a,
+    const std::optional<mx::array>& b,
+    const mx::Stream& s) {
+  return a && b ? add(*a, *b, s) : a ? a : b;
+}
+
+StateArrays spread(
+    const std::vector<ScanPath>& B,
+    const mx::array& product,
+    int slabs,
+    int states,
+    const mx::Stream& s) {
+  StateArrays all(states);
+  for (const auto& [link, factor] : B) {
+    mx::array term = scaled(factor, slab(product, link.from, slabs, s), s);
+    all[link.to] = sum(all[link.to], term, s);
+  }
+  return all;
+}
+
+mx::array gathered(
+    const std::vector<ScanPath>& B,
+    const Arrays& states,
+    int slabs,
+    const mx::Stream& s) {
+  StateArrays all(slabs);
+  for (const auto& [link, factor] : B) {
+    mx::array term = scaled(factor, states[link.to], s);
+    all[link.from] = sum(all[link.from], term, s);
+  }
+  return joined(all, s);
+}
+
+Arrays linear_scan(
+    const ScanOperands& in,
+    int slabs,
     const Course& course,
     bool transposed,
     const mx::Stream& stream) {
   Course cut = course.cut();
-  in[Slot::lengths] = cut.lengths;
-  in[Slot::reset] = cut.reset;
-  if (!cut.reset) {
-    in[Slot::hidden0] = std::nullopt;
-  }
+  Slotted<Slot> slotted;
+  slotted[Slot::V] = in.V;
+  slotted[Slot::lengths] = cut.lengths;
+  slotted[Slot::reset] = cut.reset;
+  each_array(in, [&](const std::optional<mx::array>& a, Slot slot) {
+    if (cut.reset || parts_of(slot).first != Slot::hidden0) {
+      slotted[slot] = a;
+    }
+  });
   auto primitive = std::make_shared<LinearScan>(
-      stream, LinearScanForm{transposed, in.slots(), cut.form});
-  Arrays inputs = in.in_order();
-  mx::Shape shape = primitive->output_shapes(inputs)[0];
-  mx::Dtype dtype = in.get(Slot::s).dtype();
-  return mx::array(
-      std::move(shape), dtype, std::move(primitive), std::move(inputs));
+      stream,
+      LinearScanForm{
+          transposed,
+          in.states(),
+          slabs,
+          links(in.A),
+          links(in.B),
+          slotted.slots(),
+          cut.form});
+  Arrays inputs = slotted.in_order();
+  std::vector<mx::Shape> shapes = primitive->output_shapes(inputs);
+  mx::Dtype dtype = in.s[0]->dtype();
+  if (shapes.size() == 1) {
+    return {mx::array(
+        std::move(shapes[0]), dtype, std::move(primitive), std::move(inputs))};
+  }
+  std::vector<mx::Dtype> dtypes(shapes.size(), dtype);
+  return mx::array::make_arrays(
+      std::move(shapes), dtypes, std::move(primitive), inputs);
 }
 
-Slotted<Slot> LinearScan::outside(const Arrays& inputs) {
-  Slotted<Slot> in(form_.inputs, inputs);
-  Course course = course_of(form_.course, form_.inputs, inputs);
-  for (Slot slot : factor_slots) {
-    if (auto& factor = in[slot]) {
-      factor = only_places(*factor, Places::valid, course, stream());
-    }
+ScanOperands LinearScan::operands(const Arrays& inputs) const {
+  ScanOperands in{form_.inputs.in(inputs, Slot::V), {}, {}, {}, {}, {}, {}};
+  in.s.resize(form_.states);
+  in.hidden.resize(form_.states);
+  in.hidden0.resize(form_.states);
+  for (const ScanLink& link : form_.A) {
+    in.A.push_back({link, {}});
   }
+  for (const ScanLink& link : form_.B) {
+    in.B.push_back({link, {}});
+  }
+  each_array(in, [&](std::optional<mx::array>& a, Slot slot) {
+    a = form_.inputs.find(inputs, slot);
+  });
   return in;
 }
 
+ScanOperands LinearScan::outside(const Arrays& inputs) {
+  ScanOperands in = operands(inputs);
+  Course course = course_of(form_.course, form_.inputs, inputs);
+  each_array(in, [&](std::optional<mx::array>& a, Slot slot) {
+    Slot group = parts_of(slot).first;
+    if (a && (group == Slot::gamma || group == Slot::A || group == Slot::B)) {
+      a = only_places(*a, Places::valid, course, stream());
+    }
+  });
+  return in;
+}
+
+Arrays LinearScan::scan(
+    const ScanOperands& in,
+    const Course& course,
+    bool transposed) {
+  return linear_scan(in, form_.slabs, course, transposed, stream());
+}
+
 void LinearScan::eval_cpu(const Arrays& inputs, Arrays& outputs) {
-  mx::array& out = outputs[0];
-  // Each element of s is read just before its place is written, and what is
-  // cleared is not read.
-  allocate_over(out, form_.inputs.in(inputs, Slot::s));
+  for (int k = 0; k < form_.states; ++k) {
+    // Each element of s is read just before its place is written, and what is
+    // cleared is not read.
+    if (form_.inputs.has(nth(Slot::s, k))) {
+      allocate_over(outputs[k], form_.inputs.in(inputs, nth(Slot::s, k)));
+    } else {
+      allocate(outputs[k]);
+    }
+  }
+  ScanOperands in = operands(inputs);
+  const mx::array& out = outputs[0];
   if (out.size() == 0) {
     return;
   }
   auto operands = std::make_shared<Operands>();
-  const mx::array& V = form_.inputs.in(inputs, Slot::V);
-  int axes = static_cast<int>(V.ndim()) - 2;
-  int64_t sets = size_between(V, 0, axes);
+  int axes = static_cast<int>(in.V.ndim()) - 2;
+  int64_t sets = size_between(in.V, 0, axes);
   int64_t N = size_between(out, axes, static_cast<int>(out.ndim()) - 2);
-  int64_t L = out.shape(-2);
-  int64_t H = out.shape(-1);
-  Args one{};
-  one.N = N;
-  one.L = L;
-  one.H = H;
-  one.transposed = form_.transposed;
-  std::vector<Args> args(sets, one);
-  for (int i = 0; i < form_.inputs.size(); ++i) {
-    Slot slot = form_.inputs.at(i);
-    const auto& row = rows[static_cast<int>(slot)];
-    put(args, row.place, row.kind, inputs[i], N, *operands);
-  }
+  std::vector<Args> args = arguments(form_, in, sets, N, *operands);
   Course course = course_of(form_.course, form_.inputs, inputs);
   std::vector<kernels::Course> runs = courses(course, out, sets, N, *operands);
   for (int64_t i = 0; i < sets; ++i) {
     args[i].course = runs[i];
-    args[i].out = of_set(out, i, sets);
+    for (int k = 0; k < form_.states; ++k) {
+      args[i].out[k] = of_set(outputs[k], i, sets);
+    }
   }
   launch(
       stream(),
       kernels_for(out).linear_scan,
       std::move(args),
       kernels::partition_recurrence(
-          N, L, 0, H, compute_bytes(out.dtype()), machine_now(), sets),
+          N,
+          out.shape(-2),
+          0,
+          out.shape(-1),
+          compute_bytes(out.dtype()),
+          machine_now(),
+          sets,
+          form_.slabs),
       operands);
 }
 
 std::vector<mx::Shape> LinearScan::output_shapes(const Arrays& inputs) {
-  const mx::array& s = form_.inputs.in(inputs, Slot::s);
-  const mx::array& V = form_.inputs.in(inputs, Slot::V);
-  bool starts =
-      form_.inputs.has(Slot::hidden) || form_.inputs.has(Slot::hidden0);
-  int sets = static_cast<int>(V.ndim()) - 2;
+  ScanOperands in = operands(inputs);
+  const mx::array& s = in.s[0].value();
+  bool starts = false;
+  for (int k = 0; k < form_.states; ++k) {
+    starts = starts || in.hidden[k] || in.hidden0[k];
+  }
+  int sets = static_cast<int>(in.V.ndim()) - 2;
   expect(
-      has_kernels(s.dtype()) && sets >= 0 && s.ndim() >= V.ndim() &&
-          same_sets(s, V, sets) && form_.course.flips < sets &&
-          form_.course.fits(s) && !(form_.transposed && starts),
+      has_kernels(s.dtype()) && sets >= 0 && s.ndim() >= in.V.ndim() &&
+          same_sets(s, in.V, sets) && form_.course.flips < sets &&
+          form_.course.fits(s) && !(form_.transposed && starts) &&
+          !form_.B.empty(),
       name());
   Shapes shapes(s, sets, s.shape(-1));
+  shapes.set(Size::state_slabs, form_.slabs * s.shape(-1));
   expect(shapes.fit(form_.inputs, inputs), name());
-  return {s.shape()};
+  return std::vector<mx::Shape>(form_.states, s.shape());
 }
 
+// Only with a single output: where MLX's compile merges primitives of several,
+// it may put one after what reads it.
 bool LinearScan::is_equivalent(const mx::Primitive& other) const {
-  return form_ == static_cast<const LinearScan&>(other).form_;
+  return form_.states == 1 &&
+      form_ == static_cast<const LinearScan&>(other).form_;
 }
 
-// With lambda the result of the transposed scan and u what stands before each
-// step of the other's, a factor's derivative is the product of its two sides,
-// whichever of the two is given.
 Arrays LinearScan::vjp(
     const Arrays& primals,
     const Arrays& cotangents,
     const Ints& argnums,
     const Arrays& outputs) {
   const mx::Stream& s = stream();
-  Slotted<Slot> in = outside(primals);
+  ScanOperands in = outside(primals);
   Course course = course_of(form_.course, form_.inputs, primals);
-  const mx::array& V = in.get(Slot::V);
-  const auto& alpha = in[Slot::alpha];
-  const auto& beta = in[Slot::beta];
-  const auto& gamma = in[Slot::gamma];
-  int sets = static_cast<int>(V.ndim()) - 2;
-  Slotted<Slot> cotangents_in = in;
-  cotangents_in[Slot::s] = matched(cotangents[0], outputs[0], s);
-  cotangents_in[Slot::hidden] = cotangents_in[Slot::hidden0] = std::nullopt;
-  mx::array other = linear_scan(cotangents_in, course, !form_.transposed, s);
-  mx::array lambda = form_.transposed ? outputs[0] : other;
-  mx::array u = before(in, course, form_.transposed ? other : outputs[0], s);
-  mx::array carried = scaled(gamma, u, s);
-  mx::array weighted = scaled(beta, lambda, s);
-  mx::array back = mlx_recurrent::transposed(V, s);
-  // (alpha + gamma V^T beta) lambda, of some places or rows.
-  auto through = [&](const auto& pick) {
-    mx::array by_V = matmul(pick(weighted), back, {}, s);
-    return *sum(
-        alpha ? std::optional(multiply(pick(*alpha), pick(lambda), s))
-              : std::nullopt,
-        gamma ? multiply(pick(*gamma), by_V, s) : by_V,
-        s);
-  };
-  auto gradient = [&](int i) -> mx::array {
-    switch (form_.inputs.at(i)) {
-      case Slot::s:
-        return other;
-      case Slot::V:
-        return outer_sum(weighted, carried, sets, s);
-      case Slot::alpha:
-        return multiply(lambda, u, s);
-      case Slot::beta:
-        return multiply(lambda, matmul(carried, V, {}, s), s);
-      case Slot::gamma:
-        return multiply(u, matmul(weighted, back, {}, s), s);
-      case Slot::hidden:
-        return through([&](const mx::array& a) {
-          return step_at(a, End::first, {}, course, s);
-        });
-      case Slot::hidden0:
-        return row_sum(
-            through([&](const mx::array& a) {
-              return only_places(a, Places::starts, course, s);
-            }),
-            sets,
-            s);
-      case Slot::lengths:
-      case Slot::reset:
-        return filled(primals[i], 0, s);
+  ScanOperands back = in;
+  back.s = back.hidden = back.hidden0 = StateArrays(form_.states);
+  for (int k = 0; k < form_.states; ++k) {
+    if (k == 0 || !is_unused(cotangents[k])) {
+      back.s[k] = matched(cotangents[k], outputs[k], s);
     }
-    throw std::out_of_range("[mlx_recurrent] no such slot");
-  };
+  }
+  Arrays other = scan(back, course, !form_.transposed);
+  Sides sides(
+      in,
+      form_.slabs,
+      course,
+      form_.transposed ? outputs : other,
+      before(in, course, form_.transposed ? other : outputs, s),
+      s);
   Arrays grads;
   for (int i : argnums) {
-    grads.push_back(gradient(i));
+    Slot slot = form_.inputs.at(i);
+    auto [group, k] = parts_of(slot);
+    grads.push_back(
+        !kind_of(slot).has_derivative() ? filled(primals[i], 0, s)
+            : group == Slot::s          ? other[k]
+                                        : sides.gradient(group, k));
   }
   return grads;
 }
@@ -235,70 +600,18 @@ Arrays LinearScan::jvp(
     const Arrays& tangents,
     const Ints& argnums) {
   const mx::Stream& s = stream();
-  Slotted<Slot> in = outside(primals);
+  ScanOperands in = outside(primals);
   Course course = course_of(form_.course, form_.inputs, primals);
-  const mx::array& V = in.get(Slot::V);
-  const auto& beta = in[Slot::beta];
-  const auto& gamma = in[Slot::gamma];
-  mx::array y = linear_scan(in, course, form_.transposed, s);
-  mx::array back = mlx_recurrent::transposed(V, s);
-  mx::array weighted = scaled(beta, y, s);
-  Slotted<Slot> moved = in;
-  auto& source = moved[Slot::s]; // at its own step
-  source = moved[Slot::hidden] = moved[Slot::hidden0] = std::nullopt;
-  std::optional<mx::array> passing; // at a passage, for the step before
-  auto pass = [&](const mx::array& term) { passing = sum(passing, term, s); };
-  std::optional<mx::array> u;
-  if (!form_.transposed) {
-    u = before(in, course, y, s);
-  }
-  for (size_t k = 0; k < argnums.size(); ++k) {
-    Slot slot = form_.inputs.at(argnums[k]);
-    if (!kind_of(slot).has_derivative()) {
-      continue;
-    }
-    mx::array d = matched(tangents[k], primals[argnums[k]], s);
-    auto valid = [&] { return only_places(d, Places::valid, course, s); };
-    switch (slot) {
-      case Slot::s:
-      case Slot::hidden:
-      case Slot::hidden0:
-        moved[slot] = d;
-        break;
-      case Slot::V:
-        pass(
-            u ? scaled(beta, matmul(scaled(gamma, *u, s), d, {}, s), s)
-              : scaled(
-                    gamma,
-                    matmul(weighted, mlx_recurrent::transposed(d, s), {}, s),
-                    s));
-        break;
-      case Slot::alpha:
-        pass(multiply(valid(), u ? *u : y, s));
-        break;
-      case Slot::beta:
-        pass(
-            u ? multiply(valid(), matmul(scaled(gamma, *u, s), V, {}, s), s)
-              : scaled(gamma, matmul(multiply(valid(), y, s), back, {}, s), s));
-        break;
-      case Slot::gamma:
-        pass(
-            u ? scaled(beta, matmul(multiply(valid(), *u, s), V, {}, s), s)
-              : multiply(valid(), matmul(weighted, back, {}, s), s));
-        break;
-      case Slot::lengths:
-      case Slot::reset:
-        break;
+  Arrays y = scan(in, course, form_.transposed);
+  Tangents moved(in, form_.slabs, course, form_.transposed, y, s);
+  for (size_t i = 0; i < argnums.size(); ++i) {
+    Slot slot = form_.inputs.at(argnums[i]);
+    if (kind_of(slot).has_derivative()) {
+      auto [group, k] = parts_of(slot);
+      moved.add(group, k, matched(tangents[i], primals[argnums[i]], s));
     }
   }
-  if (form_.transposed && passing) {
-    passing = step_after(*passing, course, s);
-  }
-  source = sum(source, passing, s);
-  if (!source) {
-    source = filled(y, 0, s);
-  }
-  return {linear_scan(moved, course, form_.transposed, s)};
+  return scan(moved.operands(), course, form_.transposed);
 }
 
 std::pair<Arrays, Ints> LinearScan::vmap(
@@ -310,11 +623,7 @@ std::pair<Arrays, Ints> LinearScan::vmap(
       [&](const Arrays& in, int more_sets) {
         Course course = course_of(form_.course, form_.inputs, in);
         course.form = with_axis_at(form_.course, more_sets > 0 ? 0 : sets);
-        return Arrays{linear_scan(
-            Slotted<Slot>(form_.inputs, in),
-            course,
-            form_.transposed,
-            stream())};
+        return scan(operands(in), course, form_.transposed);
       },
       are_of_rows(form_.inputs),
       true,

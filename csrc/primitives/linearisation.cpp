@@ -272,15 +272,18 @@ mx::array Linearisation::scan(
     bool transposed,
     const std::optional<mx::array>& hidden,
     const std::optional<mx::array>& hidden0) {
-  Slotted<ScanSlot> in;
-  in[ScanSlot::s] = source;
-  in[ScanSlot::V] = input_in(Slot::Whh);
-  in[ScanSlot::alpha] = passed();
-  in[ScanSlot::beta] = slope();
-  in[ScanSlot::gamma] = seen_factors();
-  in[ScanSlot::hidden] = hidden;
-  in[ScanSlot::hidden0] = hidden0;
-  return linear_scan(in, course_, transposed, s_);
+  ScanOperands in{
+      input_in(Slot::Whh),
+      seen_factors(),
+      {},
+      {{{0, 0}, slope()}},
+      {source},
+      {hidden},
+      {hidden0}};
+  if (const auto& factors = passed()) {
+    in.A.push_back({{0, 0}, factors});
+  }
+  return linear_scan(in, 1, course_, transposed, s_)[0];
 }
 
 } // namespace mlx_recurrent

@@ -77,6 +77,10 @@ using Place = std::variant<
     kernels::Matrix Args::*,
     kernels::Vector Args::*>;
 
+// How many slots an enum may have; at most 64.
+template <class Slot>
+inline constexpr size_t most_slots = 32;
+
 // Which slots there are.
 template <class Slot>
 class Slots {
@@ -112,7 +116,7 @@ class Slots {
     return std::popcount(present_ & (bit(slot) - 1));
   }
   Slot at(int index) const {
-    uint32_t left = present_;
+    uint64_t left = present_;
     for (int i = 0; left && i < index; ++i) {
       left &= left - 1;
     }
@@ -131,18 +135,18 @@ class Slots {
   }
 
  private:
-  static uint32_t bit(Slot slot) {
-    return uint32_t{1} << static_cast<int>(slot);
+  static uint64_t bit(Slot slot) {
+    return uint64_t{1} << static_cast<int>(slot);
   }
 
-  uint32_t present_ = 0;
+  uint64_t present_ = 0;
 };
 
 // Arrays, each in its slot.
 template <class Slot>
 class Slotted {
  public:
-  static constexpr size_t most = 32;
+  static constexpr size_t most = most_slots<Slot>;
 
   Slotted() = default;
   Slotted(const Slots<Slot>& slots, const Arrays& arrays) {

@@ -10,6 +10,7 @@
 #include "primitives/broadcast.h"
 #include "primitives/memory.h"
 #include "primitives/operand.h"
+#include "primitives/row_copy.h"
 
 namespace mlx_recurrent {
 
@@ -26,34 +27,6 @@ constexpr struct {
     {StepSlot::lengths, lengths_kind},
     {StepSlot::reset, reset_kind}};
 static_assert(in_order(rows));
-
-// One row of features, of elements of `item` bytes; from null: zeros.
-void copy_row(
-    char* to,
-    const char* from,
-    int64_t stride,
-    int64_t count,
-    int64_t item) {
-  if (!from) {
-    std::memset(to, 0, count * item);
-  } else if (stride == 1) {
-    std::memcpy(to, from, count * item);
-  } else {
-    for (int64_t i = 0; i < count; ++i) {
-      std::memcpy(to + i * item, from + i * stride * item, item);
-    }
-  }
-}
-
-// Where the features of row n at step t begin.
-const char* features_at(
-    const kernels::Sequence& s,
-    int64_t n,
-    int64_t t,
-    int64_t item) {
-  return static_cast<const char*>(s.data) +
-      (s.row_offsets[n] + t * s.step_stride) * item;
-}
 
 // What the primitives copy: rows of features from a sequence, or a single row,
 // or zeros, into a result of N rows.

@@ -112,6 +112,30 @@ def matmul(
     All operands have one floating dtype; any strides; a CPU stream.
     """
 
+def linear_scan(
+    *,
+    s: Sequence[mx.array | None],
+    V: mx.array,
+    slabs: int,
+    A: Sequence[tuple[int, int, mx.array | None]],
+    B: Sequence[tuple[int, int, mx.array | None]],
+    gamma: mx.array | None,
+    hidden: Sequence[mx.array | None],
+    hidden0: Sequence[mx.array | None],
+    lengths: mx.array | None,
+    reset: mx.array | None,
+    reverse: bool,
+    truncate_every: int,
+    transposed: bool,
+    stream: _Stream,
+) -> list[mx.array]:
+    """Return the states of the linear recurrence that derivatives are made of.
+
+    ``y_t[i] = s_t[i] + sum A_t y_{t-1}[j] + sum B_t V_k (gamma_t y_{t-1}[0])``, where
+    ``A`` are paths ``(i, j, factor)``, ``B`` paths ``(i, k, factor)`` of slab k of
+    ``V (slabs * H, H)``; without a factor it is one. Transposed it runs the other way.
+    """
+
 def recurrence(
     operands: Operands,
     cell: str | Traced,

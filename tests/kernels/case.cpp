@@ -70,6 +70,8 @@ const std::vector<Field>& fields() {
       {"beta", &Case::beta, {}},
       {"gamma", &Case::gamma, {}},
       {"transposed", &Case::transposed, {}},
+      {"states", &Case::states, {}},
+      {"slabs", &Case::slabs, {}},
       {"checkpoint_every", &Case::checkpoint_every, {}},
       {"latest_checkpoint", &Case::latest_checkpoint, {}},
       {"state", &Case::state, {}},
@@ -132,6 +134,7 @@ void Case::settle() {
   }
   if (!scan) {
     alpha = beta = gamma = transposed = 0;
+    states = slabs = 1;
   }
   if (!pointwise && !traced) {
     program = 0;

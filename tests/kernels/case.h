@@ -66,8 +66,11 @@ struct Case {
   int64_t lengths = 0, reset = 0, reverse = 0, truncate_every = 0;
   // Probabilities, in thousandths, and how many sets of rows draw the same.
   int64_t zoneout = 0, recurrent_dropout = 0, input_dropout = 0, sets = 1;
-  int64_t drawn = 0;                                      // mask: which of them
-  int64_t alpha = 0, beta = 1, gamma = 1, transposed = 0; // linear_scan
+  int64_t drawn = 0; // mask: which of them
+  // linear_scan: whether there are paths from state to state, and other
+  // factors.
+  int64_t alpha = 0, beta = 1, gamma = 1, transposed = 0;
+  int64_t states = 1, slabs = 1; // linear_scan
   int64_t checkpoint_every = 0, latest_checkpoint = 0;
   int64_t state = 1;          // forward: is wanted; backward: has a cotangent
   int64_t dstates = 1;        // backward: the states have one

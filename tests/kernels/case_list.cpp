@@ -20,7 +20,7 @@ constexpr int64_t kMostMembers = 5;
 constexpr int64_t kMostProducts = 400'000;
 
 int64_t products(const Case& c) {
-  return c.N * c.L * c.H * (c.D + c.H);
+  return c.N * c.L * c.H * (c.D + c.H) * c.slabs;
 }
 
 // Makes the larger axes smaller, but the one named, until the reference is
@@ -53,7 +53,9 @@ constexpr Option kOptions[] = {
     {&Case::input_dropout, 500},
     {&Case::truncate_every, 9},
     {&Case::alpha, 1},
-    {&Case::transposed, 1}};
+    {&Case::transposed, 1},
+    {&Case::states, 3},
+    {&Case::slabs, 5}};
 
 // Some of the optional terms of a recurrence, or all.
 template <class Choices>
@@ -95,6 +97,8 @@ Case drawn(Choices& random) {
   c.gamma = random.whole(0, 1);
   c.alpha = random.whole(0, 1);
   c.transposed = random.whole(0, 1);
+  c.states = random.whole(0, 1) ? random.whole(1, 3) : 1;
+  c.slabs = random.whole(0, 1) ? random.whole(1, 5) : 1;
   c.checkpoint_every = random.whole(0, 1) ? 0 : random.whole(1, 12);
   c.state = random.whole(0, 1);
   c.dstates = random.whole(0, 3) > 0;

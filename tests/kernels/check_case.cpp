@@ -97,8 +97,8 @@ void Check::sum_of_products() {
 }
 
 // Factors of passages: some are 0, and what is of no passage is NaN.
-const Operand& Check::draw_factors() {
-  Operand& factors = draw({c_.N, c_.L, c_.H}, 1);
+const Operand& Check::draw_factors(double scale) {
+  Operand& factors = draw({c_.N, c_.L, c_.H}, scale);
   if (!elements_are_apart()) {
     return factors;
   }
@@ -121,68 +121,125 @@ const Operand& Check::draw_factors() {
   return factors;
 }
 
+std::vector<Path> Check::draw_paths(
+    int64_t to,
+    int64_t from,
+    bool with_factors,
+    double scale,
+    int& count,
+    ScanPath (&paths)[kMostScanPaths]) {
+  std::vector<Path> drawn;
+  for (int i = 0; i < to; ++i) {
+    for (int k = 0; k < from; ++k) {
+      // The first of all, and some others.
+      if (count == kMostScanPaths || (i + k > 0 && random_.whole(0, 2) == 0)) {
+        continue;
+      }
+      const Operand* factor = with_factors ? &draw_factors(scale) : nullptr;
+      paths[count++] = {i, k, factor ? factor->sequence() : kNoSequence};
+      drawn.push_back({i, k, factor ? factor->values().data() : nullptr});
+    }
+  }
+  return drawn;
+}
+
 void Check::scan() {
-  Operand& s = draw({c_.N, c_.L, c_.H}, size());
-  poison_padding(s, c_.H);
-  const Operand& V = draw({c_.H, c_.H}, gain(c_.H));
-  const Operand& alpha = draw_factors();
-  const Operand& beta = draw_factors();
+  LinearScanArgs args{};
+  args.N = c_.N;
+  args.L = c_.L;
+  args.H = c_.H;
+  args.states = static_cast<int>(c_.states);
+  args.slabs = static_cast<int>(c_.slabs);
+  args.transposed = c_.transposed != 0;
+  args.course = course(runs_);
+  const double states = static_cast<double>(c_.states);
+  const double sums = states * static_cast<double>(c_.slabs);
+  const Operand& V = draw({c_.slabs * c_.H, c_.H}, gain(c_.H) / sums);
   const Operand& gamma = draw_factors();
-  Operand& hidden = draw({c_.N, 1, c_.H}, size());
-  const Operand& hidden0 = draw({c_.H}, size());
-  poison_hidden(hidden, [&](int64_t n, int64_t j) {
-    int64_t at = runs_.index(n, 0) * c_.H + j;
-    return c_.gamma && gamma[at] == 0 && (!c_.alpha || alpha[at] == 0);
-  });
-  LinearScanArgs args = {
+  args.V = V.matrix();
+  args.gamma = c_.gamma ? gamma.sequence() : kNoSequence;
+  LinearScan expected{
       c_.N,
       c_.L,
       c_.H,
-      c_.transposed != 0,
-      course(runs_),
-      s.sequence(),
-      V.matrix(),
-      c_.alpha ? alpha.sequence() : kNoSequence,
-      c_.beta ? beta.sequence() : kNoSequence,
-      c_.gamma ? gamma.sequence() : kNoSequence,
-      c_.hidden ? hidden.sequence() : kNoSequence,
-      c_.hidden0 ? hidden0.vector() : kNoVector,
-      nullptr};
-  Output out(type_, c_.N * c_.L * c_.H), alone(type_, out.count());
-  args.out = out.data();
+      args.slabs,
+      args.transposed,
+      {},
+      V.values().data(),
+      {},
+      {},
+      c_.gamma ? gamma.values().data() : nullptr,
+      {},
+      {},
+      runs_};
+  if (c_.alpha) {
+    expected.A = draw_paths(
+        c_.states, c_.states, true, 1 / states, args.A_count, args.A);
+  }
+  expected.B =
+      draw_paths(c_.states, c_.slabs, c_.beta, 1, args.B_count, args.B);
+  std::vector<Operand*> s;
+  std::vector<std::unique_ptr<Output>> out, alone;
+  for (int64_t k = 0; k < c_.states; ++k) {
+    Operand& source = draw({c_.N, c_.L, c_.H}, size());
+    poison_padding(source, c_.H);
+    Operand& hidden = draw({c_.N, 1, c_.H}, size());
+    const Operand& hidden0 = draw({c_.H}, size());
+    poison_hidden(hidden, [&](int64_t n, int64_t j) {
+      int64_t at = runs_.index(n, 0) * c_.H + j;
+      bool passes = k == 0 && !(c_.gamma && gamma[at] == 0);
+      for (const Path& path : expected.A) {
+        passes = passes || (path.from == k && path.factor[at] != 0);
+      }
+      return !passes;
+    });
+    // Of several states any may be without these, but one.
+    auto there = [&] { return k == 0 || random_.whole(0, 3) > 0; };
+    bool has_source = there();
+    bool has_hidden = c_.hidden && there();
+    bool has_hidden0 = c_.hidden0 && there();
+    args.s[k] = has_source ? source.sequence() : kNoSequence;
+    args.hidden[k] = has_hidden ? hidden.sequence() : kNoSequence;
+    args.hidden0[k] = has_hidden0 ? hidden0.vector() : kNoVector;
+    expected.s.push_back(has_source ? source.values().data() : nullptr);
+    expected.hidden.push_back(has_hidden ? hidden.values().data() : nullptr);
+    expected.hidden0.push_back(has_hidden0 ? hidden0.values().data() : nullptr);
+    s.push_back(&source);
+    out.push_back(std::make_unique<Output>(type_, c_.N * c_.L * c_.H));
+    alone.push_back(std::make_unique<Output>(type_, c_.N * c_.L * c_.H));
+    args.out[k] = out.back()->data();
+  }
+  auto each = [&](auto use) {
+    for (size_t k = 0; k < out.size(); ++k) {
+      use(k, *out[k], *alone[k]);
+    }
+  };
   run_kernel(kernels_.linear_scan, args, partition_, members());
-  compare(
-      "out",
-      out,
-      linear_scan(
-          LinearScan{
-              c_.N,
-              c_.L,
-              c_.H,
-              c_.transposed != 0,
-              s.values().data(),
-              V.values().data(),
-              c_.alpha ? alpha.values().data() : nullptr,
-              c_.beta ? beta.values().data() : nullptr,
-              c_.gamma ? gamma.values().data() : nullptr,
-              c_.hidden ? hidden.values().data() : nullptr,
-              c_.hidden0 ? hidden0.values().data() : nullptr,
-              runs_},
-          rounding_));
-  args.out = alone.data();
-  run_kernel(kernels_.linear_scan, args, kAlone, 1);
-  same("out depends on how it is shared", out, alone);
+  const std::vector<Numbers> right = linear_scan(expected, rounding_);
+  each([&](size_t k, Output& got, Output& other) {
+    compare("out", got, right[k]);
+    args.out[k] = other.data();
+  });
+  auto run_alone = [&] { run_kernel(kernels_.linear_scan, args, kAlone, 1); };
+  run_alone();
+  each([&](size_t, Output& got, Output& other) {
+    same("out depends on how it is shared", got, other);
+  });
 
   const Course own = args.course;
   with_other_lengths([&](const Course& other, const Places& places) {
     args.course = other;
-    run_kernel(kernels_.linear_scan, args, kAlone, 1);
-    same_places("a row depends on others", places, c_.H, alone, out);
+    run_alone();
+    each([&](size_t, Output& got, Output& again) {
+      same_places("a row depends on others", places, c_.H, again, got);
+    });
   });
   args.course = own;
-  with_poisoned_part(s, c_.H, true, [&](const Places& places) {
-    run_kernel(kernels_.linear_scan, args, kAlone, 1);
-    same_places("an episode depends on others", places, c_.H, alone, out);
+  with_poisoned_part(*s[0], c_.H, true, [&](const Places& places) {
+    run_alone();
+    each([&](size_t, Output& got, Output& again) {
+      same_places("an episode depends on others", places, c_.H, again, got);
+    });
   });
 }
 

@@ -272,7 +272,15 @@ class Check {
   void matmul();
   void sum_of_products();
   // Factors of passages: some are 0, and what is of no passage is NaN.
-  const Operand& draw_factors();
+  const Operand& draw_factors(double scale = 1);
+  // Some of the paths from `from` places to `to` places, or all.
+  std::vector<Path> draw_paths(
+      int64_t to,
+      int64_t from,
+      bool with_factors,
+      double scale,
+      int& count,
+      ScanPath (&paths)[kMostScanPaths]);
   void scan();
   void pointwise();
   void mask();

@@ -252,16 +252,17 @@ std::string check_model(Random& random) {
             m.N,
             m.L,
             m.H,
+            1,
             transposed,
-            s.data(),
+            {s.data()},
             m.Whh.data(),
-            alpha.data(),
-            beta.data(),
+            {{0, 0, alpha.data()}},
+            {{0, 0, beta.data()}},
             gamma.data(),
-            hidden,
-            of_hidden0,
+            {hidden},
+            {of_hidden0},
             m.runs},
-        kExact));
+        kExact)[0]);
   };
 
   Values s = dstates;

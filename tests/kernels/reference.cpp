@@ -374,74 +374,122 @@ Numbers traced_products(
 
 namespace {
 
-// What a scan adds to s for a passage with result u on its other side; `at` is
+typedef std::vector<Numbers> States;
+
+// What a scan adds to s for a passage with states u on its other side; `at` is
 // where the passage's factors are. Without u there is none.
-Numbers passed(
+States passed(
     const LinearScan& g,
-    const Numbers& u,
+    const States& u,
     int64_t at,
     Rounding rounding) {
-  Numbers result = zeros(g.H);
+  States result(g.s.size(), zeros(g.H));
   if (u.empty()) {
     return result;
   }
-  auto factor = [&](const double* factors, int64_t j) {
-    return factors ? factors[at * g.H + j] : 1;
+  auto gated = [&](const double* factors, const Numbers& of, int64_t j) {
+    return gate(
+        factors ? factors[at * g.H + j] : 1,
+        of[static_cast<size_t>(j)],
+        rounding);
   };
-  const double* inner = g.transposed ? g.beta : g.gamma;
-  const double* outer = g.transposed ? g.gamma : g.beta;
-  for (int64_t k = 0; k < g.H; ++k) {
-    Uncertain sum = 0;
+  auto add = [&](int to, int64_t j, Uncertain term) {
+    Uncertain& sum = result[static_cast<size_t>(to)][static_cast<size_t>(j)];
+    sum = rounding.add(sum, term);
+  };
+  for (const Path& path : g.A) {
+    int to = g.transposed ? path.from : path.to;
+    int from = g.transposed ? path.to : path.from;
     for (int64_t j = 0; j < g.H; ++j) {
-      rounding.accumulate(
-          sum,
-          g.transposed ? g.V[j * g.H + k] : g.V[k * g.H + j],
-          gate(factor(inner, j), u[static_cast<size_t>(j)], rounding));
+      add(to, j, gated(path.factor, u[static_cast<size_t>(from)], j));
     }
-    sum = gate(factor(outer, k), sum, rounding);
-    if (g.alpha) {
+  }
+  // What V is multiplied with, and the results.
+  Numbers seen = zeros(g.H), slabs = zeros(g.slabs * g.H);
+  for (int64_t j = 0; !g.transposed && j < g.H; ++j) {
+    seen[static_cast<size_t>(j)] = gated(g.gamma, u[0], j);
+  }
+  for (const Path& path : g.B) {
+    for (int64_t j = 0; g.transposed && j < g.H; ++j) {
+      Uncertain& sum = slabs[static_cast<size_t>(path.from * g.H + j)];
       sum = rounding.add(
-          sum,
-          gate(g.alpha[at * g.H + k], u[static_cast<size_t>(k)], rounding));
+          sum, gated(path.factor, u[static_cast<size_t>(path.to)], j));
     }
-    result[static_cast<size_t>(k)] = sum;
+  }
+  for (int64_t k = 0; k < g.slabs * g.H; ++k) {
+    for (int64_t j = 0; j < g.H; ++j) {
+      size_t row = static_cast<size_t>(k), column = static_cast<size_t>(j);
+      double weight = g.V[k * g.H + j];
+      if (g.transposed) {
+        rounding.accumulate(seen[column], weight, slabs[row]);
+      } else {
+        rounding.accumulate(slabs[row], weight, seen[column]);
+      }
+    }
+  }
+  for (int64_t j = 0; g.transposed && j < g.H; ++j) {
+    add(0, j, gated(g.gamma, seen, j));
+  }
+  for (const Path& path : g.B) {
+    auto first = slabs.begin() + path.from * g.H;
+    const Numbers slab(first, first + g.H);
+    for (int64_t j = 0; !g.transposed && j < g.H; ++j) {
+      add(path.to, j, gated(path.factor, slab, j));
+    }
   }
   return result;
 }
 
 } // namespace
 
-Numbers linear_scan(const LinearScan& g, Rounding rounding) {
+std::vector<Numbers> linear_scan(const LinearScan& g, Rounding rounding) {
   const Runs& runs = g.runs;
-  Numbers result = zeros(g.N * g.L * g.H);
-  auto row = [&](const double* of, int64_t index) {
-    return of ? Numbers(of + index * g.H, of + (index + 1) * g.H) : Numbers();
+  States result(g.s.size(), zeros(g.N * g.L * g.H));
+  // A row of each state's, zero where a state has none; nothing where no state
+  // has one.
+  auto rows = [&](const std::vector<const double*>& of, int64_t index) {
+    States found;
+    bool any = false;
+    for (const double* values : of) {
+      any = any || values;
+      found.push_back(
+          values ? Numbers(values + index * g.H, values + (index + 1) * g.H)
+                 : zeros(g.H));
+    }
+    return any ? found : States();
   };
   for (int64_t n = 0; n < g.N; ++n) {
     int64_t length = runs.length(n);
     auto y = [&](int64_t i) {
-      auto first = result.begin() + runs.index(n, i) * g.H;
-      return Numbers(first, first + g.H);
+      States found;
+      for (const Numbers& of : result) {
+        auto first = of.begin() + runs.index(n, i) * g.H;
+        found.push_back(Numbers(first, first + g.H));
+      }
+      return found;
     };
     for (int64_t number = 0; number < length; ++number) {
       int64_t i = g.transposed ? length - 1 - number : number;
       // The passage is that before step `later`.
       int64_t later = g.transposed ? i + 1 : i;
-      Numbers terms = zeros(g.H);
+      States terms(g.s.size(), zeros(g.H));
       if (later < length) {
         bool starts = runs.starts(n, later);
         bool cut = starts || runs.truncates(later);
-        Numbers u = g.transposed ? (cut ? Numbers() : y(later))
-            : starts             ? row(g.hidden0, 0)
-            : cut                ? Numbers()
-            : later > 0          ? y(later - 1)
-                                 : row(g.hidden, n);
+        States u = g.transposed ? (cut ? States() : y(later))
+            : starts            ? rows(g.hidden0, 0)
+            : cut               ? States()
+            : later > 0         ? y(later - 1)
+                                : rows(g.hidden, n);
         terms = passed(g, u, runs.index(n, later), rounding);
       }
       int64_t at = runs.index(n, i) * g.H;
-      for (int64_t k = 0; k < g.H; ++k) {
-        result[static_cast<size_t>(at + k)] =
-            rounding.add(g.s[at + k], terms[static_cast<size_t>(k)]);
+      for (size_t k = 0; k < result.size(); ++k) {
+        for (int64_t j = 0; j < g.H; ++j) {
+          Uncertain term = terms[k][static_cast<size_t>(j)];
+          result[k][static_cast<size_t>(at + j)] =
+              g.s[k] ? rounding.add(g.s[k][at + j], term) : term;
+        }
       }
     }
   }

@@ -58,25 +58,32 @@ Gradients gradients(
     const double* dstate,
     Rounding rounding);
 
-// With u the result of the step before in the run, or `hidden`, or `hidden0`,
-// and n the step after,
-//   y_t = s_t + alpha_t u + beta_t V (gamma_t u), or transposed
-//   y_t = s_t + alpha_n y_n + gamma_n V^T (beta_n y_n).
-// s, alpha, beta, gamma (N, L, H), V (H, H), hidden (N, H), hidden0 (H).
-// Without alpha there is no such term; absent factors beta and gamma are ones.
+// From one state, or slab of V, to a state; without a factor it is one.
+struct Path {
+  int to, from;
+  const double* factor; // (N, L, H)
+};
+
+// With u[j] state j of the step before in the run, or of `hidden`, or of
+// `hidden0`, and n the step after,
+//   y_t[i] = s_t[i] + sum A_t u[j] + sum B_t V_k (gamma_t u[0]), or transposed
+//   y_t[j] = s_t[j] + sum A_n y_n[i], and y_t[0] + gamma_n V_k^T (B_n y_n[i]),
+// over the paths of A from j to i, and of B from k to i. s, hidden and hidden0
+// have an entry for each state: (N, L, H), (N, H), (H); V (slabs * H, H).
 struct LinearScan {
   int64_t N, L, H;
+  int slabs;
   bool transposed;
-  const double* s;
+  std::vector<const double*> s;
   const double* V;
-  const double* alpha;
-  const double* beta;
+  std::vector<Path> A, B;
   const double* gamma;
-  const double* hidden;
-  const double* hidden0;
+  std::vector<const double*> hidden;
+  std::vector<const double*> hidden0;
   Runs runs;
 };
-Numbers linear_scan(const LinearScan& scan, Rounding rounding);
+// Of each state.
+std::vector<Numbers> linear_scan(const LinearScan& scan, Rounding rounding);
 
 // x (rows, K) times w (M, K) transposed, and bias (M).
 Numbers product(
