@@ -187,6 +187,11 @@ enum class Drawn : uint32_t {
   zoneout_cell
 };
 
+// Whether it is drawn anew at each step, and keeps units; else it drops them.
+constexpr bool keeps_units(Drawn what) {
+  return what == Drawn::zoneout || what == Drawn::zoneout_cell;
+}
+
 // How probable a hit is, by what is drawn: that a unit keeps its state at a
 // step; that Whh does not see it, at any step; that Wxh does not see a feature,
 // at any step; as the first, of a cell's second state.

@@ -21,9 +21,8 @@ static void run_mask(
   const Draws& draws = args.draws;
   double probability = probability_of(draws, args.what);
   uint32_t bound = bound_of(probability);
-  C otherwise = args.what == Drawn::zoneout
-      ? C(1)
-      : static_cast<C>(1 / (1 - probability));
+  C otherwise =
+      keeps_units(args.what) ? C(1) : static_cast<C>(1 / (1 - probability));
   Generator generator(draws);
   Element<T>* out = static_cast<Element<T>*>(args.out);
   Shares shares{p, member, args.N};

@@ -153,6 +153,16 @@ std::vector<Args> arguments(
   return all;
 }
 
+// What states make of the cotangents of V's results, slab by slab.
+mx::array to_slabs(
+    const ScanOperands& in,
+    const Arrays& states,
+    int slabs,
+    const mx::Stream& s) {
+  StateArrays all(states.begin(), states.end());
+  return joined(carried_back(in.B, all, slabs, s), s);
+}
+
 // What a scan's derivative is a product of. With lambda the results of the
 // transposed scan and u what stands before each step of the other's, that by a
 // factor is the product of its two sides, whichever of the two is given.
@@ -172,7 +182,7 @@ class Sides {
         u_(std::move(u)),
         s_(stream),
         carried_(scaled(in.gamma, u_[0], s_)),
-        weighted_(gathered(in.B, lambda_, slabs, s_)),
+        weighted_(to_slabs(in, lambda_, slabs, s_)),
         V_back_(transposed(in.V, s_)) {
   }
 
@@ -284,7 +294,8 @@ class Tangents {
 
   ScanOperands operands() {
     if (product_) {
-      StateArrays all = spread(in_.B, *product_, slabs_, in_.states(), s_);
+      StateArrays all =
+          carried_along(in_.B, parted(*product_, slabs_, s_), in_.states(), s_);
       for (int k = 0; k < in_.states(); ++k) {
         passing_[k] = sum(passing_[k], all[k], s_);
       }
@@ -328,11 +339,11 @@ class Tangents {
 
   void add_back(Slot group, int k, const mx::array& d) {
     if (group == Slot::V) {
-      mx::array weighted = gathered(in_.B, y_, slabs_, s_);
+      mx::array weighted = to_slabs(in_, y_, slabs_, s_);
       mx::array by_V = matmul(weighted, transposed(d, s_), {}, s_);
       pass(0, scaled(in_.gamma, by_V, s_));
     } else if (group == Slot::gamma) {
-      mx::array weighted = gathered(in_.B, y_, slabs_, s_);
+      mx::array weighted = to_slabs(in_, y_, slabs_, s_);
       pass(0, multiply(valid(d), matmul(weighted, V_back_, {}, s_), s_));
     } else if (group == Slot::A) {
       const ScanLink& link = in_.A[k].link;
@@ -388,31 +399,32 @@ std::optional<mx::array> sum(
   return a && b ? add(*a, *b, s) : a ? a : b;
 }
 
-StateArrays spread(
-    const std::vector<ScanPath>& B,
-    const mx::array& product,
-    int slabs,
-    int states,
+StateArrays carried_along(
+    const std::vector<ScanPath>& paths,
+    const StateArrays& from,
+    int places,
     const mx::Stream& s) {
-  StateArrays all(states);
-  for (const auto& [link, factor] : B) {
-    mx::array term = scaled(factor, slab(product, link.from, slabs, s), s);
-    all[link.to] = sum(all[link.to], term, s);
+  StateArrays all(places);
+  for (const auto& [link, factor] : paths) {
+    if (const auto& a = from[link.from]) {
+      all[link.to] = sum(all[link.to], scaled(factor, *a, s), s);
+    }
   }
   return all;
 }
 
-mx::array gathered(
-    const std::vector<ScanPath>& B,
-    const Arrays& states,
-    int slabs,
+StateArrays carried_back(
+    const std::vector<ScanPath>& paths,
+    const StateArrays& to,
+    int places,
     const mx::Stream& s) {
-  StateArrays all(slabs);
-  for (const auto& [link, factor] : B) {
-    mx::array term = scaled(factor, states[link.to], s);
-    all[link.from] = sum(all[link.from], term, s);
+  StateArrays all(places);
+  for (const auto& [link, factor] : paths) {
+    if (const auto& a = to[link.to]) {
+      all[link.from] = sum(all[link.from], scaled(factor, *a, s), s);
+    }
   }
-  return joined(all, s);
+  return all;
 }
 
 Arrays linear_scan(

@@ -121,18 +121,17 @@ std::optional<mx::array> sum(
     const std::optional<mx::array>& b,
     const mx::Stream& stream);
 
-// What the paths of B make of the results of V, slab by slab (..., slabs * H),
-// for each state; and its transpose, of which slabs without a path are zero.
-StateArrays spread(
-    const std::vector<ScanPath>& B,
-    const mx::array& product,
-    int slabs,
-    int states,
+// What paths bring to each of so many places from others, any of which may be
+// absent, and its transpose.
+StateArrays carried_along(
+    const std::vector<ScanPath>& paths,
+    const StateArrays& from,
+    int places,
     const mx::Stream& stream);
-mx::array gathered(
-    const std::vector<ScanPath>& B,
-    const Arrays& states,
-    int slabs,
+StateArrays carried_back(
+    const std::vector<ScanPath>& paths,
+    const StateArrays& to,
+    int places,
     const mx::Stream& stream);
 
 } // namespace mlx_recurrent

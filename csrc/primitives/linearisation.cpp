@@ -1,12 +1,13 @@
 #include "primitives/linearisation.h"
 
-#include "kernels/elman.h"
 #include "primitives/arithmetic.h"
 #include "primitives/broadcast.h"
+#include "primitives/elementwise.h"
 #include "primitives/linear_scan.h"
 #include "primitives/masks.h"
 #include "primitives/matmul.h"
 #include "primitives/pointwise.h"
+#include "primitives/slabs.h"
 #include "primitives/steps.h"
 
 namespace mlx_recurrent {
@@ -16,76 +17,7 @@ namespace {
 using Slot = RecurrenceSlot;
 
 using kernels::Activation;
-using kernels::Op;
-
-// A number of an expression, for the formulas of elman.h.
-struct Symbol {
-  Expression* e;
-  int node;
-
-  friend Symbol operator-(const Symbol& x, const Symbol& y) {
-    return {x.e, x.e->operation(Op::subtract, x.node, y.node)};
-  }
-  friend Symbol operator*(const Symbol& x, const Symbol& y) {
-    return {x.e, x.e->operation(Op::multiply, x.node, y.node)};
-  }
-};
-
-struct SymbolOps {
-  static Symbol tanh(const Symbol& a) {
-    return {a.e, a.e->operation(Op::tanh, a.node)};
-  }
-  static Symbol logistic(const Symbol& a) {
-    return {a.e, a.e->operation(Op::sigmoid, a.node)};
-  }
-  static Symbol positive_part(const Symbol& a) {
-    int zero = a.e->constant(0);
-    int negative = a.e->operation(Op::less_equal, a.node, zero);
-    return {a.e, a.e->operation(Op::select, negative, zero, a.node)};
-  }
-  static Symbol where_positive(const Symbol& h, const Symbol& one) {
-    int zero = h.e->constant(0);
-    int positive = h.e->operation(Op::greater, h.node, zero);
-    return {h.e, h.e->operation(Op::select, positive, one.node, zero)};
-  }
-};
-
-// An elementwise function that `make` writes down, of (its argument, one).
-template <class Make>
-mx::array apply(const mx::array& a, const mx::Stream& s, Make make) {
-  Expression e;
-  Symbol argument{&e, e.argument(0)};
-  Symbol one{&e, e.constant(1)};
-  e.set_result(make(argument, one).node);
-  return pointwise(a, Traced::of(e, a.dtype()), s);
-}
-
-template <Activation f>
-mx::array activation_of(const mx::array& a, const mx::Stream& s) {
-  return apply(a, s, [](const Symbol& x, const Symbol&) {
-    return elman::activate<f, SymbolOps>(x);
-  });
-}
-
-// f'(a) as a function of h = f(a).
-template <Activation f>
-mx::array slope_at(const mx::array& h, const mx::Stream& s) {
-  return apply(h, s, [](const Symbol& x, const Symbol& one) {
-    return elman::slope<f, SymbolOps>(x, one);
-  });
-}
-
-// 1 - a.
-mx::array complement(const mx::array& a, const mx::Stream& s) {
-  return apply(
-      a, s, [](const Symbol& x, const Symbol& one) { return one - x; });
-}
-
-mx::array negative(const mx::array& a, const mx::Stream& s) {
-  return apply(a, s, [](const Symbol& x, const Symbol&) {
-    return Symbol{x.e, x.e->operation(Op::negative, x.node)};
-  });
-}
+using kernels::Drawn;
 
 template <class Value, class Make>
 const Value& once(std::optional<Value>& made, Make make) {
@@ -100,13 +32,14 @@ const Value& once(std::optional<Value>& made, Make make) {
 Linearisation::Linearisation(
     const RecurrenceForm& form,
     const Arrays& inputs,
-    const mx::array& states,
+    Arrays states,
     const mx::Stream& stream)
     : form_(form),
       inputs_(inputs),
-      states_(states),
+      states_(std::move(states)),
       s_(stream),
-      course_(course_of(form.course, form.inputs, inputs)) {
+      course_(course_of(form.course, form.inputs, inputs)),
+      shape_(form.shape()) {
 }
 
 mx::array Linearisation::valid(const mx::array& a) const {
@@ -130,18 +63,25 @@ std::optional<mx::array> Linearisation::mask(
 
 const std::optional<mx::array>& Linearisation::input_factors() {
   return once(input_factors_, [&] {
-    return mask(kernels::Drawn::input_dropout, input_in(Slot::x));
+    return mask(Drawn::input_dropout, input_in(Slot::x));
   });
 }
 
 const std::optional<mx::array>& Linearisation::seen_factors() {
   return once(seen_factors_, [&] {
-    return mask(kernels::Drawn::recurrent_dropout, states_);
+    return mask(Drawn::recurrent_dropout, states_[0]);
   });
 }
 
-const std::optional<mx::array>& Linearisation::kept() {
-  return once(kept_, [&] { return mask(kernels::Drawn::zoneout, states_); });
+const StateArrays& Linearisation::updates() {
+  return once(updates_, [&] {
+    StateArrays all;
+    for (const mx::array& y : states_) {
+      all.push_back(
+          mask(all.empty() ? Drawn::zoneout : Drawn::zoneout_cell, y));
+    }
+    return all;
+  });
 }
 
 mx::array Linearisation::with_input_factors(const mx::array& a) {
@@ -150,7 +90,7 @@ mx::array Linearisation::with_input_factors(const mx::array& a) {
 }
 
 mx::array Linearisation::updated(const mx::array& a) {
-  const auto& factors = kept();
+  const auto& factors = updates()[0];
   return factors ? gate(*factors, a, s_) : a;
 }
 
@@ -159,131 +99,181 @@ const mx::array& Linearisation::input() {
       input_, [&] { return with_input_factors(valid(input_in(Slot::x))); });
 }
 
-const mx::array& Linearisation::before() {
+const Arrays& Linearisation::before() {
   return once(before_, [&] {
-    auto hidden = find(Slot::hidden);
-    mx::array q = step_before(states_, hidden, course_, s_);
-    if (auto hidden0 = find(Slot::hidden0)) {
-      mx::array rows = repeated_row(*hidden0, states_, s_);
-      q = add(q, only_places(rows, Places::starts, course_, s_), s_);
+    Arrays all;
+    for (const mx::array& y : states_) {
+      const StateSlots& slots = state_slots[all.size()];
+      mx::array q = step_before(y, find(slots.hidden), course_, s_);
+      if (auto hidden0 = find(slots.hidden0)) {
+        mx::array rows = repeated_row(*hidden0, y, s_);
+        q = add(q, only_places(rows, Places::starts, course_, s_), s_);
+      }
+      all.push_back(q);
     }
-    return q;
+    return all;
   });
 }
 
 const mx::array& Linearisation::seen() {
   return once(seen_, [&] {
+    const mx::array& q = before()[0];
     const auto& factors = seen_factors();
-    return factors ? gate(*factors, before(), s_) : before();
+    return factors ? gate(*factors, q, s_) : q;
   });
 }
 
-// a = z + Whh (m_h q), of all steps that run.
-const mx::array& Linearisation::pre_activations() {
+// Wxh m_x x + bias and Whh (m_h q), of all steps that run.
+const Arrays& Linearisation::pre_activations() {
   return once(pre_activations_, [&] {
     mx::array z = form_.projected()
         ? input()
         : matmul(input(), input_in(Slot::Wxh), find(Slot::bias), s_);
-    mx::array a = add(z, matmul(seen(), input_in(Slot::Whh), {}, s_), s_);
-    if (!form_.function || !course_.lengths) {
-      return a;
+    mx::array u = matmul(seen(), input_in(Slot::Whh), {}, s_);
+    Arrays all;
+    for (int k = 0; k < shape_.slabs(); ++k) {
+      std::optional<mx::array> a;
+      if (k >= shape_.state_only) {
+        a = slab(z, k - shape_.state_only, shape_.input_slabs(), s_);
+      } else if (auto bhn = find(Slot::bhn)) {
+        a = repeated_row(*bhn, u, s_);
+      }
+      if (k < shape_.state_slabs()) {
+        a = sum(
+            a, slab(u, shape_.state_block(k), shape_.state_slabs(), s_), s_);
+      }
+      all.push_back(usual_in_padding(*a));
     }
-    // In the padding a number for which hardly any function or slope is
-    // singular, as many are for zero.
-    mx::array usual = filled(a, 0.3, s_);
-    mx::array elsewhere = add(usual, negative(valid(usual), s_), s_);
-    return add(valid(a), elsewhere, s_);
+    return all;
   });
+}
+
+// In the padding a number for which hardly any function or slope is singular,
+// as many are for zero.
+mx::array Linearisation::usual_in_padding(const mx::array& a) const {
+  if (!form_.function || !course_.lengths) {
+    return a;
+  }
+  mx::array usual = filled(a, 0.3, s_);
+  mx::array elsewhere = add(usual, negative(valid(usual), s_), s_);
+  return add(valid(a), elsewhere, s_);
 }
 
 const mx::array& Linearisation::activations() {
   return once(activations_, [&] {
     if (!form_.inputs.has(Slot::leak)) {
-      return states_; // but for units that were kept, whose slope is 0
+      return states_[0]; // but for units that were kept, whose slope is 0
     }
-    const mx::array& a = pre_activations();
-    switch (form_.activation) {
-      case Activation::tanh:
-        return activation_of<Activation::tanh>(a, s_);
-      case Activation::relu:
-        return activation_of<Activation::relu>(a, s_);
-      case Activation::sigmoid:
-        return activation_of<Activation::sigmoid>(a, s_);
-      case Activation::identity:
-        return a;
-      case Activation::traced:
-        return pointwise(a, form_.function, s_);
-    }
-    throw std::invalid_argument("[mlx_recurrent] no such activation");
+    const mx::array& a = pre_activations()[0];
+    return form_.function ? pointwise(a, form_.function, s_)
+                          : activated(form_.activation, a, s_);
   });
 }
 
 const mx::array& Linearisation::change() {
-  return once(
-      change_, [&] { return add(activations(), negative(before(), s_), s_); });
+  return once(change_, [&] {
+    return add(activations(), negative(before()[0], s_), s_);
+  });
 }
 
-std::optional<mx::array> Linearisation::activation_slope() {
-  switch (form_.activation) {
-    case Activation::tanh:
-      return slope_at<Activation::tanh>(activations(), s_);
-    case Activation::relu:
-      return slope_at<Activation::relu>(activations(), s_);
-    case Activation::sigmoid:
-      return slope_at<Activation::sigmoid>(activations(), s_);
-    case Activation::identity:
-      return {};
-    case Activation::traced:
-      return pointwise_slope(pre_activations(), form_.function, s_);
+std::optional<mx::array> Linearisation::slope() {
+  return form_.function
+      ? pointwise_slope(pre_activations()[0], form_.function, s_)
+      : activation_slope(form_.activation, activations(), s_);
+}
+
+// 1 - k and k f'(a), where k is the leak, or 0 where a unit is kept.
+CellFactors Linearisation::elman_factors() {
+  const auto& updates = this->updates()[0];
+  std::optional<mx::array> g = slope();
+  std::optional<mx::array> rate = updates;
+  if (auto leak = find(Slot::leak)) {
+    mx::array rows = repeated_row(*leak, states_[0], s_);
+    rate = updated(rows);
+    g = g ? multiply(rows, *g, s_) : rows;
   }
-  throw std::invalid_argument("[mlx_recurrent] no such activation");
+  CellFactors factors;
+  if (rate) {
+    factors.states.push_back({{0, 0}, complement(*rate, s_)});
+  }
+  factors.slabs.push_back({{0, 0}, g ? std::optional(updated(*g)) : updates});
+  return factors;
 }
 
-const std::optional<mx::array>& Linearisation::rate() {
-  return once(rate_, [&]() -> std::optional<mx::array> {
-    auto leak = find(Slot::leak);
-    if (!leak) {
-      return kept();
+const CellFactors& Linearisation::factors() {
+  return once(factors_, [&] {
+    return form_.kind == kernels::CellKind::elman
+        ? elman_factors()
+        : factors_of(form_.kind, pre_activations(), before(), updates(), s_);
+  });
+}
+
+StateArrays Linearisation::to_slabs(const Arrays& states) {
+  StateArrays all(states.begin(), states.end());
+  return carried_back(factors().slabs, all, shape_.slabs(), s_);
+}
+
+mx::array Linearisation::of_input(const StateArrays& slabs) const {
+  StateArrays blocks(slabs.begin() + shape_.state_only, slabs.end());
+  return joined(blocks, s_);
+}
+
+mx::array Linearisation::of_state(const StateArrays& slabs) const {
+  StateArrays blocks(shape_.state_slabs());
+  for (int k = 0; k < shape_.state_slabs(); ++k) {
+    blocks[shape_.state_block(k)] = slabs[k];
+  }
+  return joined(blocks, s_);
+}
+
+void Linearisation::add_slabs(
+    StateArrays& states,
+    const std::optional<mx::array>& of_input,
+    const std::optional<mx::array>& of_state) {
+  StateArrays slabs(shape_.slabs());
+  for (int k = 0; k < shape_.slabs(); ++k) {
+    auto add = [&](const std::optional<mx::array>& all, int block, int count) {
+      if (all) {
+        slabs[k] = sum(slabs[k], slab(*all, block, count, s_), s_);
+      }
+    };
+    if (k >= shape_.state_only) {
+      add(of_input, k - shape_.state_only, shape_.input_slabs());
     }
-    return updated(repeated_row(*leak, states_, s_));
-  });
-}
-
-const std::optional<mx::array>& Linearisation::passed() {
-  return once(passed_, [&]() -> std::optional<mx::array> {
-    const auto& k = rate();
-    return k ? std::optional(complement(*k, s_)) : std::nullopt;
-  });
-}
-
-const std::optional<mx::array>& Linearisation::slope() {
-  return once(slope_, [&]() -> std::optional<mx::array> {
-    std::optional<mx::array> g = activation_slope();
-    if (auto leak = find(Slot::leak)) {
-      mx::array rows = repeated_row(*leak, states_, s_);
-      g = g ? multiply(rows, *g, s_) : rows;
+    if (k < shape_.state_slabs()) {
+      add(of_state, shape_.state_block(k), shape_.state_slabs());
     }
-    return g ? std::optional(updated(*g)) : kept();
-  });
+  }
+  StateArrays moved = carried_along(factors().slabs, slabs, shape_.states, s_);
+  for (int i = 0; i < shape_.states; ++i) {
+    states[i] = sum(states[i], moved[i], s_);
+  }
 }
 
-mx::array Linearisation::scan(
-    const mx::array& source,
+Arrays Linearisation::scan(
+    StateArrays source,
     bool transposed,
-    const std::optional<mx::array>& hidden,
-    const std::optional<mx::array>& hidden0) {
+    const StateArrays& hidden,
+    const StateArrays& hidden0) {
   ScanOperands in{
       input_in(Slot::Whh),
       seen_factors(),
+      factors().states,
       {},
-      {{{0, 0}, slope()}},
-      {source},
-      {hidden},
-      {hidden0}};
-  if (const auto& factors = passed()) {
-    in.A.push_back({{0, 0}, factors});
+      std::move(source),
+      hidden,
+      hidden0};
+  if (!in.s[0]) {
+    in.s[0] = filled(states_[0], 0, s_);
   }
-  return linear_scan(in, 1, course_, transposed, s_)[0];
+  in.hidden.resize(shape_.states);
+  in.hidden0.resize(shape_.states);
+  for (const auto& [link, factor] : factors().slabs) {
+    if (link.from < shape_.state_slabs()) {
+      in.B.push_back({{link.to, shape_.state_block(link.from)}, factor});
+    }
+  }
+  return linear_scan(in, shape_.state_slabs(), course_, transposed, s_);
 }
 
 } // namespace mlx_recurrent

@@ -2,33 +2,31 @@
 
 #pragma once
 
+#include "primitives/cell_factors.h"
 #include "primitives/recurrence.h"
 
 namespace mlx_recurrent {
 
-// Each is made when it is first asked for. Where a factor is absent it is 1, or
-// for `passed` 0. In the padding of rows x is taken for zero.
+// Each is made when it is first asked for. An absent factor is 1. In the
+// padding of rows x is taken for zero.
 class Linearisation {
  public:
-  // `inputs` begin with those of the form, `states` are all that it gives.
+  // `inputs` begin with those of the form, `states` are all that it gives, of
+  // each state.
   Linearisation(
       const RecurrenceForm& form,
       const Arrays& inputs,
-      const mx::array& states,
+      Arrays states,
       const mx::Stream& stream);
 
   // m_x x: what Wxh sees, or z where the input is projected.
   const mx::array& input();
-  // q: the states before.
-  const mx::array& before();
-  // m_h q: what Whh sees.
+  // m_h q, of the first of the states q before: what Whh sees.
   const mx::array& seen();
-  // f(a) - q.
+  // f(a) - q, of an Elman cell.
   const mx::array& change();
-  // k f'(a), k, 1 - k and m_h.
-  const std::optional<mx::array>& slope();
-  const std::optional<mx::array>& rate();
-  const std::optional<mx::array>& passed();
+  const CellFactors& factors();
+  // m_h.
   const std::optional<mx::array>& seen_factors();
 
   // x or its tangent, with zeros where no step is.
@@ -37,12 +35,23 @@ class Linearisation {
   mx::array with_input_factors(const mx::array& a);
   mx::array updated(const mx::array& a);
 
+  // What each pre-activation gets of cotangents of the states after, and what
+  // all of Wxh or of Whh get: the rows of their results.
+  StateArrays to_slabs(const Arrays& states);
+  mx::array of_input(const StateArrays& slabs) const;
+  mx::array of_state(const StateArrays& slabs) const;
+  // Adds to the states what tangents of these results are there.
+  void add_slabs(
+      StateArrays& states,
+      const std::optional<mx::array>& of_input,
+      const std::optional<mx::array>& of_state);
+
   // The linear scan, or its transpose, with these factors.
-  mx::array scan(
-      const mx::array& source,
+  Arrays scan(
+      StateArrays source,
       bool transposed,
-      const std::optional<mx::array>& hidden = {},
-      const std::optional<mx::array>& hidden0 = {});
+      const StateArrays& hidden = {},
+      const StateArrays& hidden0 = {});
 
  private:
   const mx::array& input_in(RecurrenceSlot slot) const {
@@ -53,26 +62,32 @@ class Linearisation {
   }
   std::optional<mx::array> mask(kernels::Drawn what, const mx::array& like)
       const;
-  const std::optional<mx::array>& kept();
   const std::optional<mx::array>& input_factors();
-  const mx::array& pre_activations();
-  // f(a), and f'(a) where that is not 1.
+  // 1 where a unit is updated, 0 where it keeps its state.
+  const StateArrays& updates();
+  const Arrays& before();
+  const Arrays& pre_activations();
+  mx::array usual_in_padding(const mx::array& a) const;
+  // Of an Elman cell f(a), f'(a) where that is not 1, and the factors.
   const mx::array& activations();
-  std::optional<mx::array> activation_slope();
+  std::optional<mx::array> slope();
+  CellFactors elman_factors();
 
   const RecurrenceForm& form_;
   const Arrays& inputs_;
-  mx::array states_;
+  Arrays states_;
   mx::Stream s_;
   Course course_;
+  kernels::CellShape shape_;
 
   // Made so far; of optional terms, whether they are there too.
   template <class Value>
   using Once = std::optional<Value>;
-  Once<mx::array> input_, before_, seen_, change_, pre_activations_,
-      activations_;
-  Once<std::optional<mx::array>> slope_, rate_, passed_, seen_factors_, kept_,
-      input_factors_;
+  Once<mx::array> input_, seen_, change_, activations_;
+  Once<Arrays> before_, pre_activations_;
+  Once<CellFactors> factors_;
+  Once<std::optional<mx::array>> seen_factors_, input_factors_;
+  Once<StateArrays> updates_;
 };
 
 } // namespace mlx_recurrent

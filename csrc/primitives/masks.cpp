@@ -46,7 +46,7 @@ mx::array mask(
 void Mask::eval_cpu(const Arrays& inputs, Arrays& outputs) {
   const mx::array& key = inputs[0];
   mx::array& out = outputs[0];
-  bool each_step = what_ == kernels::Drawn::zoneout;
+  bool each_step = kernels::keeps_units(what_);
   if (each_step || out.size() == 0) {
     allocate(out);
   } else {

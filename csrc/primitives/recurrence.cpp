@@ -12,6 +12,7 @@
 #include "primitives/matmul.h"
 #include "primitives/recurrence_slots.h"
 #include "primitives/recurrence_vjp.h"
+#include "primitives/slabs.h"
 #include "primitives/steps.h"
 
 namespace mlx_recurrent {
@@ -96,14 +97,17 @@ Arrays outputs_of(
       std::move(shapes), dtypes, std::move(primitive), inputs);
 }
 
-mx::array states_of(
+Arrays states_of(
     RecurrenceForm form,
     const Arrays& inputs,
     const mx::Stream& s) {
   form.checkpoint_every = all_states;
   form.latest_checkpoint = false;
-  form.outputs = {Slot::states};
-  return outputs_of(form, inputs, s)[0];
+  form.outputs = {};
+  for (int k = 0; k < form.shape().states; ++k) {
+    form.outputs.add(state_slots[k].states);
+  }
+  return outputs_of(form, inputs, s);
 }
 
 mx::array pre_activation(
@@ -250,88 +254,141 @@ Arrays Recurrence::vjp(
   return grads;
 }
 
-// dh_t = (1 - k) dq_t + g (dz_t + dWhh p_t + Whh (m_h dq_t)) + dk (f(a) - q_t),
-// with g = k f'(a) and p = m_h q.
-Arrays Recurrence::jvp(
-    const Arrays& primals,
-    const Arrays& tangents,
-    const Ints& argnums) {
-  const mx::Stream& s = stream();
-  mx::array y = states_of(form_, primals, s);
-  Linearisation linear(form_, primals, y, s);
-  std::optional<mx::array> dz;
-  std::optional<mx::array> source;
-  std::optional<mx::array> first;
-  std::optional<mx::array> hidden0;
-  auto add_to = [&](std::optional<mx::array>& sum, const mx::array& term) {
-    sum = sum ? add(*sum, term, s) : term;
-  };
-  for (size_t k = 0; k < argnums.size(); ++k) {
-    Slot slot = form_.inputs.at(argnums[k]);
-    if (!kind_of(slot).has_derivative()) {
-      continue;
-    }
-    mx::array d = matched(tangents[k], primals[argnums[k]], s);
+namespace {
+
+// What the inputs' tangents move, of the inputs of one recurrence.
+class Moved {
+ public:
+  Moved(
+      const RecurrenceForm& form,
+      const Arrays& primals,
+      const Arrays& y,
+      const mx::Stream& stream)
+      : form_(form),
+        primals_(primals),
+        y_(y),
+        s_(stream),
+        linear_(form, primals, y, stream),
+        source_(y.size()),
+        first_(y.size()),
+        start_(y.size()) {
+  }
+
+  void add(Slot slot, mx::array d) {
+    kernels::CellShape shape = form_.shape();
+    // Where all slabs are shared, so are their tangents.
+    bool shared = shape.slabs() == shape.shared;
+    auto& of_state = shared ? of_input_ : of_state_;
     switch (slot) {
       case Slot::x:
-        d = linear.with_input_factors(linear.valid(d));
-        if (auto Wxh = form_.inputs.find(primals, Slot::Wxh)) {
-          d = matmul(d, *Wxh, {}, s);
+        d = linear_.with_input_factors(linear_.valid(d));
+        if (auto Wxh = form_.inputs.find(primals_, Slot::Wxh)) {
+          d = matmul(d, *Wxh, {}, s_);
         }
-        add_to(dz, d);
+        of_input_ = sum(of_input_, d, s_);
         break;
       case Slot::Whh:
-        add_to(dz, matmul(linear.seen(), d, {}, s));
+        of_state = sum(of_state, matmul(linear_.seen(), d, {}, s_), s_);
         break;
       case Slot::Wxh:
-        add_to(dz, matmul(linear.input(), d, {}, s));
+        of_input_ = sum(of_input_, matmul(linear_.input(), d, {}, s_), s_);
         break;
       case Slot::bias:
-        add_to(dz, repeated_row(d, y, s));
+        of_input_ = sum(of_input_, repeated_row(d, y_[0], s_), s_);
         break;
+      case Slot::bhn: {
+        StateArrays slabs(shape.slabs());
+        slabs[0] = repeated_row(d, y_[0], s_);
+        of_state = sum(of_state, linear_.of_state(slabs), s_);
+        break;
+      }
       case Slot::hidden:
-        first = d;
+      case Slot::cell:
+        first_[slot == Slot::cell] = d;
         break;
       case Slot::hidden0:
-        hidden0 = d;
+      case Slot::cell0:
+        start_[slot == Slot::cell0] = d;
         break;
       case Slot::leak: {
-        mx::array dk = linear.updated(repeated_row(d, y, s));
-        add_to(source, multiply(dk, linear.change(), s));
+        mx::array dk = linear_.updated(repeated_row(d, y_[0], s_));
+        source_[0] = sum(source_[0], multiply(dk, linear_.change(), s_), s_);
         break;
       }
       default:
         throw std::out_of_range("[mlx_recurrent] no such input");
     }
   }
-  if (dz) {
-    add_to(source, scaled(linear.slope(), *dz, s));
+
+  // The tangents of all states.
+  Arrays states() {
+    if (of_input_ || of_state_) {
+      linear_.add_slabs(source_, of_input_, of_state_);
+    }
+    return linear_.scan(source_, false, first_, start_);
   }
-  mx::array dy =
-      linear.scan(source ? *source : filled(y, 0, s), false, first, hidden0);
-  Arrays moved;
+
+  // Those of the states after the last step, from those of all.
+  mx::array last(const mx::array& dy, int k) const {
+    Course course = course_of(form_.course, form_.inputs, primals_);
+    return step_at(dy, End::last, first_[k], course, s_);
+  }
+
+ private:
+  const RecurrenceForm& form_;
+  const Arrays& primals_;
+  const Arrays& y_;
+  mx::Stream s_;
+  Linearisation linear_;
+  std::optional<mx::array> of_input_, of_state_;
+  StateArrays source_, first_, start_;
+};
+
+} // namespace
+
+// For an Elman cell dh_t = (1 - k) dq_t + g (dz_t + dWhh p_t + Whh (m_h dq_t))
+// + dk (f(a) - q_t), with g = k f'(a) and p = m_h q.
+Arrays Recurrence::jvp(
+    const Arrays& primals,
+    const Arrays& tangents,
+    const Ints& argnums) {
+  const mx::Stream& s = stream();
+  Arrays y = states_of(form_, primals, s);
+  Moved moved(form_, primals, y, s);
+  for (size_t k = 0; k < argnums.size(); ++k) {
+    Slot slot = form_.inputs.at(argnums[k]);
+    if (kind_of(slot).has_derivative()) {
+      moved.add(slot, matched(tangents[k], primals[argnums[k]], s));
+    }
+  }
+  Arrays dy = moved.states();
+  Arrays found;
   for (int i = 0; i < form_.outputs.size(); ++i) {
-    switch (form_.outputs.at(i)) {
+    Slot slot = form_.outputs.at(i);
+    switch (slot) {
       case Slot::states:
+      case Slot::cells:
         // Where only some are kept, nobody sees them or their tangents.
-        moved.push_back(dy);
+        found.push_back(dy[slot == Slot::cells]);
         break;
-      case Slot::state: {
-        Course course = course_of(form_.course, form_.inputs, primals);
-        moved.push_back(step_at(dy, End::last, first, course, s));
+      case Slot::state:
+      case Slot::last_cell: {
+        int k = slot == Slot::last_cell;
+        found.push_back(moved.last(dy[k], k));
         break;
       }
       case Slot::saved: {
         // Nobody asks for theirs.
-        mx::array none = filled(y, 0, s);
-        moved.push_back(mx::astype(none, compute_dtype(y.dtype()), s));
+        StateArrays none(form_.shape().saved, filled(y[0], 0, s));
+        mx::Dtype dtype = compute_dtype(y[0].dtype());
+        found.push_back(mx::astype(joined(none, s), dtype, s));
         break;
       }
       default:
         throw std::out_of_range("[mlx_recurrent] no such output");
     }
   }
-  return moved;
+  return found;
 }
 
 std::pair<Arrays, Ints> Recurrence::vmap(

@@ -38,6 +38,24 @@ enum class RecurrenceSlot : int {
 
 const SlotKind& kind_of(RecurrenceSlot slot);
 
+// What each of a cell's states has.
+struct StateSlots {
+  RecurrenceSlot hidden, hidden0, states, dstates, state, dstate;
+};
+constexpr StateSlots state_slots[] = {
+    {RecurrenceSlot::hidden,
+     RecurrenceSlot::hidden0,
+     RecurrenceSlot::states,
+     RecurrenceSlot::dstates,
+     RecurrenceSlot::state,
+     RecurrenceSlot::dstate},
+    {RecurrenceSlot::cell,
+     RecurrenceSlot::cell0,
+     RecurrenceSlot::cells,
+     RecurrenceSlot::dcells,
+     RecurrenceSlot::last_cell,
+     RecurrenceSlot::dlast_cell}};
+
 // What a call returns: all states, the state after the last step, or the
 // outputs and that state. Of a cell with two states its outputs are the first,
 // and the second stands behind the first.
@@ -115,8 +133,8 @@ Arrays outputs_of(
     const RecurrenceForm& form,
     Arrays inputs,
     const mx::Stream& stream);
-// All states, and nothing else.
-mx::array states_of(
+// All states, of each of the cell's, and nothing else.
+Arrays states_of(
     RecurrenceForm form,
     const Arrays& inputs,
     const mx::Stream& stream);

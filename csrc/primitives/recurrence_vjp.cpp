@@ -86,85 +86,157 @@ bool RecurrenceVJP::is_equivalent(const mx::Primitive& other) const {
       form_ == static_cast<const RecurrenceVJP&>(other).form_;
 }
 
-// lambda_t = c_t + what it passes on; delta = k f'(a) lambda.
+namespace {
+
+// The derivative as linear scans and products: lambda_t = c_t + what it passes
+// on, and delta, what the pre-activations get of it; for an Elman cell k f'(a)
+// lambda.
+class Backpropagation {
+ public:
+  // `sets` axes are not summed over.
+  Backpropagation(
+      const RecurrenceForm& layer,
+      const Slots<Slot>& slots,
+      const Arrays& inputs,
+      int sets,
+      const mx::Stream& stream)
+      : layer_(layer),
+        slots_(slots),
+        inputs_(inputs),
+        sets_(sets),
+        s_(stream),
+        course_(course_of(layer.course, layer.inputs, inputs)),
+        y_(states()),
+        linear_(layer_, inputs, y_, stream),
+        lambda_(linear_.scan(cotangents(), true)),
+        delta_(linear_.to_slabs(lambda_)),
+        of_state_(linear_.of_state(delta_)),
+        of_input_(
+            layer.shape().slabs() == layer.shape().shared
+                ? of_state_
+                : linear_.of_input(delta_)) {
+  }
+
+  mx::array gradient(Slot slot) {
+    switch (slot) {
+      case Slot::x:
+        // Zero in the padding, also for what stands there in its own cotangent.
+        return linear_.valid(linear_.with_input_factors(
+            layer_.projected()
+                ? of_input_
+                : matmul(of_input_, transposed(in(Slot::Wxh), s_), {}, s_)));
+      case Slot::Whh:
+        return outer_sum(of_state_, linear_.seen(), sets_, s_);
+      case Slot::Wxh:
+        return outer_sum(of_input_, linear_.input(), sets_, s_);
+      case Slot::bias:
+        return row_sum(of_input_, sets_, s_);
+      case Slot::bhn:
+        return row_sum(*delta_[0], sets_, s_);
+      case Slot::hidden:
+      case Slot::cell:
+        return to_first(slot == Slot::cell);
+      case Slot::hidden0:
+      case Slot::cell0: {
+        mx::array d = passed_on(slot == Slot::cell0);
+        return row_sum(only_places(d, Places::starts, course_, s_), sets_, s_);
+      }
+      case Slot::leak: {
+        mx::array d =
+            linear_.updated(multiply(lambda_[0], linear_.change(), s_));
+        return row_sum(d, sets_, s_);
+      }
+      default:
+        throw std::out_of_range("[mlx_recurrent] no such input");
+    }
+  }
+
+ private:
+  const mx::array& in(Slot slot) const {
+    return slots_.in(inputs_, slot);
+  }
+
+  Arrays states() const {
+    if (!layer_.keeps_all_states()) {
+      return states_of(layer_, inputs_, s_);
+    }
+    Arrays all;
+    for (int k = 0; k < layer_.shape().states; ++k) {
+      all.push_back(in(state_slots[k].states));
+    }
+    return all;
+  }
+
+  // Of each state; absent where there is none.
+  StateArrays cotangents() const {
+    StateArrays all;
+    for (size_t k = 0; k < y_.size(); ++k) {
+      auto c = slots_.find(inputs_, state_slots[k].dstates);
+      if (auto dstate = slots_.find(inputs_, state_slots[k].dstate)) {
+        c = sum(c, only_at(*dstate, End::last, y_[k], course_, s_), s_);
+      }
+      all.push_back(c);
+    }
+    return all;
+  }
+
+  // To state k before each step.
+  mx::array passed_on(int k) {
+    std::optional<mx::array> total;
+    if (k == 0) {
+      mx::array by_Whh =
+          matmul(of_state_, transposed(in(Slot::Whh), s_), {}, s_);
+      const auto& factors = linear_.seen_factors();
+      total = factors ? gate(*factors, by_Whh, s_) : by_Whh;
+    }
+    for (const auto& [link, factor] : linear_.factors().states) {
+      if (link.from == k) {
+        total = sum(total, scaled(factor, lambda_[link.to], s_), s_);
+      }
+    }
+    return total ? *total : filled(y_[k], 0, s_);
+  }
+
+  mx::array to_first(int k) {
+    mx::array d = step_at(passed_on(k), End::first, {}, course_, s_);
+    if (auto dstate = slots_.find(inputs_, state_slots[k].dstate)) {
+      // Without steps the state is what it was at first.
+      mx::array none = filled(y_[k], 0, s_);
+      d = add(d, step_at(none, End::last, dstate, course_, s_), s_);
+    }
+    return d;
+  }
+
+  const RecurrenceForm& layer_;
+  const Slots<Slot>& slots_;
+  const Arrays& inputs_;
+  int sets_;
+  mx::Stream s_;
+  Course course_;
+  Arrays y_;
+  Linearisation linear_;
+  Arrays lambda_;
+  StateArrays delta_; // of each slab
+  mx::array of_state_, of_input_;
+};
+
+} // namespace
+
 Arrays RecurrenceVJP::composed(
     const Arrays& inputs,
     const std::vector<Slot>& wanted,
     int more_sets) const {
   const mx::Stream& s = const_cast<RecurrenceVJP*>(this)->stream();
-  auto in = [&](Slot slot) -> const mx::array& {
-    return form_.inputs.in(inputs, slot);
-  };
   RecurrenceForm layer = form_.layer;
   if (layer.inputs.has(Slot::key)) {
     layer.repeated_axes += more_sets;
   }
-  int sets = static_cast<int>(in(Slot::Whh).ndim()) - 2 + more_sets;
-  mx::array y =
-      layer.keeps_all_states() ? in(Slot::states) : states_of(layer, inputs, s);
-  Course course = course_of(layer.course, layer.inputs, inputs);
-  Linearisation linear(layer, inputs, y, s);
-  auto cotangent = form_.inputs.find(inputs, Slot::dstates);
-  auto dstate = form_.inputs.find(inputs, Slot::dstate);
-  if (dstate) {
-    mx::array last = only_at(*dstate, End::last, y, course, s);
-    cotangent = cotangent ? add(*cotangent, last, s) : last;
-  }
-  mx::array c = cotangent ? *cotangent : filled(y, 0, s);
-  mx::array lambda = linear.scan(c, true);
-  mx::array delta = scaled(linear.slope(), lambda, s);
-  // To the states before each step.
-  std::optional<mx::array> passed;
-  auto passed_on = [&]() -> const mx::array& {
-    if (!passed) {
-      mx::array back = transposed(in(Slot::Whh), s);
-      passed = matmul(delta, back, {}, s);
-      if (const auto& factors = linear.seen_factors()) {
-        passed = gate(*factors, *passed, s);
-      }
-      if (const auto& factors = linear.passed()) {
-        passed = add(*passed, multiply(*factors, lambda, s), s);
-      }
-    }
-    return *passed;
-  };
-  auto gradient = [&](Slot slot) -> mx::array {
-    switch (slot) {
-      case Slot::x:
-        // Zero in the padding, also for what stands there in its own cotangent.
-        return linear.valid(linear.with_input_factors(
-            layer.projected()
-                ? delta
-                : matmul(delta, transposed(in(Slot::Wxh), s), {}, s)));
-      case Slot::Whh:
-        return outer_sum(delta, linear.seen(), sets, s);
-      case Slot::Wxh:
-        return outer_sum(delta, linear.input(), sets, s);
-      case Slot::bias:
-        return row_sum(delta, sets, s);
-      case Slot::hidden: {
-        mx::array d = step_at(passed_on(), End::first, {}, course, s);
-        if (dstate) {
-          // Without steps the state is what it was at first.
-          mx::array none = filled(y, 0, s);
-          d = add(d, step_at(none, End::last, dstate, course, s), s);
-        }
-        return d;
-      }
-      case Slot::hidden0:
-        return row_sum(
-            only_places(passed_on(), Places::starts, course, s), sets, s);
-      case Slot::leak: {
-        mx::array d = linear.updated(multiply(lambda, linear.change(), s));
-        return row_sum(d, sets, s);
-      }
-      default:
-        throw std::out_of_range("[mlx_recurrent] no such input");
-    }
-  };
+  const mx::array& Whh = form_.inputs.in(inputs, Slot::Whh);
+  int sets = static_cast<int>(Whh.ndim()) - 2 + more_sets;
+  Backpropagation back(layer, form_.inputs, inputs, sets, s);
   Arrays outputs;
   for (Slot slot : wanted) {
-    outputs.push_back(gradient(slot));
+    outputs.push_back(back.gradient(slot));
   }
   return outputs;
 }

@@ -35,6 +35,17 @@ mx::array slab(const mx::array& a, int k, int slabs, const mx::Stream& stream) {
       std::move(shape), a.dtype(), std::move(primitive), Arrays{a});
 }
 
+std::vector<std::optional<mx::array>> parted(
+    const mx::array& a,
+    int slabs,
+    const mx::Stream& stream) {
+  std::vector<std::optional<mx::array>> all;
+  for (int k = 0; k < slabs; ++k) {
+    all.push_back(slab(a, k, slabs, stream));
+  }
+  return all;
+}
+
 mx::array joined(
     const std::vector<std::optional<mx::array>>& slabs,
     const mx::Stream& stream) {

@@ -11,7 +11,13 @@ namespace mlx_recurrent {
 // Slab k of as many of a (..., slabs * H): (..., H). No copy.
 mx::array slab(const mx::array& a, int k, int slabs, const mx::Stream& stream);
 
-// Its transpose: slabs (..., H) side by side, zero where one is absent; at
+// All of them.
+std::vector<std::optional<mx::array>> parted(
+    const mx::array& a,
+    int slabs,
+    const mx::Stream& stream);
+
+// The transpose: slabs (..., H) side by side, zero where one is absent; at
 // least one is there.
 mx::array joined(
     const std::vector<std::optional<mx::array>>& slabs,
