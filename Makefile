@@ -1,12 +1,14 @@
 # Each target works as the only command on a fresh clone.
 #
 #   PYTHON=python3.12   the Python that the environment is made from
+#   LAYER=rnn|gru|lstm  the layer of `make demo`
 #   PEERS="torch ..."   more packages for the tests, and the fuzzer, that compare with them
 #   BENCH="--quick"     options of `mlx-recurrent bench`
 #   FUZZ="--cases 1000" options of `make fuzz`; so SOAK, FUZZ_KERNELS, SANITIZE,
 #                       EMULATE
 
 PYTHON ?= python3
+LAYER ?= rnn
 PEERS ?=
 BENCH ?=
 FUZZ ?=
@@ -31,8 +33,11 @@ CXX_FILES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp tests/kernel
 
 .PHONY: demo test test-isas mlx-versions macos fuzz soak large bench accuracy docs lint sanitize fuzz-kernels emulate dist clean
 
+# A folder for each layer, where a run goes on.
+DEMO := runs/char_lm$(patsubst %,-%,$(filter-out rnn,$(LAYER)))
 demo: $(VENV)/demo
-	$(RUN) examples/char_lm.py train $(if $(wildcard runs/char_lm/checkpoint.json),--resume)
+	$(RUN) examples/char_lm.py train --layer $(LAYER) --out $(DEMO) \
+	  $(if $(wildcard $(DEMO)/checkpoint.json),--resume)
 
 test: $(VENV)/test
 	$(if $(PEERS),$(RUN) -m pip install --quiet $(PEERS))

@@ -3,6 +3,7 @@
     .venv/bin/python examples/char_lm.py train            # two minutes on two cores
     .venv/bin/python examples/char_lm.py train --resume   # after Ctrl-C
     .venv/bin/python examples/char_lm.py generate --prompt "The " --temperature 0.7
+    .venv/bin/python examples/char_lm.py train --layer lstm --out runs/char_lm-lstm
 
 `mlx.launch` trains with several processes, "ranks", each with its share of the batch
 and of the machine's cores:
@@ -13,6 +14,8 @@ and of the machine's cores:
 The model is an embedding, a recurrent layer and a linear layer:
 
     x_t = E[c_t],   h_t = tanh(Wxh x_t + Whh h_{t-1} + b),   p(c_{t+1}) = softmax(W h_t)
+
+or, with `--layer`, another recurrent layer in its place: `gru` or `lstm`.
 
 It learns the Python reference that every CPython carries (`pydoc_data.topics`), or
 `--text FILE`. The last tenth of the text is held out: neither the model nor the
@@ -50,7 +53,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 try:
     import mlx.core as mx
@@ -62,7 +65,14 @@ try:
     from mlx.utils import tree_flatten, tree_unflatten
     from tqdm import tqdm
 
-    from mlx_recurrent import RNN, Linear, get_num_threads, set_num_threads
+    from mlx_recurrent import (
+        GRU,
+        LSTM,
+        RNN,
+        Linear,
+        get_num_threads,
+        set_num_threads,
+    )
 except ImportError as missing:
     print(
         f"char_lm: error: {missing} (pip install 'mlx-recurrent[cpu,examples]')",
@@ -85,6 +95,8 @@ INTACT = "the last checkpoint is intact, --resume continues it"
 LAST_WORD = threading.Lock()
 
 Result = TypeVar("Result")
+# The states of a layer, the output first. Without any it begins.
+States = tuple[mx.array, ...]
 
 
 class Failure(Exception):
@@ -242,6 +254,36 @@ def number(kind: type, low: float, high: float) -> Callable[[str], float]:
     return parse
 
 
+class Layer(NamedTuple):
+    """A recurrent layer that the model can have.
+
+    Args:
+        ours (type): Its class in `mlx_recurrent`.
+        upstream (type): That in `mlx.nn`, which the demo is timed against.
+        states (tuple): The names of its states. The first is the output.
+    """
+
+    ours: type[nn.Module]
+    upstream: type[nn.Module]
+    states: tuple[str, ...]
+
+
+LAYERS = {
+    "rnn": Layer(RNN, nn.RNN, ("hidden",)),
+    "gru": Layer(GRU, nn.GRU, ("hidden",)),
+    "lstm": Layer(LSTM, nn.LSTM, ("hidden", "cell")),
+}
+
+
+def layer_name(text: str) -> str:
+    """An argument type: the name of a layer."""
+    if text not in LAYERS:
+        raise argparse.ArgumentTypeError(
+            f"must be one of {', '.join(LAYERS)}, not {text!r}"
+        )
+    return text
+
+
 def option(kind: type, default: float, low: float, high: float, text: str) -> Any:
     metadata = {"parse": number(kind, low, high), "help": text}
     return dataclasses.field(default=default, metadata=metadata)
@@ -251,6 +293,10 @@ def option(kind: type, default: float, low: float, high: float, text: str) -> An
 class Options:
     """Everything, beside the text, that the trained weights follow from."""
 
+    layer: str = dataclasses.field(
+        default="rnn",
+        metadata={"parse": layer_name, "help": f"the layer: {', '.join(LAYERS)}"},
+    )
     embedding: int = option(int, 256, 1, 4096, "features of a character, D")
     hidden: int = option(int, 512, 1, 8192, "hidden features, H")
     batch: int = option(int, 32, 1, 4096, "sequences side by side, N")
@@ -265,10 +311,13 @@ class Options:
     def checked(cls, values: dict[str, Any]) -> Options:
         """The options of a checkpoint, judged as on the command line."""
         parse = {f.name: f.metadata["parse"] for f in dataclasses.fields(cls)}
+        values = {"layer": "rnn", **values}  # the only one that there used to be
         if values.keys() != parse.keys():
             raise ValueError(f"options must be {', '.join(parse)}")
         try:
-            return cls(**{name: parse[name](repr(values[name])) for name in parse})
+            texts = {name: repr(values[name]) for name in parse}
+            texts["layer"] = values["layer"]
+            return cls(**{name: parse[name](texts[name]) for name in parse})
         except argparse.ArgumentTypeError as error:
             raise ValueError(f"an option {error}") from None
 
@@ -401,8 +450,9 @@ class CharLM(nn.Module):
 
     Args:
         vocabulary_size (int): The number of different characters, ``V``.
-        options (Options): `embedding`, `hidden`, `batch` and `dropout`.
-        rnn (type): The recurrent layer's class. Default: `mlx_recurrent.RNN`.
+        options (Options): `layer`, `embedding`, `hidden`, `batch` and `dropout`.
+        recurrent (type, optional): The recurrent layer's class. Default: that of
+            `mlx_recurrent`.
         linear (type): The linear layer's class. Default: `mlx_recurrent.Linear`.
     """
 
@@ -410,7 +460,7 @@ class CharLM(nn.Module):
         self,
         vocabulary_size: int,
         options: Options,
-        rnn: type[nn.Module] = RNN,
+        recurrent: type[nn.Module] | None = None,
         linear: type[nn.Module] = Linear,
     ):
         super().__init__()
@@ -419,23 +469,24 @@ class CharLM(nn.Module):
         self.embedding = nn.Embedding(vocabulary_size, options.embedding)
         # MLX draws them smaller, and learning then starts slowly.
         self.embedding.weight *= math.sqrt(options.embedding)
-        self.rnn = rnn(options.embedding, options.hidden)
+        recurrent = recurrent or LAYERS[options.layer].ours
+        self.rnn = recurrent(options.embedding, options.hidden)
         self.head = linear(options.hidden, vocabulary_size)
 
     def __call__(
         self,
         ids: mx.array,
-        hidden: mx.array | None = None,
+        states: States = (),
         key: mx.array | None = None,
-    ) -> tuple[mx.array, mx.array]:
-        """Logits ``NLV`` and state ``NH`` after characters ``NL``.
+    ) -> tuple[mx.array, States]:
+        """Logits ``NLV`` and states, ``NH`` each, after characters ``NL``.
 
         A random `key` means training: it draws the dropout, one mask for all steps.
         """
         keys = (None, None) if key is None else mx.random.split(key)
         x = self.drop(self.embedding(ids), keys[0])
-        outputs, hidden = self.rnn(x, hidden, return_state=True)
-        return self.head(self.drop(outputs, keys[1])), hidden
+        outputs, last = self.rnn(x, *states, return_state=True)
+        return self.head(self.drop(outputs, keys[1])), as_states(last)
 
     def drop(self, x: mx.array, key: mx.array | None) -> mx.array:
         if key is None or self.dropout == 0:
@@ -446,14 +497,22 @@ class CharLM(nn.Module):
         return x * (mask[own_rows(self.batch)] / keep)
 
 
-class UpstreamRNN(nn.RNN):
-    """`mlx.nn.RNN`, returning its last state too: what the demo is timed against."""
+def as_states(found: mx.array | States) -> States:
+    """What a layer returns, of one state or of several, as a tuple."""
+    return found if isinstance(found, tuple) else (found,)
 
-    def __call__(
-        self, x: mx.array, hidden: mx.array | None = None, *, return_state: bool
-    ) -> tuple[mx.array, mx.array]:
-        outputs = super().__call__(x, hidden)
-        return outputs, outputs[..., -1, :]
+
+def with_last_states(upstream: type[nn.Module]) -> type[nn.Module]:
+    """A layer of `mlx.nn` as one that takes and returns its last states too."""
+
+    class Upstream(upstream):  # type: ignore[misc, valid-type]
+        def __call__(
+            self, x: mx.array, *states: mx.array, return_state: bool
+        ) -> tuple[mx.array, States]:
+            of_steps = as_states(super().__call__(x, *states))
+            return of_steps[0], tuple(a[..., -1, :] for a in of_steps)
+
+    return Upstream
 
 
 def make_optimizer(model: nn.Module, options: Options) -> optim.Optimizer:
@@ -470,49 +529,50 @@ def make_optimizer(model: nn.Module, options: Options) -> optim.Optimizer:
 
 def make_step(
     model: nn.Module, optimizer: optim.Optimizer, options: Options
-) -> Callable[..., tuple[mx.array, mx.array]]:
-    """The compiled training step: (inputs, targets, state, key) to (bits, state).
+) -> Callable[..., tuple[mx.array, States]]:
+    """The compiled training step: (inputs, targets, states, key) to (bits, states).
 
-    The state enters as an argument that nothing is differentiated by, so gradients stop
-    at the border of the chunk. Inputs, targets and state are this rank's rows; the bits
-    and the gradient are those of the whole batch.
+    The states enter as arguments that nothing is differentiated by, so gradients stop
+    at the border of the chunk. Inputs, targets and states are this rank's rows; the
+    bits and the gradient are those of the whole batch.
     """
     rows = own_rows(options.batch)
     # The mean over ranks is then the mean over rows, also where some have one more.
     weight = (rows.stop - rows.start) * mx.distributed.init().size() / options.batch
 
     def loss(
-        model: nn.Module, inputs: mx.array, targets: mx.array, *rest: mx.array
-    ) -> tuple[mx.array, mx.array]:
-        logits, hidden = model(inputs, *rest)
+        model: nn.Module, inputs: mx.array, targets: mx.array, *rest: Any
+    ) -> tuple[mx.array, States]:
+        logits, states = model(inputs, *rest)
         nats = nn.losses.cross_entropy(logits, targets, reduction="mean")
-        return weight * nats, hidden
+        return weight * nats, states
 
     gradient = nn.value_and_grad(model, loss)
     state = [model.state, optimizer.state]
 
     @partial(mx.compile, inputs=state, outputs=state)
-    def step(*arguments: mx.array) -> tuple[mx.array, mx.array]:
-        (nats, hidden), gradients = gradient(model, *arguments)
+    def step(*arguments: Any) -> tuple[mx.array, States]:
+        (nats, states), gradients = gradient(model, *arguments)
         # Each array on its own, as soon as it is there: the others are still computed.
         nats, gradients = nn.average_gradients(
             [nats, gradients], all_reduce_size=0, communication_stream=messages()
         )
         gradients, _ = optim.clip_grad_norm(gradients, options.clip)
         optimizer.update(model, gradients)
-        return nats / math.log(2), hidden
+        return nats / math.log(2), states
 
     return step
 
 
 def heldout_bits(model: nn.Module, ids: np.ndarray, piece: int = 4096) -> float:
     """Bits per character of ``ids[1:]``, read in order as one sequence."""
-    hidden, nats = None, 0.0
+    states: States = ()
+    nats = 0.0
     for start in range(0, len(ids) - 1, piece):
         window = mx.array(ids[None, start : start + piece + 1])
-        logits, hidden = model(window[:, :-1], hidden)
+        logits, states = model(window[:, :-1], states)
         loss = nn.losses.cross_entropy(logits, window[:, 1:], reduction="sum")
-        mx.eval(loss, hidden)
+        mx.eval(loss, states)
         nats += loss.item()
     return nats / (len(ids) - 1) / math.log(2)
 
@@ -537,9 +597,10 @@ def continuation(
     """
     prompt = prompt or ("\n" if "\n" in vocabulary else vocabulary[0])
     ids = mx.array([[vocabulary.index(character) for character in prompt]])
-    key, hidden = mx.random.key(seed), None
+    key = mx.random.key(seed)
+    states: States = ()
     for _ in range(length):
-        logits, hidden = model(ids, hidden)
+        logits, states = model(ids, states)
         if temperature < 1e-6:
             ids = mx.argmax(logits[:, -1:], axis=-1)
         else:
@@ -615,7 +676,8 @@ class Run:
         self.optimizer = make_optimizer(self.model, options)
         self.train_step = make_step(self.model, self.optimizer, options)
         rows = own_rows(options.batch)
-        self.hidden = mx.zeros((rows.stop - rows.start, options.hidden))
+        zeros = mx.zeros((rows.stop - rows.start, options.hidden))
+        self.states: States = (zeros,) * len(LAYERS[options.layer].states)
         self.bits: list[float] = []
         self.heldout: list[tuple[int, float]] = []
         self.seconds = 0.0
@@ -628,8 +690,8 @@ class Run:
         """Takes one step and returns the bits per character of its chunk."""
         inputs, targets = chunk_at(ids, self.step, self.options)
         key = mx.random.key((self.options.seed << 32) + self.step)
-        bits, self.hidden = self.train_step(inputs, targets, self.hidden, key)
-        mx.eval(bits, self.hidden, self.model.state, self.optimizer.state)
+        bits, self.states = self.train_step(inputs, targets, self.states, key)
+        mx.eval(bits, self.states, self.model.state, self.optimizer.state)
         if not math.isfinite(bits.item()):
             raise Failure(
                 f"the loss is {bits.item()} at step {self.step + 1}: try a smaller "
@@ -638,22 +700,23 @@ class Run:
         self.bits.append(bits.item())
         return self.bits[-1]
 
-    def arrays(self, hidden: mx.array) -> dict[str, mx.array]:
-        """What a checkpoint holds, with the whole batch's state."""
+    def arrays(self, states: States) -> dict[str, mx.array]:
+        """What a checkpoint holds, with the whole batch's states."""
+        names = LAYERS[self.options.layer].states
         tree = {
             "model": self.model.parameters(),
             "optimizer": self.optimizer.state,
-            "hidden": hidden,
+            **dict(zip(names, states, strict=True)),
             "bits": mx.array(self.bits, mx.float32),
         }
         return dict(sorted(tree_flatten(tree)))
 
     def save(self, folder: Path) -> None:
         """Writes a checkpoint; if rank 0 cannot, all ranks fail."""
-        hidden = gather(self.hidden, self.options.batch)
-        together(lambda: self._write(folder, hidden) if first() else None)
+        states = tuple(gather(state, self.options.batch) for state in self.states)
+        together(lambda: self._write(folder, states) if first() else None)
 
-    def _write(self, folder: Path, hidden: mx.array) -> None:
+    def _write(self, folder: Path, states: States) -> None:
         """Until the last moment the checkpoint before stays valid.
 
         The arrays go to a file named after its contents, then `checkpoint.json`, which
@@ -662,7 +725,7 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         # Not MLX's own file writing: it does not notice a full disk.
         buffer = io.BytesIO()
-        mx.save_safetensors(buffer, self.arrays(hidden))
+        mx.save_safetensors(buffer, self.arrays(states))
         data = buffer.getvalue()
         record = {
             "format": FORMAT,
@@ -723,8 +786,9 @@ class Run:
         length = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + length])
         header.pop("__metadata__", None)
-        batch, features = self.options.batch, self.options.hidden
-        whole = self.arrays(mx.zeros((batch, features))) | {"bits": mx.zeros(step)}
+        names = LAYERS[self.options.layer].states
+        zeros = mx.zeros((self.options.batch, self.options.hidden))
+        whole = self.arrays((zeros,) * len(names)) | {"bits": mx.zeros(step)}
         found = {name: f"{e['dtype']} {e['shape']}" for name, e in header.items()}
         must = {name: f"{KINDS[a.dtype]} {list(a.shape)}" for name, a in whole.items()}
         for name in sorted(found.keys() | must.keys()):
@@ -738,7 +802,8 @@ class Run:
         tree = tree_unflatten(list(arrays.items()))
         self.model.update(tree["model"])
         self.optimizer.state.update(tree["optimizer"])
-        self.hidden = tree["hidden"][own_rows(batch)]
+        rows = own_rows(self.options.batch)
+        self.states = tuple(tree[name][rows] for name in names)
         self.bits = tree["bits"].tolist()
 
     def _judge_course(self) -> None:
@@ -820,7 +885,8 @@ def train(arguments: argparse.Namespace) -> int:
     say = partial(print, file=sys.stderr) if not quiet else lambda _: None
     say(
         f"{len(text.content):,} characters, {len(text.vocabulary)} different, "
-        f"{len(text.ids) - text.split:,} held out; {count:,} parameters; "
+        f"{len(text.ids) - text.split:,} held out; {options.layer} with {count:,} "
+        "parameters; "
         f"{options.steps:,} steps of {options.batch} x {options.chunk} characters"
         + (f" in {ranks} processes" if ranks > 1 else "")
     )
@@ -877,23 +943,25 @@ def step_times(run: Run, ids: np.ndarray, rounds: int) -> dict[str, float]:
     most. `Failure` if their losses differ.
     """
     options, key = run.options, mx.random.key(0)
+    layer = LAYERS[options.layer]
+    name, upstream = layer.ours.__name__, with_last_states(layer.upstream)
     chunk = chunk_at(ids, 0, options)
     variants = {
-        "mlx_recurrent.RNN, mlx_recurrent.Linear": (RNN, Linear),
-        "mlx_recurrent.RNN, mlx.nn.Linear": (RNN, nn.Linear),
-        "mlx.nn.RNN, mlx.nn.Linear": (UpstreamRNN, nn.Linear),
+        f"mlx_recurrent.{name}, mlx_recurrent.Linear": (layer.ours, Linear),
+        f"mlx_recurrent.{name}, mlx.nn.Linear": (layer.ours, nn.Linear),
+        f"mlx.nn.{name}, mlx.nn.Linear": (upstream, nn.Linear),
     }
 
-    def timer(rnn: type[nn.Module], linear: type[nn.Module]) -> Callable[[], Any]:
-        model = CharLM(len(run.vocabulary), options, rnn, linear)
+    def timer(recurrent: type[nn.Module], linear: type[nn.Module]) -> Callable[[], Any]:
+        model = CharLM(len(run.vocabulary), options, recurrent, linear)
         model.update(run.model.parameters())
         optimizer = make_optimizer(model, options)
         step = make_step(model, optimizer, options)
 
         def timed() -> tuple[float, float]:
             begun = time.perf_counter()
-            bits, hidden = step(*chunk, run.hidden, key)
-            mx.eval(bits, hidden, model.state, optimizer.state)
+            bits, states = step(*chunk, run.states, key)
+            mx.eval(bits, states, model.state, optimizer.state)
             return time.perf_counter() - begun, bits.item()
 
         return timed
@@ -1031,7 +1099,7 @@ def make_parser() -> argparse.ArgumentParser:
         add(f"--{name}", type=parse, metavar="X", help=text)
     text = "steps between held-out scores, each with a checkpoint (default: 200)"
     add("--every", type=number(int, 1, 10**9), metavar="X", default=200, help=text)
-    text = "rounds of timing against mlx.nn.RNN at the end, if alone (default: 5)"
+    text = "rounds of timing against mlx.nn at the end, if alone (default: 5)"
     add("--compare", type=number(int, 0, 1000), metavar="X", default=5, help=text)
     add("--quiet", action="store_true", help="no progress, only the report")
 

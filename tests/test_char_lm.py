@@ -20,6 +20,7 @@ import pytest
 from tolerances import DEMO, DEMO_COUNTED
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "char_lm.py"
+LAYERS = ["rnn", "gru", "lstm"]
 # Sizes at which a step takes a millisecond.
 SMALL = "--embedding 5 --hidden 7 --batch 3 --chunk 6 --every 4 --compare 0".split()
 
@@ -105,9 +106,13 @@ def start(*arguments, code=None, **keywords):
     )
 
 
-def test_train_reports_everything(train, text, tmp_path, capsys):
-    assert train("--steps", 12, "--compare", 1) == 0
+@pytest.mark.parametrize("layer", LAYERS)
+def test_train_reports_everything(layer, train, text, tmp_path, capsys):
+    assert train("--steps", 12, "--compare", 1, "--layer", layer) == 0
     out, err = capsys.readouterr()
+    assert f"{layer} with" in err
+    for library in ("mlx_recurrent", "mlx.nn"):
+        assert f"{library}.{layer.upper()}, mlx.nn.Linear" in out
     for word in ("unigram", "trigram", "xz", "this model", "Sample", "curves.png"):
         assert word in out
     assert out.count(" ms ") == 3
@@ -171,20 +176,24 @@ def test_chunks_follow_each_other(char_lm):
         targets = next_targets
 
 
-def test_gradient_stops_at_the_border_of_a_chunk(char_lm):
+@pytest.mark.parametrize("layer", LAYERS)
+def test_gradient_stops_at_the_border_of_a_chunk(layer, char_lm):
     """One step from a state equals plain MLX from the same state held constant."""
-    options = char_lm.Options(4, 6, batch=2, chunk=5, steps=10, dropout=0.0)
+    options = char_lm.Options(layer, 4, 6, batch=2, chunk=5, steps=10, dropout=0.0)
     run = char_lm.Run(options, "abc", None, "")
     ids = np.array([0, 1, 2, 2, 1] * 6, np.int32)
     run.advance(ids)
-    plain = char_lm.CharLM(3, options, char_lm.UpstreamRNN, nn.Linear)
+    upstream = char_lm.with_last_states(getattr(nn, layer.upper()))
+    plain = char_lm.CharLM(3, options, upstream, nn.Linear)
     plain.update(run.model.parameters())
     inputs, targets = char_lm.chunk_at(ids, 1, options)
-    logits, hidden = plain(inputs, run.hidden)
+    logits, states = plain(inputs, run.states)
     loss = nn.losses.cross_entropy(logits, targets, reduction="mean")
     bits = loss.item() / math.log(2)
     assert run.advance(ids) == pytest.approx(bits, rel=DEMO)
-    assert mx.allclose(run.hidden, hidden, rtol=DEMO, atol=DEMO)
+    assert len(states) == len(run.states) == 1 + (layer == "lstm")
+    for found, expected in zip(run.states, states, strict=True):
+        assert mx.allclose(found, expected, rtol=DEMO, atol=DEMO)
 
 
 def by_hand(training, heldout, vocabulary, order):
@@ -241,8 +250,11 @@ def test_default_text_has_each_paragraph_once(char_lm):
     assert len(content) > 100_000 and content == char_lm.read_text(None)
 
 
-def test_resume_gives_the_same_bits(char_lm, train, tmp_path, monkeypatch, capsys):
-    assert train("--steps", 23, out="whole") == 0
+@pytest.mark.parametrize("layer", LAYERS)
+def test_resume_gives_the_same_bits(
+    layer, char_lm, train, tmp_path, monkeypatch, capsys
+):
+    assert train("--steps", 23, "--layer", layer, out="whole") == 0
 
     advance, steps = char_lm.Run.advance, []
 
@@ -253,7 +265,7 @@ def test_resume_gives_the_same_bits(char_lm, train, tmp_path, monkeypatch, capsy
         return advance(run, ids)
 
     monkeypatch.setattr(char_lm.Run, "advance", interrupted)
-    assert train("--steps", 23, out="cut") == 130
+    assert train("--steps", 23, "--layer", layer, out="cut") == 130
     while (status := train("--resume", out="cut")) == 130:
         assert "--resume" in capsys.readouterr().err
     assert status == 0
@@ -463,6 +475,7 @@ def test_odd_texts_are_fine(content, train, char_lm, tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments",
     [
+        "train --layer elman",
         "train --steps -3",
         "train --steps 0",
         "train --steps 1.5",
@@ -513,7 +526,15 @@ def test_an_existing_checkpoint_is_not_replaced_unasked(train, trained, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", ["--hidden 9", "--steps 200", "--seed 3", "--learning-rate 0.1"]
+    "arguments",
+    [
+        "--hidden 9",
+        "--steps 200",
+        "--seed 3",
+        "--learning-rate 0.1",
+        "--layer gru",
+        "--layer lstm",
+    ],
 )
 def test_resume_with_other_options(arguments, train, trained, capsys):
     before = files(trained)
@@ -646,6 +667,9 @@ DAMAGE = {
     "option missing": forged(lambda r: r["options"].pop("clip")),
     "option unknown": forged(lambda r: r["options"].update(depth=2)),
     "option wrong": forged(lambda r: r["options"].update(hidden=-7)),
+    "layer unknown": forged(lambda r: r["options"].update(layer="elman")),
+    "layer a list": forged(lambda r: r["options"].update(layer=["rnn"])),
+    "another layer": forged(lambda r: r["options"].update(layer="gru")),
     "option of a type": forged(lambda r: r["options"].update(hidden="7")),
     "options a list": forged(lambda r: r.update(options=[1])),
     "other size": forged(lambda r: r["options"].update(hidden=8)),
@@ -715,9 +739,17 @@ def test_generate(char_lm, trained, capsys):
     assert generate("--length", "0", "--prompt", "to") == "to\n"
 
 
-def test_generate_carries_the_state(char_lm, trained):
-    """A step at a time gives what the whole text gives at once."""
+def test_a_checkpoint_from_before_there_were_layers(char_lm, trained):
+    forged(lambda record: record["options"].pop("layer"))(trained, char_lm)
     run = char_lm.Run.load(trained)
+    assert run.options.layer == "rnn" and run.step == 100
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_generate_carries_the_state(layer, char_lm, train, tmp_path):
+    """A step at a time gives what the whole text gives at once."""
+    assert train("--steps", 8, "--quiet", "--layer", layer) == 0
+    run = char_lm.Run.load(tmp_path / "run")
     written = "".join(char_lm.continuation(run.model, run.vocabulary, "to", 30, 0, 0))
     whole = "to" + written
     ids = mx.array([[run.vocabulary.index(c) for c in whole]])
@@ -739,11 +771,12 @@ def test_step_times_refuses_different_results(char_lm, trained, text):
     times = char_lm.step_times(run, ids, 2)
     assert len(times) == 3 and min(times.values()) > 0
 
-    class Wrong(char_lm.UpstreamRNN):
-        def __call__(self, x, hidden=None, *, return_state):
-            return super().__call__(x * 2, hidden, return_state=return_state)
+    class Wrong(nn.RNN):
+        def __call__(self, x, hidden=None):
+            return super().__call__(x * 2, hidden)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(char_lm, "UpstreamRNN", Wrong)
+        wrong = char_lm.LAYERS["rnn"]._replace(upstream=Wrong)
+        patch.setitem(char_lm.LAYERS, "rnn", wrong)
         with pytest.raises(char_lm.Failure, match="different losses"):
             char_lm.step_times(run, ids, 1)
