@@ -1,26 +1,25 @@
 """Networks of several layers made of single ones, each row alone.
 
-Of the reference they are the truth, of ``mlx.nn.RNN`` what upstream would give.
+Of the reference they are the truth, of MLX's layers what upstream would give. The names
+and shapes of a layer's weights tell its cell.
 """
 
 from itertools import pairwise
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
+import pytest
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 import reference
-from conftest import array, neighbour, upstream
+from cells import CELLS
+from conftest import UPSTREAM, array, draw, neighbour
+from mlx_recurrent import GRU, LSTM, RNN
 from tolerances import close, wide
 
-RUN = {
-    np: lambda activation, x, hidden, weights: reference.rnn(
-        x, hidden=hidden, activation=activation, **weights
-    ),
-    mx: lambda activation, x, hidden, weights: upstream(
-        activation, x, hidden=hidden, **weights
-    ),
-}
+# The layers that a network may be made of.
+each_layer = pytest.mark.parametrize("kind", [RNN, GRU, LSTM])
 MERGES = {
     "concat": lambda xp, f, b: xp.concatenate([f, b], axis=-1),
     "sum": lambda xp, f, b: f + b,
@@ -41,6 +40,54 @@ def episodes(length, reset, reverse):
     return list(zip(pieces[::-1] if reverse else pieces, anew, strict=True))
 
 
+def cell_of(weights):
+    """The cell of a layer with these weights."""
+    if "Wxh" in weights:
+        return CELLS["rnn"]
+    rows, H = weights["Wh"].shape
+    return CELLS["gru" if rows == 3 * H else "lstm"]
+
+
+def of_reference(activation, weights, x, states):
+    """The states of a row after each step, by the reference."""
+    cell = cell_of(weights).truth(activation)
+    given = {"x": x, **weights, **dict(zip(cell.states, states, strict=True))}
+    primals = [given.get(name) for name in cell.arguments]
+    return reference.recurrence(cell, primals)[0]
+
+
+def of_upstream(activation, weights, x, states):
+    """The same by MLX's layer, made without drawing random numbers."""
+    cell = cell_of(weights)
+    layer = cell.upstream.__new__(cell.upstream)
+    nn.Module.__init__(layer)
+    layer.nonlinearity = UPSTREAM[activation]
+    layer.hidden_size = cell_width(weights)
+    for name in cell.weights:
+        setattr(layer, name, weights.get(name))
+    result = layer(x, *states)
+    return list(result) if isinstance(result, tuple) else [result]
+
+
+RUN = {np: of_reference, mx: of_upstream}
+
+
+def cell_width(weights):
+    return weights["Whh" if "Whh" in weights else "Wh"].shape[1]
+
+
+def row_of(states, n, count):
+    """The states of row n, each ``None`` where there is none."""
+    if states is None:
+        return [None] * count
+    return [None if s is None else s[n] for s in by_state(states)]
+
+
+def by_state(states):
+    """The states of one layer as a sequence: an LSTM's are a pair."""
+    return states if isinstance(states, (tuple, list)) else (states,)
+
+
 def layer(
     xp,
     weights,
@@ -53,28 +100,29 @@ def layer(
     activation="tanh",
 ):
     """Outputs and states of one layer for x (N, L, D)."""
-    L, H = x.shape[1], weights["Whh"].shape[0]
+    L, H, count = x.shape[1], cell_width(weights), len(cell_of(weights).states)
     outputs, states = [], []
     for n, row in enumerate(x):
         length = L if lengths is None else int(lengths[n])
-        before = None if hidden is None else hidden[n]
-        state = xp.zeros(H, weights["Whh"].dtype) if before is None else before
+        before = row_of(hidden, n, count)
+        last = [xp.zeros(H, x.dtype) if s is None else s for s in before]
         done = []
         resets = None if reset is None else reset[n]
         for (start, end), anew in episodes(length, resets, reverse) if length else []:
             steps = row[start:end]
-            y = RUN[xp](
+            every = RUN[xp](
                 activation,
-                steps[::-1] if reverse else steps,
-                None if anew else before,
                 weights,
+                steps[::-1] if reverse else steps,
+                [None] * count if anew else before,
             )
-            state = y[-1]
-            done.append(y[::-1] if reverse else y)
+            last = [y[-1] for y in every]
+            done.append(every[0][::-1] if reverse else every[0])
         done = done[::-1] if reverse else done
-        outputs.append(xp.concatenate([*done, xp.zeros((L - length, H), state.dtype)]))
-        states.append(state)
-    return xp.stack(outputs), xp.stack(states)
+        outputs.append(xp.concatenate([*done, xp.zeros((L - length, H), x.dtype)]))
+        states.append(last)
+    states = tuple(xp.stack(of_rows) for of_rows in zip(*states, strict=True))
+    return xp.stack(outputs), states if count > 1 else states[0]
 
 
 def network(
@@ -135,6 +183,21 @@ def network(
         states.append(state)
         x = y
     return outputs, states
+
+
+def states_for(rng, model, N, dtype=mx.float32):
+    """A state for every layer: of an LSTM a pair."""
+    if "forward" in model:
+        return tuple(
+            states_for(rng, model[n], N, dtype) for n in ("forward", "backward")
+        )
+    if "layers" in model:
+        return [states_for(rng, inner, N, dtype) for inner in model.layers]
+    states = tuple(
+        draw(rng, (N, model.hidden_size), dtype, 0.5)
+        for _ in cell_of(model.parameters()).states
+    )
+    return states if len(states) > 1 else states[0]
 
 
 def leaves(tree):

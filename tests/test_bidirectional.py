@@ -4,42 +4,57 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 
 import mlx_recurrent
 from conftest import DTYPES, array, draw, name_of
-from mlx_recurrent import RNN, Bidirectional, Stack, accelerate, exporting
-from networks import MERGES, check, check_outputs, in_dtype
+from mlx_recurrent import (
+    GRU,
+    LSTM,
+    RNN,
+    Bidirectional,
+    Stack,
+    accelerate,
+    exporting,
+)
+from networks import MERGES, check, check_outputs, each_layer, in_dtype, states_for
 from tolerances import agree, equal
 
 
-def pair(rng, shape, dtype=mx.float32):
-    return draw(rng, shape, dtype, 0.5), draw(rng, shape, dtype, 0.5)
-
-
+@each_layer
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 @pytest.mark.parametrize("merge", MERGES)
-def test_merges_states_and_gradients(rng, merge, dtype):
-    model = in_dtype(Bidirectional(RNN(3, 4), merge=merge), dtype)
-    check(rng, model, draw(rng, (2, 5, 3), dtype), pair(rng, (2, 4), dtype), merge)
+def test_merges_states_and_gradients(rng, merge, dtype, kind):
+    model = in_dtype(Bidirectional(kind(3, 4), merge=merge), dtype)
+    x = draw(rng, (2, 5, 3), dtype)
+    check(rng, model, x, states_for(rng, model, 2, dtype), merge)
 
 
-def test_without_a_state(rng):
-    check(rng, Bidirectional(RNN(3, 4)), draw(rng, (2, 5, 3), mx.float32))
+@each_layer
+def test_without_a_state(rng, kind):
+    check(rng, Bidirectional(kind(3, 4)), draw(rng, (2, 5, 3), mx.float32))
 
 
 def test_two_sizes_are_concatenated(rng):
     check(rng, Bidirectional(RNN(3, 4), RNN(3, 5)), draw(rng, (2, 6, 3), mx.float32))
 
 
+def test_two_kinds(rng):
+    model = Bidirectional(GRU(3, 4), LSTM(3, 4), merge="sum")
+    x = draw(rng, (2, 6, 3), mx.float32)
+    check(rng, model, x, states_for(rng, model, 2), "sum")
+
+
+@each_layer
 @pytest.mark.parametrize("merge", MERGES)
-def test_lengths(rng, merge):
+def test_lengths(rng, merge, kind):
     x = np.array(draw(rng, (4, 6, 3), mx.float32))
     lengths = [6, 0, 1, 4]
     for row, length in zip(x, lengths, strict=True):
         row[length:] = np.nan
-    model = Bidirectional(RNN(3, 4), merge=merge)
-    check(rng, model, mx.array(x), pair(rng, (4, 4)), merge, lengths=lengths)
+    model = Bidirectional(kind(3, 4), merge=merge)
+    hidden = states_for(rng, model, 4)
+    check(rng, model, mx.array(x), hidden, merge, lengths=lengths)
     check(rng, model, mx.array(x), merge=merge, lengths=lengths)
 
 
@@ -96,14 +111,27 @@ def test_going_on_from_states(rng):
 
 
 class TestANewLayerLikeForward:
-    def test_draws_the_weights_of_a_new_layer(self):
+    @each_layer
+    def test_draws_the_weights_of_a_new_layer(self, kind):
         mx.random.seed(7)
-        both = [RNN(3, 4), RNN(3, 4)]
+        both = [kind(3, 4), kind(3, 4)]
         mx.random.seed(7)
-        model = Bidirectional(RNN(3, 4))
+        model = Bidirectional(kind(3, 4))
         for layer, other in zip(both, (model.forward, model.backward), strict=True):
-            for name in ("Wxh", "Whh", "bias"):
+            assert layer.keys() == other.keys()
+            for name in layer:
                 equal(layer[name], other[name], name)
+
+    def test_options_of_gated_layers(self):
+        forward = GRU(3, 4, bias=False, reset_after=False, input_dropout=0.5)
+        backward = Bidirectional(forward).backward
+        assert repr(backward) == repr(forward) and backward.b is None
+        forward = LSTM(3, 4, zoneout=(0.25, 0.5), learn_hidden=True)
+        forward.hidden0, forward.cell0 = mx.ones(4), mx.ones(4)
+        backward = Bidirectional(forward).backward
+        assert repr(backward) == repr(forward) and backward.zoneout == (0.25, 0.5)
+        assert not backward.hidden0.any() and not backward.cell0.any()
+        assert forward.cell0.all()
 
     def test_options_and_mode(self):
         forward = RNN(3, 4, bias=False, nonlinearity=nn.relu, zoneout=0.25, leak=0.5)
@@ -148,8 +176,9 @@ class TestANewLayerLikeForward:
         forward.set_dtype(mx.bfloat16)
         assert Bidirectional(forward).backward.Whh.dtype == mx.bfloat16
 
-    def test_subclasses(self):
-        class Mine(RNN):
+    @each_layer
+    def test_subclasses(self, kind):
+        class Mine(kind):
             def __init__(self):
                 super().__init__(3, 4)
                 self.own = mx.ones(2)
@@ -181,12 +210,23 @@ def test_each_direction_draws_its_own_masks(rng):
     equal(forward, backward[:, ::-1])
 
 
-def test_resets_in_both_directions(rng):
+@each_layer
+def test_resets_in_both_directions(rng, kind):
     """The pieces run alone."""
     reset = np.zeros((2, 7), bool)
     reset[0, [0, 3]] = reset[1, 5] = True
-    model = Bidirectional(RNN(3, 4))
-    check(rng, model, draw(rng, (2, 7, 3), mx.float32), pair(rng, (2, 4)), reset=reset)
+    model = Bidirectional(kind(3, 4))
+    hidden = states_for(rng, model, 2)
+    check(rng, model, draw(rng, (2, 7, 3), mx.float32), hidden, reset=reset)
+
+
+def test_states_that_are_no_pairs():
+    model, x = Bidirectional(LSTM(3, 4)), mx.zeros((2, 5, 3))
+    for use in (model, model.plan):
+        with pytest.raises(TypeError, match=r"hidden\[1\] must be a pair .*array"):
+            use(x, (None, mx.zeros((2, 4))))
+        with pytest.raises(ValueError, match=r"hidden\[0\] must be a pair .* has 3"):
+            use(x, ([None] * 3, None))
 
 
 @pytest.mark.parametrize("keywords", [{"checkpoint_every": 2}, {"truncate_every": 3}])
@@ -205,9 +245,10 @@ def test_keywords_reach_both_layers(rng, keywords):
         equal(a[0], b[0])
 
 
-def test_transforms(rng):
-    model = Bidirectional(RNN(3, 4))
-    x, h = draw(rng, (4, 5, 3), mx.float32), pair(rng, (4, 4))
+@each_layer
+def test_transforms(rng, kind):
+    model = Bidirectional(kind(3, 4))
+    x, h = draw(rng, (4, 5, 3), mx.float32), states_for(rng, model, 4)
     lengths = [5, 0, 2, 3]
     run = lambda x, h, n: model(x, h, lengths=n)  # noqa: E731
     for transform in (mx.compile, mx.vmap):
@@ -218,20 +259,21 @@ def test_transforms(rng):
         check_outputs(model(x, h), model, x, h)
 
 
-def test_shapeless(rng):
+@each_layer
+def test_shapeless(rng, kind):
     """Another number of steps and rows."""
-    model = Bidirectional(RNN(3, 4))
+    model = Bidirectional(kind(3, 4))
     mx.eval(model.parameters())  # a shapeless function cannot draw them
-    x, (f, b) = draw(rng, (4, 5, 3), mx.float32), pair(rng, (4, 4))
+    x, hidden = draw(rng, (4, 5, 3), mx.float32), states_for(rng, model, 4)
 
-    def run(x, f, b, lengths):
-        return model(x, (f, b), lengths=lengths)
+    def run(x, hidden, lengths):
+        return model(x, hidden, lengths=lengths)
 
     shapeless = mx.compile(run, shapeless=True)
     for n, steps, lengths in ((4, 5, [5, 0, 2, 3]), (3, 4, [4, 0, 2])):
-        part = x[:n, :steps], f[:n], b[:n]
-        got = shapeless(*part, mx.array(lengths))
-        check_outputs(got, model, part[0], part[1:], lengths=lengths)
+        part, before = tree_map(lambda a, n=n: a[:n], (x[:, :steps], hidden))
+        got = shapeless(part, before, mx.array(lengths))
+        check_outputs(got, model, part, before, lengths=lengths)
 
 
 @pytest.mark.parametrize("merge", [m for m in MERGES if m])
@@ -243,7 +285,7 @@ def test_one_launch_of_both(rng, merge, dtype, monkeypatch):
     mx.eval(model.parameters())
     x, c = draw(rng, (1, 800, 60), dtype), draw(rng, (1, 800, 64), dtype)
     c = mx.concatenate([c, -c], -1) if merge == "concat" else c
-    h = pair(rng, (1, 64), dtype)
+    h = states_for(rng, model, 1, dtype)
     reset = mx.array(rng.random((1, 800)) < 0.01)
     calls = [
         {},
@@ -341,6 +383,7 @@ class Foreign:
             TypeError,
             "forward must be an .* is mlx.nn",
         ),
+        ((nn.LSTM(3, 4),), TypeError, "mlx_recurrent.RNN, GRU or LSTM where .* mlx.nn"),
         ((3, RNN(3, 4)), TypeError, "forward must be a layer, but is int"),
         ((RNN(3, 4), 3), TypeError, "backward must be a layer, but is int"),
         (

@@ -9,64 +9,98 @@ import pytest
 from mlx.utils import tree_flatten
 
 from conftest import DTYPES, draw, name_of
-from mlx_recurrent import RNN, Bidirectional, Stack, accelerate, exporting
-from networks import check, check_outputs, in_dtype
+from mlx_recurrent import (
+    GRU,
+    LSTM,
+    RNN,
+    Bidirectional,
+    Stack,
+    accelerate,
+    exporting,
+)
+from networks import check, check_outputs, each_layer, in_dtype, states_for
 from tolerances import agree, equal
 
 
-def states_for(rng, model, N, dtype=mx.float32):
-    """A state for every layer."""
-
-    def of(layer):
-        if isinstance(layer, Bidirectional):
-            return of(layer.forward), of(layer.backward)
-        return draw(rng, (N, layer.hidden_size), dtype, 0.5)
-
-    return [of(layer) for layer in model.layers]
-
-
-def mixed(rng, dtype=mx.float32):
+def mixed(kind, dtype=mx.float32):
     """A layer, a pair of them, and a layer."""
-    model = Stack([RNN(3, 4), Bidirectional(RNN(4, 3), merge="concat"), RNN(6, 6)])
+    model = Stack([kind(3, 4), Bidirectional(kind(4, 3), merge="concat"), kind(6, 6)])
     return in_dtype(model, dtype)
 
 
+@each_layer
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-def test_outputs_states_and_gradients(rng, dtype):
-    model = mixed(rng, dtype)
+def test_outputs_states_and_gradients(rng, dtype, kind):
+    model = mixed(kind, dtype)
     check(rng, model, draw(rng, (2, 5, 3), dtype), states_for(rng, model, 2, dtype))
 
 
-@pytest.mark.parametrize("num_layers", [1, 2, 4])
+def test_layers_of_every_kind(rng):
+    """Each one's states have its own form."""
+    model = Stack([RNN(3, 4), LSTM(4, 4), Bidirectional(GRU(4, 2), LSTM(4, 2))])
+    check(rng, model, draw(rng, (2, 5, 3), mx.float32), states_for(rng, model, 2))
+    _, states = model(mx.zeros((2, 5, 3)), return_state=True)
+    first, (h, c), (forward, backward) = states
+    assert first.shape == h.shape == c.shape == (2, 4)
+    assert type(states[1]) is type(backward) is tuple and forward.shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "kind, num_layers", [(RNN, 1), (RNN, 2), (RNN, 4), (GRU, 2), (LSTM, 2)]
+)
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("residual", [False, True])
-def test_build(rng, num_layers, bidirectional, residual):
+def test_build(rng, num_layers, bidirectional, residual, kind):
     model = Stack.build(
-        4, 4, num_layers, bidirectional=bidirectional, merge="mean", residual=residual
+        4,
+        4,
+        num_layers,
+        bidirectional=bidirectional,
+        merge="mean",
+        residual=residual,
+        layer=kind,
     )
     assert len(model.layers) == num_layers
     check(rng, model, draw(rng, (2, 4, 4), mx.float32), None, "mean", residual)
 
 
+def test_build_of_any_function():
+    made = []
+
+    def layer(input_size, hidden_size, **arguments):
+        made.append((input_size, hidden_size, arguments))
+        return GRU(input_size, hidden_size)
+
+    model = Stack.build(3, 4, 2, layer=layer, bias=False)
+    assert made == [(3, 4, {"bias": False}), (4, 4, {"bias": False})]
+    assert [type(inner) for inner in model.layers] == [GRU, GRU]
+    model = Stack.build(3, 4, 2, layer=LSTM, zoneout=(0.1, 0.2), learn_hidden=True)
+    assert [inner.zoneout for inner in model.layers] == [(0.1, 0.2)] * 2
+
+
+@each_layer
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("residual", [False, True])
-def test_lengths(rng, residual, reverse):
+def test_lengths(rng, residual, reverse, kind):
     x = np.array(draw(rng, (4, 5, 3), mx.float32))
     lengths = [5, 0, 1, 3]
     for row, length in zip(x, lengths, strict=True):
         row[length:] = np.nan
-    model = Stack.build(3, 3, 2, residual=residual)
+    model = Stack.build(3, 3, 2, residual=residual, layer=kind)
     hidden = states_for(rng, model, 4)
     keywords = {"lengths": lengths, "reverse": reverse, "residual": residual}
     check(rng, model, mx.array(x), hidden, **keywords)
     check(rng, model, mx.array(x), **keywords)
 
 
+@each_layer
 @pytest.mark.parametrize("merge", ["concat", "sum"])
-def test_lengths_in_both_directions(rng, merge):
+def test_lengths_in_both_directions(rng, merge, kind):
     x = np.array(draw(rng, (3, 4, 3), mx.float32))
     x[1, 2:] = x[2] = np.nan
-    model = Stack.build(3, 3, 2, bidirectional=True, merge=merge, residual=True)
+    model = Stack.build(
+        3, 3, 2, bidirectional=True, merge=merge, residual=True, layer=kind
+    )
     check(rng, model, mx.array(x), None, merge, True, lengths=[4, 2, 0])
 
 
@@ -116,11 +150,21 @@ def test_every_return(rng):
                     equal(a, b)
 
 
-def test_going_on_from_states(rng):
+@each_layer
+def test_going_on_from_states(rng, kind):
     x = draw(rng, (2, 9, 3), mx.float32)
-    model = Stack.build(3, 4, 3)
+    model = Stack.build(3, 4, 3, layer=kind)
     first, states = model(x[:, :5], return_state=True)
     check_outputs(mx.concatenate([first, model(x[:, 5:], states)], 1), model, x)
+
+
+def test_a_state_without_the_other(rng):
+    """Of an LSTM each is given by itself."""
+    x, c = draw(rng, (2, 5, 3), mx.float32), draw(rng, (2, 4), mx.float32)
+    model = Stack.build(3, 4, 2, layer=LSTM)
+    first, second = model.layers
+    equal(model(x, [None, (None, c)]), second(first(x)[0], cell=c)[0])
+    equal(model(x, [[c, None], None]), second(first(x, c)[0])[0])
 
 
 def test_a_layer_without_a_state_among_others(rng):
@@ -155,8 +199,9 @@ def test_stacks_in_a_stack(rng):
 
 def test_anything_that_is_called_like_a_layer(rng):
     x = draw(rng, (2, 5, 3), mx.float32)
-    model = Stack([nn.RNN(3, 4), nn.GRU(4, 5), lambda x, hidden: 2 * x])
-    equal(model(x), 2 * model.layers[1](model.layers[0](x)))
+    model = Stack([nn.RNN(3, 4), nn.GRU(4, 5), nn.LSTM(5, 3), lambda x, hidden: 2 * x])
+    rnn, gru, lstm, _ = model.layers
+    equal(model(x), 2 * lstm(gru(rnn(x)))[0])
 
 
 @pytest.mark.parametrize("keywords", [{"checkpoint_every": 2}, {"truncate_every": 3}])
@@ -175,12 +220,13 @@ def test_keywords_reach_every_layer(rng, keywords):
         equal(a[0], b[0])
 
 
-def test_resets(rng):
+@each_layer
+def test_resets(rng, kind):
     """The pieces run alone."""
     x = draw(rng, (2, 7, 3), mx.float32)
     reset = np.zeros((2, 7), bool)
     reset[:, 3] = True
-    model = Stack([RNN(3, 4), Bidirectional(RNN(4, 4)), RNN(8, 8)], residual=True)
+    model = Stack([kind(3, 4), Bidirectional(kind(4, 4)), kind(8, 8)], residual=True)
     check(rng, model, x, residual=True, reset=reset)
 
 
@@ -271,9 +317,10 @@ def test_parameters_and_weights_that_load(tmp_path, rng):
     equal(model(x), other(x))
 
 
-def test_train_and_eval_reach_the_layers(rng):
+@each_layer
+def test_train_and_eval_reach_the_layers(rng, kind):
     x = draw(rng, (2, 5, 3), mx.float32)
-    model = Stack.build(3, 4, 2, zoneout=0.5)
+    model = Stack.build(3, 4, 2, zoneout=0.5, layer=kind)
     assert not mx.array_equal(model(x), model(x))
     model.eval()
     equal(model(x), model(x))
@@ -319,10 +366,20 @@ class TestBuild:
             Stack.build(3, 4, 2, bidirectional=True, merge=None)
         with pytest.raises(TypeError, match="colour"):
             Stack.build(3, 4, 2, colour="red")
+        with pytest.raises(TypeError, match="'leak': RNN has it"):
+            Stack.build(3, 4, 2, leak=0.5, layer=GRU)
+        for layer in (GRU(3, 4), "lstm", None):
+            with pytest.raises(
+                TypeError, match="layer must be RNN, GRU, LSTM or a fun"
+            ):
+                Stack.build(3, 4, 2, layer=layer)
+        with pytest.raises(TypeError, match="what layer returns must be a layer, but"):
+            Stack.build(3, 4, 2, layer=lambda D, H: None)
 
 
-def test_transforms(rng):
-    model = Stack([RNN(3, 3), Bidirectional(RNN(3, 3), merge="sum")], residual=True)
+@each_layer
+def test_transforms(rng, kind):
+    model = Stack([kind(3, 3), Bidirectional(kind(3, 3), merge="sum")], residual=True)
     x = draw(rng, (4, 5, 3), mx.float32)
     lengths = [5, 0, 2, 3]
 
@@ -338,9 +395,10 @@ def test_transforms(rng):
         right(run(x, lengths))
 
 
-def test_shapeless(rng):
+@each_layer
+def test_shapeless(rng, kind):
     """Another number of steps and rows, and every direction."""
-    model = Stack([RNN(3, 3), Bidirectional(RNN(3, 3), merge="sum")], residual=True)
+    model = Stack([kind(3, 3), Bidirectional(kind(3, 3), merge="sum")], residual=True)
     mx.eval(model.parameters())  # a shapeless function cannot draw them
     x = draw(rng, (4, 5, 3), mx.float32)
 
@@ -354,9 +412,10 @@ def test_shapeless(rng):
         check_outputs(got, model, part, lengths=lengths, **how)
 
 
-def test_training_step(rng):
+@each_layer
+def test_training_step(rng, kind):
     """nn.value_and_grad and an optimizer's update go through the tree."""
-    model = Stack.build(3, 4, 2, bidirectional=True)
+    model = Stack.build(3, 4, 2, bidirectional=True, layer=kind)
     x = draw(rng, (2, 5, 3), mx.float32)
     step = nn.value_and_grad(model, lambda x: model(x).square().mean())
     before, gradients = step(x)
@@ -371,11 +430,11 @@ def test_training_step(rng):
 
 
 def test_accelerate(rng):
-    model = Stack([nn.RNN(3, 4), nn.RNN(4, 4)])
+    model = Stack([nn.RNN(3, 4), nn.GRU(4, 4), nn.LSTM(4, 4)])
     x = draw(rng, (2, 5, 3), mx.float32)
     assert accelerate(model) is model
-    assert all(type(layer) is RNN for layer in model.layers)
-    assert len(model(x, lengths=[5, 3], return_state=True)[1]) == 2
+    assert [type(layer) for layer in model.layers] == [RNN, GRU, LSTM]
+    assert len(model(x, lengths=[5, 3], return_state=True)[1]) == 3
 
 
 def test_repr():
@@ -429,6 +488,37 @@ def test_call_errors(call, error, words):
     model = Stack([RNN(3, 4), Bidirectional(RNN(4, 4))])
     with pytest.raises(error, match=words):
         model(mx.zeros((2, 5, 3)), **call)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "error", "words"),
+    [
+        ([mx.zeros((2, 4)), None], TypeError, r"hidden\[0\] must be a pair .*array"),
+        (
+            [None, "hc"],
+            TypeError,
+            r"hidden\[1\] must be a pair \(hidden, cell\), .*str",
+        ),
+        ([None, (None,)], ValueError, r"hidden\[1\] must be a pair .* has 1 entries"),
+        ([(mx.zeros((2, 5)), None), None], ValueError, r"hidden must have .*\(2, 5\)"),
+        ([(None, mx.zeros((2, 5))), None], ValueError, r"cell must have .*\(2, 5\)"),
+        ([(None, [0.0]), None], TypeError, "cell must be an mlx.core.array, but is li"),
+        (
+            [(None, mx.zeros((3, 4))), None],
+            ValueError,
+            r"cell must have leading .*3, 4",
+        ),
+    ],
+)
+def test_states_that_are_no_pairs(hidden, error, words):
+    model, x = Stack.build(3, 4, 2, layer=LSTM), mx.zeros((2, 5, 3))
+    for use in (
+        lambda: model(x, hidden),
+        lambda: model.plan(x, hidden),
+        lambda: model.step(x[:, 0], hidden),
+    ):
+        with pytest.raises(error, match=words):
+            use()
 
 
 def test_flags_are_booleans(rng):
