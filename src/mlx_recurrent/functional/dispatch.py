@@ -21,7 +21,7 @@ StreamOrDevice: TypeAlias = (
 )
 
 # The cells that the kernels have beside Elman's.
-_NATIVE_CELLS: frozenset[str] = frozenset()
+_NATIVE_CELLS = frozenset({"gru", "lstm"})
 
 # How many exporting() the present context is inside of.
 _exporting: ContextVar[int] = ContextVar("mlx_recurrent.exporting", default=0)
@@ -66,7 +66,10 @@ class Choice:
     def reason(self) -> str:
         """Why this path was chosen."""
         if isinstance(self.activation, str):
-            return f"{self.activation} is built into the native kernel"
+            name = self.activation
+            if self.nonlinearity is None:
+                name = f"the {name.upper()} cell"
+            return f"{name} is built into the native kernel"
         if self.activation is None:
             return self.obstacle or _why_not(self.nonlinearity, self.found)
         operations = ", ".join(self.activation.operations) or "none"
