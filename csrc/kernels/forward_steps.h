@@ -451,8 +451,9 @@ struct ForwardSteps {
       Vec<C>* y,
       Vec<C>* kept) const {
     Vec<C> in[shape.slabs()];
+    constexpr int count = shape.slabs(); // a call in the loop is not unrolled
 #pragma GCC unroll 8
-    for (int k = 0; k < shape.slabs(); ++k) {
+    for (int k = 0; k < count; ++k) {
       in[k] = load_as<Vec<C>>(a + k * slabs.width);
     }
     Cell::template step<VectorOps<T>>(in, before, splat<C>(C(1)), y, kept);

@@ -201,8 +201,9 @@ struct GatedCotangents {
         store_as(layout.held[s] + r * ldh + j, held[s] + dq[s]);
       }
     }
+    constexpr int count = shape.slabs(); // a call in the loop is not unrolled
 #pragma GCC unroll 8
-    for (int k = 0; k < shape.slabs(); ++k) {
+    for (int k = 0; k < count; ++k) {
       C* to = row.delta + k * slabs.width + j;
       store_as(to, da[k]);
       // Products read these too.

@@ -36,6 +36,7 @@ const std::vector<Field>& fields() {
       {"L", &Case::L, {}},
       {"D", &Case::D, {}},
       {"H", &Case::H, {}},
+      {"kind", &Case::kind, {"elman", "gru", "lstm"}},
       {"activation",
        &Case::activation,
        {"tanh", "relu", "sigmoid", "identity", "traced"}},
@@ -55,6 +56,9 @@ const std::vector<Field>& fields() {
       {"hidden", &Case::hidden, {}},
       {"hidden0", &Case::hidden0, {}},
       {"leak", &Case::leak, {}},
+      {"bhn", &Case::bhn, {}},
+      {"cell", &Case::cell, {}},
+      {"cell0", &Case::cell0, {}},
       {"lengths", &Case::lengths, {"all", "any", "equal", "none", "beyond"}},
       {"reset", &Case::reset, {"nowhere", "some", "everywhere", "first"}},
       {"reverse", &Case::reverse, {}},
@@ -62,10 +66,11 @@ const std::vector<Field>& fields() {
       {"zoneout", &Case::zoneout, {}},
       {"recurrent_dropout", &Case::recurrent_dropout, {}},
       {"input_dropout", &Case::input_dropout, {}},
+      {"zoneout_cell", &Case::zoneout_cell, {}},
       {"sets", &Case::sets, {}},
       {"drawn",
        &Case::drawn,
-       {"zoneout", "recurrent_dropout", "input_dropout"}},
+       {"zoneout", "recurrent_dropout", "input_dropout", "zoneout_cell"}},
       {"alpha", &Case::alpha, {}},
       {"beta", &Case::beta, {}},
       {"gamma", &Case::gamma, {}},
@@ -76,7 +81,10 @@ const std::vector<Field>& fields() {
       {"latest_checkpoint", &Case::latest_checkpoint, {}},
       {"state", &Case::state, {}},
       {"dstates", &Case::dstates, {}},
-      {"preactivations", &Case::preactivations, {}},
+      {"last_cell", &Case::last_cell, {}},
+      {"dcells", &Case::dcells, {}},
+      {"cells", &Case::cells, {}},
+      {"saved", &Case::saved, {}},
       {"wanted", &Case::wanted, {}},
       {"contents", &Case::contents, {"ordinary", "large", "small", "zero"}},
       {"layout",
@@ -104,29 +112,48 @@ bool parse_value(const Field& field, const std::string& text, int64_t& value) {
 
 } // namespace
 
+// What one kind of cell has and another has not.
+void Case::settle_cell() {
+  bool lstm = of_kind() == CellKind::lstm;
+  if (of_kind() != CellKind::elman) {
+    activation = projected = leak = 0;
+  }
+  if (!cell_of(of_kind()).has_bhn) {
+    bhn = 0;
+  }
+  if (!lstm) {
+    cell = cell0 = 0;
+    last_cell = dcells = cells = 1;
+    zoneout_cell = which() == Entry::mask ? zoneout_cell : 0;
+  }
+}
+
 void Case::settle() {
   bool layer = which() == Entry::forward || which() == Entry::backward;
   bool scan = which() == Entry::linear_scan;
   bool pointwise = which() == Entry::pointwise;
   bool mask = which() == Entry::mask;
-  bool traced = layer && activation == static_cast<int64_t>(Activation::traced);
   if (!layer) {
-    activation = projected = checkpoint_every = latest_checkpoint = 0;
+    kind = activation = projected = checkpoint_every = latest_checkpoint = 0;
     leak = 0;
     state = 1;
   }
+  settle_cell();
+  bool traced = layer && activation == static_cast<int64_t>(Activation::traced);
   if (!mask) {
     drawn = 0;
   }
-  int64_t* probabilities[] = {&zoneout, &recurrent_dropout, &input_dropout};
-  for (int64_t i = 0; i < 3; ++i) {
+  int64_t* probabilities[] = {
+      &zoneout, &recurrent_dropout, &input_dropout, &zoneout_cell};
+  for (int64_t i = 0; i < 4; ++i) {
     if (!layer && !(mask && drawn == i)) {
       *probabilities[i] = 0;
     } else if (mask && *probabilities[i] == 0) {
       *probabilities[i] = 250;
     }
   }
-  if (mask && drawn != static_cast<int64_t>(Drawn::zoneout)) {
+  if (mask && drawn != static_cast<int64_t>(Drawn::zoneout) &&
+      drawn != static_cast<int64_t>(Drawn::zoneout_cell)) {
     L = 1; // a dropout is the same at every step
   }
   if (!layer && !scan) {
@@ -154,10 +181,14 @@ void Case::settle() {
     bias = 0;
   }
   if (which() != Entry::backward) {
-    wanted = want_all;
-    dstates = 1;
+    wanted = want_every;
+    dstates = dcells = 1;
   }
-  if (zoneout == 0 && recurrent_dropout == 0 && input_dropout == 0) {
+  if (which() != Entry::forward) {
+    cells = 1;
+  }
+  if (zoneout == 0 && recurrent_dropout == 0 && input_dropout == 0 &&
+      zoneout_cell == 0) {
     sets = 1;
   }
   if (checkpoint_every == 0) {
@@ -166,10 +197,10 @@ void Case::settle() {
   if (latest_checkpoint) {
     // What is left of the states is enough for nothing else.
     truncate_every = checkpoint_every;
-    dstates = which() != Entry::backward;
+    dstates = dcells = which() != Entry::backward;
   }
-  if (checkpoint_every > 0 || !(traced || leak)) {
-    preactivations = 1;
+  if (checkpoint_every > 0 || !(traced || leak || kind)) {
+    saved = 1;
   }
   if (split == 0) {
     threads = slices = 1;

@@ -185,7 +185,7 @@ void Check::scan() {
     poison_padding(source, c_.H);
     Operand& hidden = draw({c_.N, 1, c_.H}, size());
     const Operand& hidden0 = draw({c_.H}, size());
-    poison_hidden(hidden, [&](int64_t n, int64_t j) {
+    poison_first(hidden, [&](int64_t n, int64_t j) {
       int64_t at = runs_.index(n, 0) * c_.H + j;
       bool passes = k == 0 && !(c_.gamma && gamma[at] == 0);
       for (const Path& path : expected.A) {
@@ -277,8 +277,9 @@ void Check::mask() {
   expect(out.intact(), "memory around the mask was changed");
   for (int64_t n = 0; n < c_.N; ++n) {
     for (int64_t t = 0; t < c_.L; ++t) {
-      auto right = what == Drawn::zoneout
-          ? chances.updates(n, t, c_.H)
+      auto right = what == Drawn::zoneout ? chances.updates(n, t, c_.H)
+          : what == Drawn::zoneout_cell
+          ? chances.updates(n, t, c_.H, 1)
           : chances.factors(what, n, c_.H, compute_type());
       for (int64_t j = 0; j < c_.H; ++j) {
         expect(

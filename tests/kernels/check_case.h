@@ -95,10 +95,10 @@ class Check {
     }
   }
 
-  // Of rows that have steps: all where an episode starts with the first, else
-  // where absent(n, j).
+  // A first state. Of rows that have steps: all where an episode starts with
+  // the first, else where absent(n, j).
   template <class Absent>
-  void poison_hidden(Operand& hidden, Absent absent) const {
+  void poison_first(Operand& hidden, Absent absent) const {
     for (int64_t n = 0; elements_are_apart() && n < c_.N; ++n) {
       for (int64_t j = 0; runs_.length(n) > 0 && j < c_.H; ++j) {
         if (runs_.starts(n, 0) || absent(n, j)) {
@@ -157,7 +157,12 @@ class Check {
         "memory around the scratch memory was changed");
   }
 
-  void compare(const char* name, const Output& got, const Numbers& expected) {
+  // `ignored`: elements that may be anything.
+  void compare(
+      const char* name,
+      const Output& got,
+      const Numbers& expected,
+      const std::vector<bool>& ignored = {}) {
     expect(got.intact(), "memory around a result was changed");
     double largest = 0;
     for (Uncertain e : expected) {
@@ -167,6 +172,9 @@ class Check {
     double vanishing = kVanishing * rounding_.unit * largest +
         kVanishes * least + ulp(type_, 0);
     for (int64_t i = 0; i < got.count() && fault_.empty(); ++i) {
+      if (!ignored.empty() && ignored[static_cast<size_t>(i)]) {
+        continue;
+      }
       Uncertain e = expected[static_cast<size_t>(i)];
       double error = std::fabs(got[i] - e.value);
       // Rounding to the type: half a place, of the larger of both numbers.
@@ -291,9 +299,21 @@ class Check {
     Layer layer;
     Operand& x;
   };
+  // What a forward pass leaves.
+  struct Left {
+    Output states, cells, last, last_cell, saved;
+  };
 
   // Of check_recurrence.cpp.
   Operands layer();
+  Left room(int64_t kept) const;
+  ForwardArgs forward_args(const Operands& o, const Left& left) const;
+  // The kept ones of all states, as an operand of the backward pass.
+  const Operand& kept_of(const Output& all);
+  // Elements of what is saved that belong to no step.
+  std::vector<bool> unsaved() const;
+  // What is the same of a part of the states, beside whole results.
+  void check_kept(const Output& all, const Output& some);
   // Of (0, 1), and both ends.
   std::vector<double> drawn_leak();
   std::vector<double> factors(Drawn what, int64_t n) const;
@@ -303,12 +323,18 @@ class Check {
   int64_t kept() const;
   // Which of them is that after step i of row n's run; negative: none.
   int64_t number(int64_t n, int64_t i) const;
-  // Whether the pre-activations are kept.
-  bool keeps_preactivations() const;
+  // Whether what backward needs beside the states is kept.
+  bool keeps_saved() const;
+  const Cell& cell() const {
+    return cell_of(c_.of_kind());
+  }
+  bool has_cells() const {
+    return cell().states > 1;
+  }
   Type compute_type() const;
   void forward();
   // The states after the last steps, from those after all steps.
-  void check_last(const Layer& layer, const Output& all, const Output& last);
+  void check_last(const double* first, const Output& all, const Output& last);
   void backward();
 
   int members() const {

@@ -15,7 +15,7 @@ namespace {
 typedef std::vector<double> Values;
 
 constexpr Rounding kExact = {0, false};
-constexpr int kModels = 400;
+constexpr int kModels = 600;
 constexpr double kStep = 1e-5; // of a difference
 constexpr double kDifference = 1e-7;
 constexpr double kSame = 1e-12; // of two ways to add up the same terms
@@ -40,9 +40,11 @@ double inner(const Values& a, const Values& b) {
 struct Model {
   static constexpr int64_t N = 3, L = 7, H = 4;
   int64_t D;
+  CellKind kind;
   Activation activation;
-  bool projected, has_bias, has_hidden, has_hidden0, has_leak;
-  Values x, Wxh, bias, Whh, hidden, hidden0, leak;
+  bool projected, has_bias, has_bhn, has_leak;
+  bool has_first[kMostStates], has_start[kMostStates];
+  Values x, Wxh, bias, Whh, bhn, hidden, cell, hidden0, cell0, leak;
   Runs runs{N, L};
   Chances chances;
 
@@ -55,19 +57,28 @@ struct Model {
       }
       return values;
     };
+    kind = static_cast<CellKind>(random.whole(0, 2));
+    bool elman = kind == CellKind::elman;
     activation = static_cast<Activation>(random.whole(0, 4));
-    projected = chance();
+    projected = chance() && elman;
     has_bias = chance() && !projected;
-    has_hidden = chance();
-    has_hidden0 = chance();
-    has_leak = chance();
+    has_bhn = chance() && kind == CellKind::gru;
+    has_leak = chance() && elman;
+    for (int s = 0; s < kMostStates; ++s) {
+      has_first[s] = chance() && s < cell_of(kind).states;
+      has_start[s] = chance() && s < cell_of(kind).states;
+    }
     D = projected ? H : 3;
+    int64_t rows = cell_of(kind).slabs * H;
     x = draw(N * L * D);
-    Wxh = draw(H * D);
-    bias = draw(H);
-    Whh = draw(H * H);
+    Wxh = draw(rows * D);
+    bias = draw(rows);
+    Whh = draw(rows * H);
+    bhn = draw(H);
     hidden = draw(N * H);
+    cell = draw(N * H);
     hidden0 = draw(H);
+    cell0 = draw(H);
     leak = draw(H);
     for (double& rate : leak) {
       double any[] = {0, 1, std::fabs(rate), std::fabs(rate)};
@@ -86,8 +97,13 @@ struct Model {
     chances.key[1] = static_cast<uint32_t>(random.whole(0, 0xffffffff));
     chances.rows = random.whole(1, N);
     chances.zoneout = chance() ? 0.3 : 0;
+    chances.zoneout_cell = chance() ? 0.3 : 0;
     chances.recurrent_dropout = chance() ? 0.3 : 0;
     chances.input_dropout = chance() && !projected ? 0.3 : 0;
+  }
+
+  int states() const {
+    return cell_of(kind).states;
   }
 
   Layer layer() const {
@@ -96,41 +112,47 @@ struct Model {
         L,
         D,
         H,
-        activation,
-        0,
+        kind,
+        {activation, 0},
         projected,
         x.data(),
         Wxh.data(),
         has_bias ? bias.data() : nullptr,
         Whh.data(),
-        has_hidden ? hidden.data() : nullptr,
-        has_hidden0 ? hidden0.data() : nullptr,
+        has_bhn ? bhn.data() : nullptr,
+        {has_first[0] ? hidden.data() : nullptr,
+         has_first[1] ? cell.data() : nullptr},
+        {has_start[0] ? hidden0.data() : nullptr,
+         has_start[1] ? cell0.data() : nullptr},
         has_leak ? leak.data() : nullptr,
         runs,
         chances,
         Type::float64};
   }
 
-  // The states; where blocks begin, those before are taken from `fixed`, if
+  // All states; where blocks begin, those before are taken from `fixed`, if
   // there is such.
-  Values states(const Values& fixed = {}) const {
+  void run(States& all, const States* fixed = nullptr) const {
     Layer g = layer();
-    Values all(static_cast<size_t>(N * L * H));
+    for (int s = 0; s < states(); ++s) {
+      all[s].assign(static_cast<size_t>(N * L * H), 0);
+    }
     for (int64_t i = 0; i < L; ++i) {
-      bool cut = !fixed.empty() && runs.truncates(i);
-      Values next = values_of(next_states(g, cut ? fixed : all, kExact));
-      for (int64_t n = 0; n < N; ++n) {
-        for (int64_t j = 0; i < runs.length(n) && j < H; ++j) {
-          size_t at = static_cast<size_t>(runs.index(n, i) * H + j);
-          all[at] = next[at];
+      bool cut = fixed && runs.truncates(i);
+      Results next = next_states(g, cut ? *fixed : all, kExact);
+      for (int s = 0; s < states(); ++s) {
+        for (int64_t n = 0; n < N; ++n) {
+          for (int64_t j = 0; i < runs.length(n) && j < H; ++j) {
+            size_t at = static_cast<size_t>(runs.index(n, i) * H + j);
+            all[s][at] = next.states[s][at].value;
+          }
         }
       }
     }
-    return all;
   }
 
   // Each row's state after its last step.
-  Values last(const Values& states) const {
+  Values last(int s, const States& all) const {
     Values result(static_cast<size_t>(N * H));
     for (int64_t n = 0; n < N; ++n) {
       for (int64_t j = 0; j < H; ++j) {
@@ -138,9 +160,9 @@ struct Model {
         int64_t length = runs.length(n);
         if (length > 0) {
           int64_t from = runs.index(n, length - 1) * H + j;
-          result[to] = states[static_cast<size_t>(from)];
-        } else if (has_hidden) {
-          result[to] = hidden[to];
+          result[to] = all[s][static_cast<size_t>(from)];
+        } else if (has_first[s]) {
+          result[to] = s == 0 ? hidden[to] : cell[to];
         }
       }
     }
@@ -180,56 +202,22 @@ double difference(
   return (found[0] - found[1]) / (2 * kStep);
 }
 
-// What is wrong of one model; empty where nothing is.
-std::string check_model(Random& random) {
-  Model m(random);
-  const Values states = m.states();
-  const Values dstates = drawn(states.size(), random);
-  const Values dstate = drawn(m.hidden.size(), random);
-  // A derivative takes the state before a block for a constant.
-  auto loss = [&](const Values& of_states, const Values& of_last) {
-    Values now = m.states(states);
-    return inner(of_states, now) + inner(of_last, m.last(now));
-  };
-  auto total = [&] { return loss(dstates, dstate); };
-
+// The same of the linear scan with the factors of the model's derivative, for
+// these gradients, states and cotangents.
+std::string check_scan(
+    Model& m,
+    const States& states,
+    const Gradients& d,
+    const Values& dstates,
+    const Values& dstate,
+    Random& random) {
   const Layer layer = m.layer();
-  Gradients d = gradients(layer, states, dstates.data(), dstate.data(), kExact);
-  struct Part {
-    const char* name;
-    bool there;
-    Values Model::* of;
-    const Numbers& gradient;
-  };
-  const Part parts[] = {
-      {"x", true, &Model::x, d.dx},
-      {"Wxh", !m.projected, &Model::Wxh, d.dWxh},
-      {"bias", m.has_bias, &Model::bias, d.dbias},
-      {"Whh", true, &Model::Whh, d.dWhh},
-      {"hidden", m.has_hidden, &Model::hidden, d.dhidden},
-      {"hidden0", m.has_hidden0, &Model::hidden0, d.dhidden0},
-      {"leak", m.has_leak, &Model::leak, d.dleak}};
-  for (const Part& part : parts) {
-    Values direction = drawn((m.*part.of).size(), random);
-    if (part.there &&
-        differ(
-            inner(values_of(part.gradient), direction),
-            difference(m, part.of, direction, total),
-            kDifference)) {
-      return std::string("the gradient of ") + part.name;
-    }
-  }
-  if (!m.projected) {
-    return "";
-  }
-
-  // The scan with the factors of the layer's derivative. With blocks of one
-  // step a cotangent of ones leaves k f'(a) alone.
+  // With blocks of one step a cotangent of ones leaves k f'(a) alone.
   Layer single = layer;
   single.runs.truncate_every = 1;
-  const Values ones(states.size(), 1);
+  const Values ones(states[0].size(), 1);
   const Values beta =
-      values_of(gradients(single, states, ones.data(), nullptr, kExact).dx);
+      values_of(gradients(single, states, {{ones.data()}, {}}, kExact).dx);
   Values alpha, gamma;
   for (int64_t n = 0; n < m.N; ++n) {
     auto seen =
@@ -284,28 +272,92 @@ std::string check_model(Random& random) {
 
   const Values dhidden = drawn(m.hidden.size(), random);
   const Values dhidden0 = drawn(m.hidden0.size(), random);
-  const Values none(dstate.size());
-  auto cotangent = [&] { return loss(dstates, none); };
+  auto cotangent = [&] {
+    States now;
+    m.run(now, &states);
+    return inner(dstates, now[0]);
+  };
   Values direction = drawn(m.x.size(), random);
   for (size_t i = 0; i < s.size(); ++i) {
     s[i] = beta[i] * direction[i];
   }
   double expected = difference(m, &Model::x, direction, cotangent);
-  if (m.has_hidden) {
+  if (m.has_first[0]) {
     expected += difference(m, &Model::hidden, dhidden, cotangent);
   }
-  if (m.has_hidden0) {
+  if (m.has_start[0]) {
     expected += difference(m, &Model::hidden0, dhidden0, cotangent);
   }
   Values tangent = scanned(
       false,
       s,
-      m.has_hidden ? dhidden.data() : nullptr,
-      m.has_hidden0 ? dhidden0.data() : nullptr);
+      m.has_first[0] ? dhidden.data() : nullptr,
+      m.has_start[0] ? dhidden0.data() : nullptr);
   if (differ(inner(dstates, tangent), expected, kDifference)) {
     return "the scan";
   }
   return "";
+}
+
+// What is wrong of one model; empty where nothing is.
+std::string check_model(Random& random) {
+  Model m(random);
+  States states;
+  m.run(states);
+  Values of_states[kMostStates], of_last[kMostStates];
+  for (int s = 0; s < m.states(); ++s) {
+    of_states[s] = drawn(states[0].size(), random);
+    of_last[s] = drawn(m.hidden.size(), random);
+  }
+  // A derivative takes the states before a block for constants.
+  auto total = [&] {
+    States now;
+    m.run(now, &states);
+    double sum = 0;
+    for (int s = 0; s < m.states(); ++s) {
+      sum += inner(of_states[s], now[s]) + inner(of_last[s], m.last(s, now));
+    }
+    return sum;
+  };
+
+  const Layer layer = m.layer();
+  Gradients d = gradients(
+      layer,
+      states,
+      Cotangents{
+          {of_states[0].data(), of_states[1].data()},
+          {of_last[0].data(), of_last[1].data()}},
+      kExact);
+  struct Part {
+    const char* name;
+    bool there;
+    Values Model::* of;
+    const Numbers& gradient;
+  };
+  const Part parts[] = {
+      {"x", true, &Model::x, d.dx},
+      {"Wxh", !m.projected, &Model::Wxh, d.dWxh},
+      {"bias", m.has_bias, &Model::bias, d.dbias},
+      {"Whh", true, &Model::Whh, d.dWhh},
+      {"bhn", m.has_bhn, &Model::bhn, d.dbhn},
+      {"hidden", m.has_first[0], &Model::hidden, d.dfirst[0]},
+      {"cell", m.has_first[1], &Model::cell, d.dfirst[1]},
+      {"hidden0", m.has_start[0], &Model::hidden0, d.dstarts[0]},
+      {"cell0", m.has_start[1], &Model::cell0, d.dstarts[1]},
+      {"leak", m.has_leak, &Model::leak, d.dleak}};
+  for (const Part& part : parts) {
+    Values direction = drawn((m.*part.of).size(), random);
+    if (part.there &&
+        differ(
+            inner(values_of(part.gradient), direction),
+            difference(m, part.of, direction, total),
+            kDifference)) {
+      return std::string("the gradient of ") + part.name;
+    }
+  }
+  return m.projected
+      ? check_scan(m, states, d, of_states[0], of_last[0], random)
+      : "";
 }
 
 // As Random123, the authors' own code, publishes them.

@@ -92,6 +92,7 @@ DrawsOperand::DrawsOperand(const Case& c, Random& random)
   chances_.zoneout = static_cast<double>(c.zoneout) / 1000;
   chances_.recurrent_dropout = static_cast<double>(c.recurrent_dropout) / 1000;
   chances_.input_dropout = static_cast<double>(c.input_dropout) / 1000;
+  chances_.zoneout_cell = static_cast<double>(c.zoneout_cell) / 1000;
 }
 
 Draws DrawsOperand::draws() const {
@@ -99,7 +100,10 @@ Draws DrawsOperand::draws() const {
       chances_.any() ? key_.data() : nullptr,
       key_.stride(),
       chances_.rows,
-      {{chances_.zoneout, chances_.recurrent_dropout, chances_.input_dropout}}};
+      {{chances_.zoneout,
+        chances_.recurrent_dropout,
+        chances_.input_dropout,
+        chances_.zoneout_cell}}};
 }
 
 } // namespace kernel_tests

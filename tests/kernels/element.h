@@ -22,6 +22,11 @@ struct Format {
 
 const Format& format(Type type);
 
+// The type that results of `type` are computed with.
+inline Type computing(Type type) {
+  return type == Type::float64 ? Type::float64 : Type::float32;
+}
+
 // The distance of neighbouring numbers of the type around `value`.
 double ulp(Type type, long double value);
 

@@ -1,106 +1,8 @@
 #include "reference.h"
 
-#include "tolerances.h"
-#include "traced.h"
-
 namespace kernel_tests {
 
 namespace {
-
-// A program rounds what it computes on the way, which is about as large as its
-// input or its result.
-Uncertain traced_value(int64_t program, Uncertain a, Rounding rounding) {
-  const Traced& f = traced(program);
-  double h = f.value(a.value);
-  double size = std::fmax(std::fabs(a.value), std::fabs(h));
-  return {
-      h,
-      a.spread * rounding.measure(f.slope(a.value)) +
-          rounding.measure(kProgramUlps * rounding.unit * size)};
-}
-
-// Where an error of the input may reach a kink, the slope is either side's.
-Uncertain traced_slope(int64_t program, Uncertain a, Rounding rounding) {
-  const Traced& f = traced(program);
-  double slope = f.slope(a.value);
-  double spread = a.spread * rounding.measure(f.curvature) +
-      rounding.measure(kProgramUlps * rounding.unit);
-  for (double kink : f.kinks) {
-    if (std::fabs(a.value - kink) <= rounding.allowed(a)) {
-      spread += rounding.measure(f.jump);
-    }
-  }
-  return {slope, spread};
-}
-
-Uncertain activate(
-    Activation activation,
-    int64_t program,
-    Uncertain a,
-    Rounding rounding) {
-  double h = a.value;
-  double slope = 1;
-  double ulps = 0;
-  switch (activation) {
-    case Activation::tanh:
-      h = std::tanh(a.value);
-      slope = 1 - h * h;
-      ulps = kTanhUlps;
-      break;
-    case Activation::sigmoid:
-      h = 1 / (1 + std::exp(-a.value));
-      slope = h * (1 - h);
-      ulps = kLogisticUlps;
-      break;
-    case Activation::relu:
-      h = a.value <= 0 ? 0 : a.value;
-      break;
-    case Activation::identity:
-      break;
-    case Activation::traced:
-      return traced_value(program, a, rounding);
-  }
-  return {
-      h,
-      a.spread * rounding.measure(slope) +
-          rounding.measure(2 * ulps * rounding.unit * h)};
-}
-
-// The derivative of the activation, from its value.
-Uncertain slope(Activation activation, Uncertain h, Rounding rounding) {
-  switch (activation) {
-    case Activation::tanh:
-      return rounding.add(
-          1, rounding.multiply(Uncertain(-h.value, h.spread), h));
-    case Activation::sigmoid:
-      return rounding.multiply(
-          h, rounding.add(1, Uncertain(-h.value, h.spread)));
-    case Activation::relu:
-      return h.value > 0 ? 1 : 0;
-    case Activation::identity:
-    case Activation::traced: // not from its value
-      break;
-  }
-  return 1;
-}
-
-// The same from its argument.
-Uncertain slope_at(
-    Activation activation,
-    int64_t program,
-    Uncertain a,
-    Rounding rounding) {
-  if (activation == Activation::traced) {
-    return traced_slope(program, a, rounding);
-  }
-  Uncertain result =
-      slope(activation, activate(activation, program, a, rounding), rounding);
-  if (activation == Activation::relu &&
-      std::fabs(a.value) <= rounding.allowed(a)) {
-    result.spread += rounding.measure(1);
-  }
-  return result;
-}
 
 // factor * v, absent where the factor is 0.
 Uncertain gate(double factor, Uncertain v, Rounding rounding) {
@@ -116,8 +18,17 @@ struct Dropped {
   std::vector<double> units, features;
 
   Dropped(const Layer& g, int64_t n)
-      : units(g.chances.factors(Drawn::recurrent_dropout, n, g.H, g.computing)),
-        features(g.chances.factors(Drawn::input_dropout, n, g.D, g.computing)) {
+      : units(factors(g, Drawn::recurrent_dropout, n, g.H)),
+        features(factors(g, Drawn::input_dropout, n, g.D)) {
+  }
+
+ private:
+  static std::vector<double> factors(
+      const Layer& g,
+      Drawn what,
+      int64_t n,
+      int64_t count) {
+    return g.chances.factors(what, n, count, computing(g.type));
   }
 };
 
@@ -126,18 +37,21 @@ class Step {
  public:
   Step(
       const Layer& g,
-      const std::vector<double>& states,
+      const States& states,
       int64_t n,
       int64_t i,
       const Dropped& dropped,
       Rounding rounding)
       : g_(g), n_(n), t_(g.runs.place(n, i)), rounding_(rounding) {
-    before_ = g.runs.starts(n, i) ? g.hidden0
-        : i > 0                   ? states.data() + g.runs.index(n, i - 1) * g.H
-        : g.hidden                ? g.hidden + n * g.H
-                                  : nullptr;
-    for (size_t j = 0; before_ && j < dropped.units.size(); ++j) {
-      seen_.push_back(gate(dropped.units[j], before_[j], rounding));
+    for (int s = 0; s < g.cell().states; ++s) {
+      before_[s] = g.runs.starts(n, i) ? g.starts[s]
+          : i > 0      ? states[s].data() + g.runs.index(n, i - 1) * g.H
+          : g.first[s] ? g.first[s] + n * g.H
+                       : nullptr;
+      after_[s] = states[s].data() + index() * g.H;
+    }
+    for (size_t j = 0; before_[0] && j < dropped.units.size(); ++j) {
+      seen_.push_back(gate(dropped.units[j], before_[0][j], rounding));
     }
     for (size_t d = 0; d < dropped.features.size(); ++d) {
       double x = g.x[index() * g.D + static_cast<int64_t>(d)];
@@ -149,11 +63,11 @@ class Step {
   int64_t index() const {
     return n_ * g_.L + t_;
   }
-  // q_t; zero where there is none.
-  double before(int64_t j) const {
-    return before_ ? before_[j] : 0;
+  // A state before the step; zero where there is none.
+  double before(int s, int64_t j) const {
+    return before_[s] ? before_[s][j] : 0;
   }
-  // What Whh sees of it: empty where there is none.
+  // What Whh sees of the first: empty where there is none.
   const Numbers& seen() const {
     return seen_;
   }
@@ -161,191 +75,290 @@ class Step {
   const Numbers& felt() const {
     return felt_;
   }
-  // k_t.
-  double rate(int64_t j) const {
-    return keeps(j) ? 0 : g_.leak ? g_.leak[j] : 1;
+  // The part of the cell's state that becomes the state.
+  double rate(int s, int64_t j) const {
+    return keeps(s, j) ? 0 : s == 0 && g_.leak ? g_.leak[j] : 1;
   }
-  bool keeps(int64_t j) const {
-    return g_.chances.keeps(n_, t_, j);
-  }
-  // a_t.
-  Uncertain preactivation(int64_t j) const {
-    Uncertain z = 0;
-    if (!g_.projected) {
-      for (int64_t d = 0; d < g_.D; ++d) {
-        rounding_.accumulate(
-            z, g_.Wxh[j * g_.D + d], felt_[static_cast<size_t>(d)]);
-      }
-    } else {
-      z = g_.x[index() * g_.D + j];
-    }
-    if (g_.bias) {
-      z = rounding_.add(z, g_.bias[j]);
-    }
-    if (before_) {
-      Uncertain recurrent = 0;
-      for (int64_t k = 0; k < g_.H; ++k) {
-        rounding_.accumulate(
-            recurrent, g_.Whh[j * g_.H + k], seen_[static_cast<size_t>(k)]);
-      }
-      z = rounding_.add(z, recurrent);
-    }
-    return z;
+  bool keeps(int s, int64_t j) const {
+    return g_.chances.keeps(n_, t_, j, s);
   }
 
-  // f(a_t).
-  Uncertain activated(int64_t j) const {
-    return activate(g_.activation, g_.program, preactivation(j), rounding_);
+  Unit unit(int64_t j) const {
+    Unit unit = {};
+    unit.f = g_.f;
+    unit.type = g_.type;
+    unit.bhn = g_.bhn ? g_.bhn[j] : 0;
+    for (int k = 0; k < g_.cell().slabs; ++k) {
+      unit.z[k] = projected(k * g_.H + j);
+      unit.u[k] = recurrent(k * g_.H + j);
+    }
+    for (int s = 0; s < g_.cell().states; ++s) {
+      unit.q[s] = before(s, j);
+      unit.after[s] = rate(s, j) == 1 && !g_.leak ? after_[s] + j : nullptr;
+    }
+    return unit;
   }
 
-  // h_t.
-  Uncertain state(int64_t j) const {
-    double k = rate(j);
-    Uncertain q = before(j);
+  // What the cell gives, and with that the states after the step.
+  UnitResult result(int64_t j) const {
+    return g_.cell().step(unit(j), rounding_);
+  }
+  Uncertain state(int s, int64_t j, const UnitResult& result) const {
+    double k = rate(s, j);
+    Uncertain q = before(s, j);
     if (k == 0) {
       return q;
     }
     if (k == 1) {
-      return activated(j);
+      return result.y[s];
     }
-    Uncertain h = rounding_.multiply(k, activated(j));
-    return before_
+    Uncertain h = rounding_.multiply(k, result.y[s]);
+    return before_[s]
         ? rounding_.add(h, rounding_.multiply(rounding_.add(1, -k), q))
         : h;
   }
 
  private:
+  // A row of Wxh times what it sees, and its bias.
+  Uncertain projected(int64_t row) const {
+    Uncertain z = 0;
+    if (!g_.projected) {
+      for (int64_t d = 0; d < g_.D; ++d) {
+        rounding_.accumulate(
+            z, g_.Wxh[row * g_.D + d], felt_[static_cast<size_t>(d)]);
+      }
+    } else {
+      z = g_.x[index() * g_.D + row];
+    }
+    return g_.bias ? rounding_.add(z, g_.bias[row]) : z;
+  }
+
+  // A row of Whh times what it sees.
+  Uncertain recurrent(int64_t row) const {
+    Uncertain sum = 0;
+    for (size_t k = 0; k < seen_.size(); ++k) {
+      rounding_.accumulate(
+          sum, g_.Whh[row * g_.H + static_cast<int64_t>(k)], seen_[k]);
+    }
+    return sum;
+  }
+
   const Layer& g_;
   int64_t n_, t_;
   Rounding rounding_;
-  const double* before_; // null: nothing
+  const double* before_[kMostStates] = {}; // null: nothing
+  const double* after_[kMostStates] = {};
   Numbers seen_, felt_;
 };
 
 } // namespace
 
-Numbers next_states(
-    const Layer& g,
-    const std::vector<double>& states,
-    Rounding rounding) {
-  Numbers result = zeros(g.N * g.L * g.H);
+Results next_states(const Layer& g, const States& states, Rounding rounding) {
+  const Cell& cell = g.cell();
+  Results found;
+  for (int s = 0; s < cell.states; ++s) {
+    found.states[s] = zeros(g.N * g.L * g.H);
+  }
+  found.saved = zeros(g.N * g.L * cell.saved * g.H);
   for (int64_t n = 0; n < g.N; ++n) {
     Dropped dropped(g, n);
     for (int64_t i = 0; i < g.runs.length(n); ++i) {
       Step step(g, states, n, i, dropped, rounding);
       for (int64_t j = 0; j < g.H; ++j) {
-        result[static_cast<size_t>(step.index() * g.H + j)] = step.state(j);
+        UnitResult unit = step.result(j);
+        for (int s = 0; s < cell.states; ++s) {
+          found.states[s][static_cast<size_t>(step.index() * g.H + j)] =
+              step.state(s, j, unit);
+        }
+        for (int k = 0; k < cell.saved; ++k) {
+          int64_t at = (step.index() * cell.saved + k) * g.H + j;
+          found.saved[static_cast<size_t>(at)] = unit.saved[k];
+        }
       }
     }
   }
-  return result;
+  return found;
 }
+
+namespace {
+
+// Back-propagation: the sums, and what later steps ask of the states.
+class Adjoint {
+ public:
+  Adjoint(
+      const Layer& g,
+      const States& states,
+      const Cotangents& cotangents,
+      Rounding rounding)
+      : g_(g),
+        cell_(g.cell()),
+        states_(states),
+        cotangents_(cotangents),
+        rounding_(rounding) {
+    int64_t rows = cell_.slabs * g.H;
+    d_.dx = zeros(g.N * g.L * g.D);
+    d_.dWxh = zeros(rows * g.D);
+    d_.dbias = zeros(rows);
+    d_.dWhh = zeros(rows * g.H);
+    d_.dbhn = zeros(g.H);
+    d_.dleak = zeros(g.H);
+    for (int s = 0; s < cell_.states; ++s) {
+      d_.dfirst[s] = zeros(g.N * g.H);
+      d_.dstarts[s] = zeros(g.H);
+    }
+  }
+
+  Gradients run() {
+    for (int64_t n = 0; n < g_.N; ++n) {
+      Dropped dropped(g_, n);
+      for (int s = 0; s < cell_.states; ++s) {
+        asked_[s] = zeros(g_.H);
+        if (const double* last = cotangents_.last[s]) {
+          asked_[s].assign(last + n * g_.H, last + (n + 1) * g_.H);
+        }
+      }
+      for (int64_t i = g_.runs.length(n) - 1; i >= 0; --i) {
+        back(n, i, dropped);
+      }
+      for (int s = 0; s < cell_.states; ++s) {
+        for (int64_t j = 0; j < g_.H; ++j) {
+          d_.dfirst[s][static_cast<size_t>(n * g_.H + j)] =
+              asked_[s][static_cast<size_t>(j)];
+        }
+      }
+    }
+    return d_;
+  }
+
+ private:
+  void add(Numbers& sums, int64_t i, Uncertain term) const {
+    Uncertain& sum = sums[static_cast<size_t>(i)];
+    sum = rounding_.add(sum, term);
+  }
+
+  // Over one step of a row.
+  void back(int64_t n, int64_t i, const Dropped& dropped) {
+    Step step(g_, states_, n, i, dropped, rounding_);
+    Numbers dq[kMostStates];
+    for (int s = 0; s < cell_.states; ++s) {
+      dq[s] = zeros(g_.H);
+    }
+    Numbers seen = zeros(g_.H); // Whh^T times the cotangents of its rows
+    for (int64_t j = 0; j < g_.H; ++j) {
+      UnitCotangents unit = back_unit(step, j, dq);
+      if (cell_.has_bhn) {
+        add(d_.dbhn, j, unit.u[cell_.slabs - 1]);
+      }
+      for (int k = 0; k < cell_.slabs; ++k) {
+        back_row_of_Whh(step, k * g_.H + j, unit.u[k], seen);
+        back_row_of_Wxh(step, k * g_.H + j, unit.z[k]);
+      }
+    }
+    for (int64_t d = 0; !g_.projected && d < g_.D; ++d) {
+      Uncertain& dx = d_.dx[static_cast<size_t>(step.index() * g_.D + d)];
+      dx = gate(dropped.features[static_cast<size_t>(d)], dx, rounding_);
+    }
+    for (size_t j = 0; j < seen.size(); ++j) {
+      dq[0][j] =
+          rounding_.add(dq[0][j], gate(dropped.units[j], seen[j], rounding_));
+    }
+    for (int s = 0; s < cell_.states; ++s) {
+      asked_[s] = zeros(g_.H);
+      if (g_.runs.starts(n, i)) {
+        for (int64_t j = 0; g_.starts[s] && j < g_.H; ++j) {
+          add(d_.dstarts[s], j, dq[s][static_cast<size_t>(j)]);
+        }
+      } else if (!g_.runs.truncates(i)) {
+        asked_[s] = dq[s];
+      }
+    }
+  }
+
+  // Back over what the cell makes of unit j; dq but for what goes through Whh.
+  UnitCotangents back_unit(
+      const Step& step,
+      int64_t j,
+      Numbers (&dq)[kMostStates]) {
+    size_t at = static_cast<size_t>(j);
+    Uncertain dy[kMostStates];
+    bool changes = false; // whether anything of what the cell gives is taken
+    for (int s = 0; s < cell_.states; ++s) {
+      Uncertain total = asked_[s][at];
+      if (const double* all = cotangents_.states[s]) {
+        total = rounding_.add(all[step.index() * g_.H + j], total);
+      }
+      double k = step.rate(s, j);
+      dy[s] = gate(k, total, rounding_);
+      changes = changes || k != 0;
+      if (k == 0) {
+        dq[s][at] = total;
+      } else if (k != 1) {
+        dq[s][at] = rounding_.multiply(rounding_.add(1, -k), total);
+      }
+      if (s == 0 && g_.leak && !step.keeps(0, j)) {
+        Uncertain change = step.result(j).y[0];
+        change = rounding_.add(change, -step.before(0, j));
+        add(d_.dleak, j, rounding_.multiply(total, change));
+      }
+    }
+    if (!changes) {
+      return {}; // also where its input is NaN
+    }
+    UnitCotangents unit = cell_.pull(step.unit(j), dy, rounding_);
+    for (int s = 0; s < cell_.states; ++s) {
+      dq[s][at] = rounding_.add(dq[s][at], unit.q[s]);
+    }
+    return unit;
+  }
+
+  void back_row_of_Whh(
+      const Step& step,
+      int64_t row,
+      Uncertain e,
+      Numbers& seen) {
+    for (int64_t k = 0; k < g_.H; ++k) {
+      rounding_.accumulate(
+          seen[static_cast<size_t>(k)], e, g_.Whh[row * g_.H + k]);
+    }
+    for (size_t k = 0; k < step.seen().size(); ++k) {
+      rounding_.accumulate(
+          d_.dWhh[static_cast<size_t>(row * g_.H) + k], e, step.seen()[k]);
+    }
+  }
+
+  void back_row_of_Wxh(const Step& step, int64_t row, Uncertain e) {
+    add(d_.dbias, row, e);
+    Uncertain* dx = d_.dx.data() + step.index() * g_.D;
+    if (g_.projected) {
+      dx[row] = e;
+      return;
+    }
+    for (int64_t d = 0; d < g_.D; ++d) {
+      rounding_.accumulate(dx[d], e, g_.Wxh[row * g_.D + d]);
+      rounding_.accumulate(
+          d_.dWxh[static_cast<size_t>(row * g_.D + d)],
+          e,
+          step.felt()[static_cast<size_t>(d)]);
+    }
+  }
+
+  const Layer& g_;
+  const Cell& cell_;
+  const States& states_;
+  const Cotangents& cotangents_;
+  Rounding rounding_;
+  Gradients d_;
+  Numbers asked_[kMostStates]; // of the states after a step, by later ones
+};
+
+} // namespace
 
 Gradients gradients(
     const Layer& g,
-    const std::vector<double>& states,
-    const double* dstates,
-    const double* dstate,
+    const States& states,
+    const Cotangents& cotangents,
     Rounding rounding) {
-  Gradients d = {
-      zeros(g.N * g.L * g.D),
-      zeros(g.H * g.D),
-      zeros(g.H),
-      zeros(g.H * g.H),
-      zeros(g.N * g.H),
-      zeros(g.H),
-      zeros(g.H)};
-  auto add = [&](Numbers& sums, int64_t i, Uncertain term) {
-    Uncertain& sum = sums[static_cast<size_t>(i)];
-    sum = rounding.add(sum, term);
-  };
-  for (int64_t n = 0; n < g.N; ++n) {
-    Dropped dropped(g, n);
-    Numbers dh = zeros(g.H); // what later steps ask of the state of step i
-    if (dstate) {
-      dh.assign(dstate + n * g.H, dstate + (n + 1) * g.H);
-    }
-    for (int64_t i = g.runs.length(n) - 1; i >= 0; --i) {
-      Step step(g, states, n, i, dropped, rounding);
-      Numbers delta = zeros(g.H); // the cotangent of the pre-activations
-      Numbers dq = zeros(g.H);    // that of the state before
-      for (int64_t j = 0; j < g.H; ++j) {
-        int64_t at = step.index() * g.H + j;
-        Uncertain total = dh[static_cast<size_t>(j)];
-        if (dstates) {
-          total = rounding.add(dstates[at], total);
-        }
-        double k = step.rate(j);
-        if (k != 0) {
-          // A unit that is not kept has the state f(a) itself.
-          bool known = g.activation != Activation::traced && !g.leak;
-          Uncertain df = known
-              ? slope(g.activation, states[static_cast<size_t>(at)], rounding)
-              : slope_at(
-                    g.activation, g.program, step.preactivation(j), rounding);
-          delta[static_cast<size_t>(j)] =
-              rounding.multiply(total, gate(k, df, rounding));
-        }
-        if (k == 0) {
-          dq[static_cast<size_t>(j)] = total;
-        } else if (k != 1) {
-          dq[static_cast<size_t>(j)] =
-              rounding.multiply(rounding.add(1, -k), total);
-        }
-        if (g.leak && !step.keeps(j)) {
-          Uncertain change = step.activated(j);
-          change = rounding.add(change, -step.before(j));
-          add(d.dleak, j, rounding.multiply(total, change));
-        }
-      }
-      Numbers product = zeros(g.H); // Whh^T delta
-      for (int64_t j = 0; j < g.H; ++j) {
-        Uncertain e = delta[static_cast<size_t>(j)];
-        for (int64_t k = 0; k < g.H; ++k) {
-          rounding.accumulate(
-              product[static_cast<size_t>(k)], e, g.Whh[j * g.H + k]);
-        }
-        for (size_t k = 0; k < step.seen().size(); ++k) {
-          rounding.accumulate(
-              d.dWhh[static_cast<size_t>(j * g.H) + k], e, step.seen()[k]);
-        }
-        add(d.dbias, j, e);
-        Uncertain* dx = d.dx.data() + step.index() * g.D;
-        if (g.projected) {
-          dx[j] = e;
-          continue;
-        }
-        for (int64_t k = 0; k < g.D; ++k) {
-          rounding.accumulate(dx[k], e, g.Wxh[j * g.D + k]);
-          rounding.accumulate(
-              d.dWxh[static_cast<size_t>(j * g.D + k)],
-              e,
-              step.felt()[static_cast<size_t>(k)]);
-        }
-      }
-      for (int64_t k = 0; !g.projected && k < g.D; ++k) {
-        Uncertain& dx = d.dx[static_cast<size_t>(step.index() * g.D + k)];
-        dx = gate(dropped.features[static_cast<size_t>(k)], dx, rounding);
-      }
-      for (int64_t j = 0; j < g.H; ++j) {
-        size_t at = static_cast<size_t>(j);
-        dq[at] = rounding.add(
-            dq[at], gate(dropped.units[at], product[at], rounding));
-      }
-      dh = zeros(g.H);
-      if (g.runs.starts(n, i)) {
-        for (int64_t j = 0; g.hidden0 && j < g.H; ++j) {
-          add(d.dhidden0, j, dq[static_cast<size_t>(j)]);
-        }
-      } else if (!g.runs.truncates(i)) {
-        dh = dq;
-      }
-    }
-    for (int64_t j = 0; j < g.H; ++j) {
-      d.dhidden[static_cast<size_t>(n * g.H + j)] = dh[static_cast<size_t>(j)];
-    }
-  }
-  return d;
+  return Adjoint(g, states, cotangents, rounding).run();
 }
 
 Numbers traced_values(
@@ -374,16 +387,16 @@ Numbers traced_products(
 
 namespace {
 
-typedef std::vector<Numbers> States;
+typedef std::vector<Numbers> ScanStates;
 
 // What a scan adds to s for a passage with states u on its other side; `at` is
 // where the passage's factors are. Without u there is none.
-States passed(
+ScanStates passed(
     const LinearScan& g,
-    const States& u,
+    const ScanStates& u,
     int64_t at,
     Rounding rounding) {
-  States result(g.s.size(), zeros(g.H));
+  ScanStates result(g.s.size(), zeros(g.H));
   if (u.empty()) {
     return result;
   }
@@ -444,11 +457,11 @@ States passed(
 
 std::vector<Numbers> linear_scan(const LinearScan& g, Rounding rounding) {
   const Runs& runs = g.runs;
-  States result(g.s.size(), zeros(g.N * g.L * g.H));
+  ScanStates result(g.s.size(), zeros(g.N * g.L * g.H));
   // A row of each state's, zero where a state has none; nothing where no state
   // has one.
   auto rows = [&](const std::vector<const double*>& of, int64_t index) {
-    States found;
+    ScanStates found;
     bool any = false;
     for (const double* values : of) {
       any = any || values;
@@ -456,12 +469,12 @@ std::vector<Numbers> linear_scan(const LinearScan& g, Rounding rounding) {
           values ? Numbers(values + index * g.H, values + (index + 1) * g.H)
                  : zeros(g.H));
     }
-    return any ? found : States();
+    return any ? found : ScanStates();
   };
   for (int64_t n = 0; n < g.N; ++n) {
     int64_t length = runs.length(n);
     auto y = [&](int64_t i) {
-      States found;
+      ScanStates found;
       for (const Numbers& of : result) {
         auto first = of.begin() + runs.index(n, i) * g.H;
         found.push_back(Numbers(first, first + g.H));
@@ -472,15 +485,15 @@ std::vector<Numbers> linear_scan(const LinearScan& g, Rounding rounding) {
       int64_t i = g.transposed ? length - 1 - number : number;
       // The passage is that before step `later`.
       int64_t later = g.transposed ? i + 1 : i;
-      States terms(g.s.size(), zeros(g.H));
+      ScanStates terms(g.s.size(), zeros(g.H));
       if (later < length) {
         bool starts = runs.starts(n, later);
         bool cut = starts || runs.truncates(later);
-        States u = g.transposed ? (cut ? States() : y(later))
-            : starts            ? rows(g.hidden0, 0)
-            : cut               ? States()
-            : later > 0         ? y(later - 1)
-                                : rows(g.hidden, n);
+        ScanStates u = g.transposed ? (cut ? ScanStates() : y(later))
+            : starts                ? rows(g.hidden0, 0)
+            : cut                   ? ScanStates()
+            : later > 0             ? y(later - 1)
+                                    : rows(g.hidden, n);
         terms = passed(g, u, runs.index(n, later), rounding);
       }
       int64_t at = runs.index(n, i) * g.H;

@@ -6,56 +6,73 @@
 
 #include <vector>
 
-#include "kernels/kernels.h"
+#include "cells.h"
 #include "runs.h"
 #include "threefry.h"
 #include "uncertain.h"
 
 namespace kernel_tests {
 
-using mlx_recurrent::kernels::Activation;
-
 typedef std::vector<Uncertain> Numbers;
 
-// x (N, L, D), Wxh (H, D), bias (H), Whh (H, H), hidden (N, H), hidden0 (H),
-// leak (H). Where it is `projected` there is no Wxh.
+// With G slabs of the cell: x (N, L, D), Wxh (G H, D), bias (G H), Whh (G H,
+// H), bhn (H), leak (H); of each state the first ones (N, H) and those that
+// episodes start from (H). Where it is `projected` there is no Wxh.
 struct Layer {
   int64_t N, L, D, H;
-  Activation activation;
-  int64_t program; // of a traced activation: see traced.h
+  CellKind kind;
+  Nonlinearity f;
   bool projected;
   const double* x;
   const double* Wxh;
   const double* bias;
   const double* Whh;
-  const double* hidden;
-  const double* hidden0;
+  const double* bhn;
+  const double* first[kMostStates];
+  const double* starts[kMostStates];
   const double* leak;
   Runs runs;
   Chances chances;
-  Type computing; // that the factors of dropout are numbers of
+  Type type; // of operands and states
+
+  const Cell& cell() const {
+    return cell_of(kind);
+  }
 };
 
-// Each state (N, L, H) from the one before it in `states`: so that errors do
+// Of each state of the cell all that a pass left, (N, L, H).
+typedef std::vector<double> States[kMostStates];
+
+struct Results {
+  Numbers states[kMostStates];
+  Numbers saved; // (N, L, blocks of H)
+};
+
+// What each step gives from the states before it in `states`: so that errors do
 // not add up over time, and what is allowed of each is small. Zero where a row
 // has no step.
-Numbers next_states(
+Results next_states(
     const Layer& layer,
-    const std::vector<double>& states,
+    const States& states,
     Rounding rounding);
 
 struct Gradients {
-  Numbers dx, dWxh, dbias, dWhh, dhidden, dhidden0, dleak;
+  Numbers dx, dWxh, dbias, dWhh, dbhn, dleak;
+  Numbers dfirst[kMostStates], dstarts[kMostStates];
 };
 
-// Of the sum of dstates * states, both (N, L, H), and of dstate (N, H) times
-// each row's state after its last step, or what stands for it where there is
-// none.
+// Cotangents: of all states (N, L, H), and of each row's after its last step,
+// or what stands for it where there is none (N, H). Null: zero.
+struct Cotangents {
+  const double* states[kMostStates];
+  const double* last[kMostStates];
+};
+
+// Of the sum of the cotangents times what they are of.
 Gradients gradients(
     const Layer& layer,
-    const std::vector<double>& states,
-    const double* dstates,
-    const double* dstate,
+    const States& states,
+    const Cotangents& cotangents,
     Rounding rounding);
 
 // From one state, or slab of V, to a state; without a factor it is one.

@@ -77,15 +77,20 @@ bool Chances::hit(
       std::nearbyint(std::ldexp(probability, 32));
 }
 
-bool Chances::keeps(int64_t n, int64_t t, int64_t j) const {
-  return zoneout > 0 && hit(Drawn::zoneout, zoneout, n, t, j);
+bool Chances::keeps(int64_t n, int64_t t, int64_t j, int state) const {
+  Drawn what = state == 0 ? Drawn::zoneout : Drawn::zoneout_cell;
+  double probability = state == 0 ? zoneout : zoneout_cell;
+  return probability > 0 && hit(what, probability, n, t, j);
 }
 
-std::vector<double> Chances::updates(int64_t n, int64_t t, int64_t count)
-    const {
+std::vector<double> Chances::updates(
+    int64_t n,
+    int64_t t,
+    int64_t count,
+    int state) const {
   std::vector<double> result;
   for (int64_t j = 0; j < count; ++j) {
-    result.push_back(keeps(n, t, j) ? 0 : 1);
+    result.push_back(keeps(n, t, j, state) ? 0 : 1);
   }
   return result;
 }

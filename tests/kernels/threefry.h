@@ -22,14 +22,20 @@ struct Chances {
   uint32_t key[2] = {0, 0};
   int64_t rows = 1; // row n draws as row n % rows
   double zoneout = 0, recurrent_dropout = 0, input_dropout = 0;
+  double zoneout_cell = 0;
 
   bool any() const {
-    return zoneout > 0 || recurrent_dropout > 0 || input_dropout > 0;
+    return zoneout > 0 || zoneout_cell > 0 || recurrent_dropout > 0 ||
+        input_dropout > 0;
   }
-  // Whether unit j of row n keeps its state at place t in time.
-  bool keeps(int64_t n, int64_t t, int64_t j) const;
+  // Whether unit j of row n keeps that state at place t in time.
+  bool keeps(int64_t n, int64_t t, int64_t j, int state = 0) const;
   // The same as what its update is multiplied with, of `count` units.
-  std::vector<double> updates(int64_t n, int64_t t, int64_t count) const;
+  std::vector<double> updates(
+      int64_t n,
+      int64_t t,
+      int64_t count,
+      int state = 0) const;
   // What dropout multiplies each unit, or feature, of row n with, as a number
   // of the type that is computed with.
   std::vector<double> factors(

@@ -39,6 +39,13 @@ struct Rounding {
     return static_cast<double>(bound);
   }
 
+  // That of an error which is at most so large: what is allowed then.
+  long double spread_of(double error) const {
+    long double wide = error;
+    return equal ? wide / kEqualErrors
+                 : wide * wide / (kDeviations * kDeviations);
+  }
+
   Uncertain round(Uncertain a) const {
     return {a.value, a.spread + measure(unit * a.value)};
   }
