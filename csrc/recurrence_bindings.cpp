@@ -225,14 +225,21 @@ void bind_recurrence(nb::module_& m) {
 
   m.def(
       "partition",
-      [](int64_t N, int64_t L, int64_t D, int64_t H, mx::Dtype dtype) {
-        return described(partition_of({0, 1, N, L, D, H}, dtype));
+      [](int64_t N,
+         int64_t L,
+         int64_t D,
+         int64_t H,
+         mx::Dtype dtype,
+         const std::string& cell) {
+        kernels::CellShape shape = kernels::shape_of(cell_named(cell).kind);
+        return described(partition_of({0, 1, N, L, D, H, shape}, dtype));
       },
       "N"_a,
       "L"_a,
       "D"_a,
       "H"_a,
-      "dtype"_a);
+      "dtype"_a,
+      "cell"_a = "tanh");
   m.def(
       "runs_apart",
       [](int64_t N,
@@ -240,8 +247,10 @@ void bind_recurrence(nb::module_& m) {
          int64_t D,
          int64_t H,
          mx::Dtype dtype,
-         int64_t sets) {
-        return partition_of({1, sets, N, L, D, H}, dtype).split ==
+         int64_t sets,
+         const std::string& cell) {
+        kernels::CellShape shape = kernels::shape_of(cell_named(cell).kind);
+        return partition_of({1, sets, N, L, D, H, shape}, dtype).split ==
             kernels::Split::sets;
       },
       nb::kw_only(),
@@ -250,7 +259,8 @@ void bind_recurrence(nb::module_& m) {
       "D"_a,
       "H"_a,
       "dtype"_a,
-      "sets"_a);
+      "sets"_a,
+      "cell"_a = "tanh");
 }
 
 } // namespace mlx_recurrent

@@ -276,12 +276,13 @@ def test_shapeless(rng, kind):
         check_outputs(got, model, part, before, lengths=lengths)
 
 
+@each_layer
 @pytest.mark.parametrize("merge", [m for m in MERGES if m])
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=name_of)
-def test_one_launch_of_both(rng, merge, dtype, monkeypatch):
+def test_one_launch_of_both(rng, merge, dtype, monkeypatch, kind):
     """A long row alone: each direction has a thread of its own."""
     mlx_recurrent.set_num_threads(2)
-    model = in_dtype(Bidirectional(RNN(60, 64), merge=merge), dtype)
+    model = in_dtype(Bidirectional(kind(60, 64), merge=merge), dtype)
     mx.eval(model.parameters())
     x, c = draw(rng, (1, 800, 60), dtype), draw(rng, (1, 800, 64), dtype)
     c = mx.concatenate([c, -c], -1) if merge == "concat" else c
@@ -315,16 +316,18 @@ def test_one_launch_of_both(rng, merge, dtype, monkeypatch):
             agree(a, b)
 
 
-def test_one_launch_keeps_directions_apart(rng):
+@each_layer
+def test_one_launch_keeps_directions_apart(rng, kind):
     """NaN of one direction does not reach the other's gradients."""
     mlx_recurrent.set_num_threads(2)
-    model = Bidirectional(RNN(60, 64))
+    model = Bidirectional(kind(60, 64))
     x = draw(rng, (1, 800, 60), mx.float32)
-    nan = mx.full((1, 64), mx.nan)
+    hidden = states_for(rng, model, 1)
+    hidden = hidden[0], tree_map(lambda a: mx.full(a.shape, mx.nan), hidden[1])
 
     def forward_half(tree):
         model.update(tree)
-        return model(x, (mx.zeros((1, 64)), nan))[..., :64].sum()
+        return model(x, hidden)[..., :64].sum()
 
     gradients = mx.grad(forward_half)(model.parameters())
     for name, a in gradients["forward"].items():

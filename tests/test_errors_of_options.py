@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import mlx_recurrent
-from mlx_recurrent import RNN
+from cells import flat
+from mlx_recurrent import GRU, LSTM, RNN
 from tolerances import equal
 
 # name, value, the error, and what it says.
@@ -101,12 +102,17 @@ def check(function, row):
 
 @pytest.mark.parametrize("row", CALL, ids=lambda row: f"{row[0]}={row[1]}"[:40])
 def test_of_the_call(row):
-    layer = RNN(3, 5)
+    layer, gru, lstm = RNN(3, 5), GRU(3, 5), LSTM(3, 5)
     for function in (
         lambda **k: layer(X, **k),
         lambda **k: layer.plan(X, **k),
         lambda **k: mlx_recurrent.rnn(X, layer.Wxh, layer.Whh, **k),
         lambda **k: mlx_recurrent.scan(Z, layer.Whh, **k),
+        lambda **k: gru(X, **k),
+        lambda **k: mlx_recurrent.gru(X, gru.Wx, gru.Wh, **k),
+        lambda **k: lstm(X, **k),
+        lambda **k: lstm.plan(X, **k),
+        lambda **k: mlx_recurrent.lstm(X, lstm.Wx, lstm.Wh, **k),
     ):
         check(function, row)
 
@@ -117,6 +123,9 @@ def test_of_the_call(row):
 def test_of_the_layer(row):
     before = np.array(mx.random.state[0])
     check(lambda **k: RNN(3, 5, **k), row)
+    for kind in (GRU, LSTM):
+        if row[0] != "leak":
+            check(lambda kind=kind, **k: kind(3, 5, **k), row)
     # Nothing was drawn: the next layer's weights are what they would have been.
     np.testing.assert_array_equal(np.array(mx.random.state[0]), before)
 
@@ -131,6 +140,13 @@ def test_of_the_functions(row):
     )
     if row[0] != "input_dropout":
         check(lambda **k: mlx_recurrent.scan(Z, layer.Whh, reverse=True, **k), row)
+    if row[0] != "leak":
+        gru, lstm = GRU(3, 5), LSTM(3, 5)
+        check(lambda **k: mlx_recurrent.gru(X, gru.Wx, gru.Wh, **k), row)
+        check(lambda **k: mlx_recurrent.lstm(X, lstm.Wx, lstm.Wh, **k), row)
+    if row[0] == "hidden0":
+        words = ("cell0" if word == "hidden0" else word for word in row)
+        check(lambda **k: mlx_recurrent.lstm(X, lstm.Wx, lstm.Wh, **k), tuple(words))
 
 
 def test_errors_draw_nothing():
@@ -201,9 +217,10 @@ def test_repr():
     assert "leak=0.5" in repr(RNN(3, 5, leak=0.5))
 
 
-def test_a_layer_without_options_is_as_it_was():
+@pytest.mark.parametrize("kind", [RNN, GRU, LSTM])
+def test_a_layer_without_options_is_as_it_was(kind):
     """It holds no more than upstream's, so that files go both ways."""
-    layer, theirs = RNN(3, 5), nn.RNN(3, 5)
+    layer, theirs = kind(3, 5), getattr(nn, kind.__name__)(3, 5)
     assert vars(layer).keys() == vars(theirs).keys()
     assert set(layer) == set(theirs)
 
@@ -211,12 +228,46 @@ def test_a_layer_without_options_is_as_it_was():
 @pytest.mark.parametrize(
     "copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))]
 )
-def test_copies_keep_their_options(copied):
-    layer = RNN(3, 5, leak=0.5, zoneout=0.1, recurrent_dropout=0.3, learn_hidden=True)
+@pytest.mark.parametrize(
+    "layer",
+    [
+        RNN(3, 5, leak=0.5, zoneout=0.1, recurrent_dropout=0.3, learn_hidden=True),
+        GRU(3, 5, reset_after=False, zoneout=0.1, recurrent_dropout=0.3),
+        LSTM(3, 5, zoneout=(0.1, 0.5), input_dropout=0.3, learn_hidden=True),
+    ],
+    ids=["RNN", "GRU", "LSTM"],
+)
+def test_copies_keep_their_options(copied, layer):
     other = copied(layer)
     assert repr(other) == repr(layer)
     results = []
     for one in (layer, other):
         mx.random.seed(2)
-        results.append(one(mx.ones((2, 4, 3)), lengths=[3, 4]))
-    equal(*results)
+        results.append(one(mx.ones((2, 4, 3)), lengths=[3, 4], return_state="only"))
+    for a, b in zip(flat(results[0]), flat(results[1]), strict=True):
+        equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "zoneout, error, words",
+    [
+        ((0.1, 0.2, 0.3), ValueError, "zoneout must be a number, or a pair .* has 3"),
+        ((0.1, 1.0), ValueError, r"zoneout\[1\] must be in \[0, 1\), but is 1.0"),
+        (("a", 0.1), TypeError, r"zoneout\[0\] must be a number, but is str"),
+        (1.5, ValueError, r"zoneout must be in \[0, 1\), but is 1.5"),
+    ],
+)
+def test_zoneout_of_two_states(zoneout, error, words):
+    layer, x = LSTM(3, 4), mx.zeros((2, 5, 3))
+    with pytest.raises(error, match=words):
+        LSTM(3, 4, zoneout=zoneout)
+    layer.zoneout = zoneout
+    for use in (layer, layer.plan, lambda x: layer.stream()):
+        with pytest.raises(error, match=words):
+            use(x)
+
+
+@pytest.mark.parametrize("kind", [RNN, GRU])
+def test_zoneout_of_one_state_is_a_number(kind):
+    with pytest.raises(TypeError, match="zoneout must be a number, but is tuple"):
+        kind(3, 4, zoneout=(0.1, 0.2))

@@ -13,6 +13,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 import mlx_recurrent
 import reference
+from cells import CELLS, flat
 from conftest import (
     ACTIVATIONS,
     ARGUMENTS,
@@ -25,7 +26,7 @@ from conftest import (
     upstream,
 )
 from mlx_recurrent import RNN, Linear, exporting
-from tolerances import all_close, close, wide
+from tolerances import agree, all_close, close, wide
 
 X = (2, 5, 3)
 
@@ -162,12 +163,36 @@ def test_layers(rng, exported, shape):
     close(got, nn.Linear.__call__(linear, x), truth)
 
 
-def test_an_empty_sequence(exported):
+@pytest.mark.parametrize("name", [name for name in CELLS if name != "rnn"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_gated_layers(rng, exported, name, reverse):
+    """Values and gradients, with lengths."""
+    layer = CELLS[name].layer(3, 6, **CELLS[name].arguments)
+    x, lengths = draw(rng, X, mx.float32), mx.array([5, 2])
+
+    def loss(x, lengths):
+        results = flat(layer(x, lengths=lengths, reverse=reverse, return_state=True))
+        return sum((a**2).sum() for a in results), results
+
+    def run(x, lengths):
+        return flat(mx.value_and_grad(loss)(x, lengths))
+
+    got = exported(run, x, lengths)(x, lengths)
+    layer.set_dtype(mx.float64)
+    expected = run(x.astype(mx.float64), lengths)
+    for a, b in zip(got, expected, strict=True):
+        agree(a, b.astype(mx.float32))
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_an_empty_sequence(exported, name):
     """Upstream's layer cannot take one at all."""
-    layer, x, h = RNN(3, 6), mx.zeros((2, 0, 3)), mx.ones((2, 6))
-    function = exported(lambda x, h: layer(x, h, return_state=True), x, h)
-    outputs, state = function(x, h)
-    assert outputs.shape == (2, 0, 6) and mx.array_equal(state, h)
+    layer = CELLS[name].layer(3, 6, **CELLS[name].arguments)
+    x, h = mx.zeros((2, 0, 3)), [mx.ones((2, 6)) for _ in CELLS[name].states]
+    function = exported(lambda x, *h: flat(layer(x, *h, return_state=True)), x, *h)
+    outputs, *states = function(x, *h)
+    assert outputs.shape == (2, 0, 6)
+    assert all(mx.array_equal(a, b) for a, b in zip(states, h, strict=True))
 
 
 def test_functions(rng, exported):

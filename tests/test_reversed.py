@@ -4,9 +4,9 @@ import mlx.core as mx
 import pytest
 
 from conftest import draw
-from mlx_recurrent import RNN, Stack
+from mlx_recurrent import LSTM, RNN, Stack
 from mlx_recurrent.interop import Reversed
-from tolerances import equal
+from tolerances import agree, equal
 
 N, L, D, H = 3, 6, 4, 5
 
@@ -43,6 +43,22 @@ def test_it_is_the_layer_backwards(rng, keywords):
         ):
             for ours, others in zip(a, b, strict=True):
                 equal(ours, others)
+
+
+def test_the_output_of_an_lstm_is_its_hidden_state(rng):
+    layer, x = LSTM(D, H), draw(rng, (N, L, D), mx.float32)
+    every, _ = layer(x, reverse=True)
+    equal(Reversed(layer)(x), every)
+    outputs, state = Reversed(layer)(x, return_state=True)
+    equal(outputs, every)
+    first, rest = x[:, :3], x[:, 3:]
+    _, after = layer(rest, reverse=True, return_state=True)
+    close = Reversed(layer)(first, after, return_state="only")
+    for a, b in zip(close, state, strict=True):
+        agree(a, b)
+    assert Reversed(layer).plan(x, after).path == "native"
+    with pytest.raises(TypeError, match=r"hidden must be a pair \(hidden, cell\)"):
+        Reversed(layer)(x, mx.zeros((N, H)))
 
 
 def test_in_a_stack(rng):

@@ -192,10 +192,17 @@ def last_step(y: mx.array, otherwise: mx.array | None, stream: _Stream) -> mx.ar
 def two_steps(first: mx.array, last: mx.array, stream: _Stream) -> mx.array:
     """Return two arrays ``(..., H)`` as a sequence ``(..., 2, H)``."""
 
-def partition(N: int, L: int, D: int, H: int, dtype: mx.Dtype) -> _Partition:
-    """Return how the kernels divide a call of these shapes."""
+def partition(
+    N: int, L: int, D: int, H: int, dtype: mx.Dtype, cell: str = "tanh"
+) -> _Partition:
+    """Return how the kernels divide a call of these shapes.
 
-def runs_apart(*, N: int, L: int, D: int, H: int, dtype: mx.Dtype, sets: int) -> bool:
+    ``cell`` is what :func:`recurrence` takes.
+    """
+
+def runs_apart(
+    *, N: int, L: int, D: int, H: int, dtype: mx.Dtype, sets: int, cell: str = "tanh"
+) -> bool:
     """Return whether so many calls of one shape run at the same time, one a thread."""
 
 def expect_threads(arrays: Sequence[mx.array]) -> None:

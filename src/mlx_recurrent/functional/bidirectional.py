@@ -6,10 +6,20 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_recurrent import _native
-from mlx_recurrent.functional.calls import judge_rnn
+from mlx_recurrent.functional.cells import Cell
+from mlx_recurrent.functional.layer_calls import Function, cell_of, judged
 from mlx_recurrent.functional.operands import Judged, Operands, bind
-from mlx_recurrent.functional.options import BoundOptions, Options, ask_for_more
+from mlx_recurrent.functional.options import (
+    STARTS,
+    BidirectionalOptions,
+    BoundOptions,
+    Options,
+    ask_for_more,
+)
 from mlx_recurrent.functional.running import bound_options
+
+# The options of a layer itself.
+_OWN = {*Options.__annotations__, *STARTS} - {*BidirectionalOptions.__annotations__}
 
 # Multiply-adds of a layer from which on running two at once saves more than it costs to
 # put their weights together.
@@ -17,20 +27,22 @@ _LEAST_WORK = 4_000_000
 
 
 def bidirectional(
+    function: Function,
     x: mx.array,
     layers: tuple[dict[str, Any], dict[str, Any]],
-    hidden: tuple[mx.array | None, mx.array | None],
-    options: Options,
+    states: tuple[tuple[Any, ...], tuple[Any, ...]],
+    options: BidirectionalOptions,
 ) -> mx.array | None:
     """Run two layers over a sequence in one call, the second backward in time.
 
     Each is a set of weights of one launch, so that they can run at the same time.
 
     Args:
+        function (callable): What both run, such as :func:`rnn`.
         x (array): The sequence, ``(..., L, D)``.
-        layers (tuple(dict, dict)): What each layer gives to :func:`rnn`.
-        hidden (tuple(array, array)): The state before the first step of each.
-        options (Options): The keywords of the call, without ``reverse``.
+        layers (tuple(dict, dict)): What each layer gives to the function.
+        states (tuple(tuple, tuple)): Those before the first step of each.
+        options (BidirectionalOptions): The keywords of the call.
 
     Returns:
         array, optional: The outputs of both, ``(2, ..., L, H)``. ``None`` where two
@@ -40,19 +52,18 @@ def bidirectional(
         TypeError: If an argument is of the wrong type.
         ValueError: If a shape, a dtype or a value does not fit.
     """
-    if not _is_long(x, layers[0]) or any(_is_special(layer) for layer in layers):
+    cell = cell_of(function)
+    if not _is_long(cell, x, layers[0]) or any(_is_special(cell, a) for a in layers):
         return None
     one, other = (
-        judge_rnn(
+        judged(
+            function,
             x,
-            layer["Wxh"],
-            layer["Whh"],
-            layer["bias"],
-            state,
-            nonlinearity=layer["nonlinearity"],
+            **{name: a for name, a in layer.items() if name not in _OWN},
+            **dict(zip(cell.states, each, strict=True)),
             **options,
         )
-        for layer, state in zip(layers, hidden, strict=True)
+        for layer, each in zip(layers, states, strict=True)
     )
     if not isinstance(one.choice.activation, str) or (
         _likeness(one) != _likeness(other)
@@ -61,7 +72,13 @@ def bidirectional(
     L, D = x.shape[-2:]
     H = one.sequence.H
     if not _native.runs_apart(
-        N=math.prod(one.lead), L=L, D=D, H=H, dtype=one.dtype, sets=2
+        N=math.prod(one.lead),
+        L=L,
+        D=D,
+        H=H,
+        dtype=one.dtype,
+        sets=2,
+        cell=cell.kernel,
     ):
         return None
     first, second = (bind(call, None) for call in (one, other))
@@ -72,43 +89,48 @@ def bidirectional(
         reset=None if reset is None else _twice(reset, 1),
         flips=0,
     )
-    outputs: mx.array = _native.recurrence(
+    several = len(cell.states) > 1
+    result = _native.recurrence(
         Operands(
             x=_twice(first.x, 2),
             Wxh=_pair(first.Wxh, second.Wxh),
             bias=_pair(first.bias, second.bias),
             Whh=_both(first.Whh, second.Whh),
             hidden=_pair(first.hidden, second.hidden),
+            bhn=_pair(first.bhn, second.bhn),
+            cell=_pair(first.cell, second.cell),
         ),
         one.choice.activation,
         bound,
-        False,
+        several,  # then only the outputs are results for every step
         None,
     )
+    outputs: mx.array = result[0] if several else result
     return outputs
 
 
-def _is_special(layer: dict[str, Any]) -> bool:
-    bias = layer["bias"]
-    projects_first = isinstance(bias, mx.array) and bias.shape != layer["Whh"].shape[:1]
-    own = {name: layer[name] for name in layer if name in Options.__annotations__}
+def _is_special(cell: Cell, layer: dict[str, Any]) -> bool:
+    bias, Wh = layer[cell.bias], layer[cell.Wh]
+    rows = (cell.input_rows * Wh.shape[-1],)
+    projects_first = isinstance(bias, mx.array) and bias.shape != rows
+    own = {name: value for name, value in layer.items() if name in _OWN}
     return projects_first or ask_for_more(own)
 
 
-def _is_long(x: mx.array, layer: dict[str, Any]) -> bool:
+def _is_long(cell: Cell, x: mx.array, layer: dict[str, Any]) -> bool:
     """Whether a call is worth it to put the weights of two layers together."""
-    operands = (x, layer["Wxh"], layer["Whh"])
-    if not all(isinstance(a, mx.array) and a.ndim >= 2 for a in operands):
+    Wx, Wh = layer[cell.Wx], layer[cell.Wh]
+    if not all(isinstance(a, mx.array) and a.ndim >= 2 for a in (x, Wx, Wh)):
         return False  # refused by the layer itself
-    H, K = layer["Whh"].shape[0], sum(layer["Wxh"].shape)
-    work: int = math.prod(x.shape[:-1]) * H * K
+    rows, K = Wh.shape[0], Wx.shape[-1] + Wh.shape[-1]
+    work: int = math.prod(x.shape[:-1]) * rows * K
     return work >= _LEAST_WORK
 
 
 def _likeness(call: Judged) -> tuple[Any, ...]:
     """What is equal for calls that one launch can make."""
     sequence = call.sequence
-    arrays = (sequence.Wx, call.Wh, sequence.bias, *call.states)
+    arrays = (sequence.Wx, call.Wh, sequence.bias, call.hidden_bias, *call.states)
     return (
         call.choice.activation,
         call.dtype,

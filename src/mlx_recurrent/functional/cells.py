@@ -47,6 +47,11 @@ class Cell:
     step: Callable[..., tuple[mx.array, ...]] | None = None
 
     @property
+    def kernel(self) -> str:
+        """The name by which the kernels know its shape."""
+        return "tanh" if self is ELMAN else self.name
+
+    @property
     def input_rows(self) -> int:
         """How many times ``H`` rows ``Wx`` has."""
         return len(self.gates) + len(self.input_gates)

@@ -185,6 +185,33 @@ def judge_entries(hidden: Any, count: int) -> Sequence[Any]:
     return hidden
 
 
+def judge_pair(name: str, state: Any) -> tuple[Any, Any]:
+    """Return the hidden state and the cell state of an LSTM.
+
+    Args:
+        name (str): What the user calls the pair.
+        state (tuple): The pair, or ``None``.
+
+    Raises:
+        TypeError: If it is no pair.
+        ValueError: If it has not two entries.
+    """
+    if state is None:
+        return None, None
+    if not isinstance(state, (tuple, list)):
+        raise TypeError(
+            f"{name} must be a pair (hidden, cell), the states of an LSTM, but is "
+            f"{type_name(state)}"
+        )
+    if len(state) != 2:
+        raise ValueError(
+            f"{name} must be a pair (hidden, cell), the states of an LSTM, but has "
+            f"{len(state)} entries"
+        )
+    hidden, cell = state
+    return hidden, cell
+
+
 def dtype_name(dtype: mx.Dtype) -> str:
     """Return the name of a dtype as a user writes it: ``float32``."""
     return str(dtype).removeprefix("mlx.core.")

@@ -112,7 +112,9 @@ def plan_of(call: Judged, stream: StreamOrDevice) -> Plan:
     if choice.activation is None:
         return Plan(choice.path, choice.reason)
     L, D = call.sequence.x.shape[-2:]
-    parts = _native.partition(math.prod(call.lead), L, D, call.sequence.H, call.dtype)
+    parts = _native.partition(
+        math.prod(call.lead), L, D, call.sequence.H, call.dtype, call.cell.kernel
+    )
     return Plan(
         choice.path, choice.reason, parts["isa"], parts["threads"], parts["split"]
     )

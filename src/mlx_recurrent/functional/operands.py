@@ -233,7 +233,9 @@ def judge_state(
     judge_array(name, state)
     K = Wh.shape[-1]
     shape = state.shape
-    if not shape or shape[-1] != K:
+    # What makes no product is added and multiplied in MLX, and so may broadcast.
+    whole = name != cell.states[0] and shape[-1:] in ((), (1,))
+    if shape[-1:] != (K,) and not whole:
         raise ValueError(
             f"{name} must have shape (..., {K}) to fit {cell.Wh} {Wh.shape}, but has "
             f"shape {shape}"
@@ -276,7 +278,8 @@ def bind(call: Judged, stream: StreamOrDevice) -> Operands:
         return None if a is None else as_dtype(a, call.dtype, stream)
 
     x, Wh = as_dtype(x, call.dtype, stream), as_dtype(call.Wh, call.dtype, stream)
-    x, states = _broadcast(x, tuple(map(bound, starts(call, stream))), call, stream)
+    states = tuple(bound(_of_units(s, call, stream)) for s in starts(call, stream))
+    x, states = _broadcast(x, states, call, stream)
     bhn = bound(call.hidden_bias)
     return Operands(x, bound(Wx), bound(bias), Wh, states[0], bhn, *states[1:])
 
@@ -291,6 +294,16 @@ def starts(call: Judged, stream: StreamOrDevice) -> States:
         given if given is not None or start is None else _of_rows(start, call, stream)
         for given, start in zip(call.states, learned, strict=False)
     )
+
+
+def _of_units(
+    state: mx.array | None, call: Judged, stream: StreamOrDevice
+) -> mx.array | None:
+    """Return a state with a number for each unit."""
+    H = call.sequence.H
+    if state is None or call.cell is ELMAN or state.shape[-1:] == (H,):
+        return state
+    return mx.broadcast_to(state, (*state.shape[:-1], H), stream=stream)
 
 
 def _of_rows(start: mx.array, call: Judged, stream: StreamOrDevice) -> mx.array:

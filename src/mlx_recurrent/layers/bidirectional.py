@@ -10,11 +10,12 @@ from mlx_recurrent.functional.foreign import names_ways_out
 from mlx_recurrent.functional.judging import ReturnState, judge_layer, shown, type_name
 from mlx_recurrent.functional.options import (
     BidirectionalOptions,
-    Options,
     documented,
 )
 from mlx_recurrent.functional.plan import Plan, together
 from mlx_recurrent.layers.duplicate import duplicate
+from mlx_recurrent.layers.gru import GRU
+from mlx_recurrent.layers.lstm import LSTM
 from mlx_recurrent.layers.recurrent_layer import RecurrentLayer
 from mlx_recurrent.layers.rnn import RNN
 from mlx_recurrent.layers.sizes import sizes_of
@@ -196,11 +197,16 @@ class Bidirectional(WholeTime, Loading):
         self, x: mx.array, hidden: Sequence[Any], keywords: dict[str, Any]
     ) -> mx.array | None:
         """Return the outputs of both, ``(2, ..., L, H)``, where that is faster."""
-        if not type(self.forward) is type(self.backward) is RNN:
+        both, kind = (self.forward, self.backward), type(self.forward)
+        if type(self.backward) is not kind or kind not in (RNN, GRU, LSTM):
             return None
+        one, other = (
+            states_of(layer, f"hidden[{i}]", hidden[i]) for i, layer in enumerate(both)
+        )
         layers = (self.forward._arguments(), self.backward._arguments())
+        options = cast(BidirectionalOptions, keywords)
         return functional.bidirectional(
-            x, layers, (hidden[0], hidden[1]), cast(Options, keywords)
+            kind._function, x, layers, (one, other), options
         )
 
     def _merged(self, forward: Any, backward: Any) -> Any:

@@ -4,7 +4,8 @@ from typing import Any
 
 from mlx.nn.layers import recurrent
 
-from mlx_recurrent.functional.judging import type_name
+from mlx_recurrent.functional.judging import judge_pair
+from mlx_recurrent.layers.recurrent_layer import RecurrentLayer
 
 
 def states_of(layer: Any, name: str, state: Any) -> tuple[Any, ...]:
@@ -19,34 +20,7 @@ def states_of(layer: Any, name: str, state: Any) -> tuple[Any, ...]:
         TypeError: If it is no pair where it must be one.
         ValueError: If it has not two entries then.
     """
-    return pair_of(name, state) if isinstance(layer, recurrent.LSTM) else (state,)
-
-
-def pair_of(name: str, state: Any) -> tuple[Any, Any]:
-    """Return the hidden state and the cell state of an LSTM.
-
-    Args:
-        name (str): What the user calls the pair.
-        state (tuple): The pair, or ``None``.
-
-    Raises:
-        TypeError: If it is no pair.
-        ValueError: If it has not two entries.
-    """
-    if state is None:
-        return None, None
-    if not isinstance(state, (tuple, list)):
-        raise TypeError(
-            f"{name} must be a pair (hidden, cell), the states of an LSTM, but is "
-            f"{type_name(state)}"
-        )
-    if len(state) != 2:
-        raise ValueError(
-            f"{name} must be a pair (hidden, cell), the states of an LSTM, but has "
-            f"{len(state)} entries"
-        )
-    hidden, cell = state
-    return hidden, cell
+    return judge_pair(name, state) if isinstance(layer, recurrent.LSTM) else (state,)
 
 
 def run_layer(layer: Any, x: Any, name: str, state: Any, **keywords: Any) -> Any:
@@ -59,8 +33,10 @@ def run_layer(layer: Any, x: Any, name: str, state: Any, **keywords: Any) -> Any
         state (array or tuple): That state.
         keywords: Of the call.
     """
-    result = layer(x, *states_of(layer, name, state), **keywords)
-    returns_all = keywords.get("return_state", False) is False
-    if isinstance(layer, recurrent.LSTM) and returns_all:
-        return result[0]
-    return result
+    states = states_of(layer, name, state)
+    wanted = keywords.get("return_state", False)
+    if not isinstance(layer, recurrent.LSTM) or wanted is not False:
+        return layer(x, *states, **keywords)
+    if isinstance(layer, RecurrentLayer):  # no cell state of every step is made then
+        keywords["return_state"] = True
+    return layer(x, *states, **keywords)[0]

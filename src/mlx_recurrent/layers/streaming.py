@@ -8,7 +8,7 @@ from mlx.nn.layers.base import Module
 
 from mlx_recurrent import functional
 from mlx_recurrent.functional.dispatch import Nonlinearity
-from mlx_recurrent.functional.judging import type_name
+from mlx_recurrent.functional.judging import judge_pair, type_name
 from mlx_recurrent.functional.options import Values, judge_reset_now
 from mlx_recurrent.functional.plan import Plan
 from mlx_recurrent.functional.stream_core import (
@@ -19,7 +19,6 @@ from mlx_recurrent.functional.stream_core import (
     prepare,
 )
 from mlx_recurrent.layers.duplicate import duplicate
-from mlx_recurrent.layers.states import pair_of
 
 Array: TypeAlias = np.ndarray | mx.array
 
@@ -231,7 +230,7 @@ class Stream:
 
     def _states_of(self, name: str, state: Any) -> tuple[Any, ...]:
         """Return what :meth:`reset` takes for a state, of an LSTM a pair."""
-        return (state,) if len(self._names) == 1 else pair_of(name, state)
+        return (state,) if len(self._names) == 1 else judge_pair(name, state)
 
     def _start(
         self, name: str, state: Array | None, otherwise: np.ndarray | None
