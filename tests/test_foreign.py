@@ -8,7 +8,18 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from mlx_recurrent import RNN, Bidirectional, Linear, Stack, matmul, rnn, scan
+from mlx_recurrent import (
+    GRU,
+    LSTM,
+    RNN,
+    Bidirectional,
+    Linear,
+    Stack,
+    lstm,
+    matmul,
+    rnn,
+    scan,
+)
 from mlx_recurrent.interop import Reversed
 
 LAYER = RNN(3, 4)
@@ -211,3 +222,34 @@ def test_what_mlx_makes_an_array_of(x):
 def test_what_it_makes_none_of(x):
     with pytest.raises(TypeError, match=r"^x must be an mlx.core.array, but is \w+$"):
         LAYER(x)
+
+
+OF_LSTM = dict.fromkeys(("c0", "cx", "c_0"), "it is cell here")
+OF_LSTM["h_0"] = "it is hidden here"
+
+
+@pytest.mark.parametrize("name", OF_LSTM)
+def test_of_a_call_of_an_lstm(name):
+    layer = LSTM(3, 4)
+    for use in (layer, layer.plan):
+        with refused(name, OF_LSTM[name]):
+            use(X, **{name: None})
+    with refused(name, OF_LSTM[name]):
+        lstm(X, layer.Wx, layer.Wh, **{name: None})
+
+
+@pytest.mark.parametrize(
+    "kind, name, way_out",
+    [
+        (GRU, "linear_before_reset", "it is reset_after here"),
+        (GRU, "recurrent_activation", "sigmoid and tanh"),
+        (LSTM, "activation", "sigmoid and tanh"),
+        (LSTM, "unit_forget_bias", "init.forget_bias_"),
+        (LSTM, "num_layers", "Stack.build"),
+        (LSTM, "proj_size", "Linear"),
+        (LSTM, "units", "it is hidden_size here"),
+    ],
+)
+def test_of_gated_layers(kind, name, way_out):
+    with refused(name, way_out):
+        kind(3, 4, **{name: 1})
