@@ -3,7 +3,7 @@
 ``python -m mlx_recurrent.benchmarks.accuracy`` runs it; ``make accuracy`` writes
 docs/accuracy.md.
 
-A case is one call of a layer and its gradients: a sequence or a few, an initial state,
+A case is one call of a layer and its gradients: a sequence or a few, initial states,
 weights and a cotangent, all drawn for it alone. Its numbers are first rounded to the
 dtype, so that every library starts from what the reference starts from. Errors are in
 last places of the largest value: divided by that of the truth and by the dtype's eps.
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 import mlx.core as mx
@@ -27,13 +28,16 @@ import numpy as np
 import mlx_recurrent
 from mlx_recurrent import _native
 from mlx_recurrent.benchmarks import reference, tolerances
+from mlx_recurrent.benchmarks.cases import CELLS, RNN
 from mlx_recurrent.benchmarks.machine import processor
 
 Arrays: TypeAlias = dict[str, np.ndarray]
 
 DTYPES = ["float32", "float64", "bfloat16", "float16"]
+# Of RNN by their nonlinearities, and the gated ones, by the names of the reference.
 NONLINEARITIES = ["tanh", "relu", "sigmoid", "identity"]
-ARGUMENTS = ["x", "Wxh", "Whh", "bias", "hidden"]
+GATED = ["gru", "lstm"]
+EVERY_CELL = [*NONLINEARITIES, *GATED]
 # N, L, D, H: few, because some libraries compile anew for each.
 SHAPES = [
     (1, 8, 4, 8),
@@ -55,16 +59,21 @@ class Library:
         label (str): Its name.
         distribution (str): What is installed under which name.
         module (str): What it needs.
-        nonlinearities (list): Those that its layer has.
-        make (callable): Gives a function of arrays, a cotangent, a dtype and a
-            nonlinearity: the states and the gradients, in float64.
+        cells (list): Those that it has.
+        make (callable): Gives a function of arrays, a cotangent, a dtype and a cell:
+            the outputs and the gradients, in float64.
     """
 
     label: str
     distribution: str
     module: str
-    nonlinearities: list[str]
+    cells: list[str]
     make: Callable[[], Callable[..., Arrays]]
+
+
+def layer_of(cell: str) -> str:
+    """The name of the layer's class."""
+    return RNN if cell in NONLINEARITIES else cell.upper()
 
 
 def _ours() -> Callable[..., Arrays]:
@@ -74,11 +83,14 @@ def _ours() -> Callable[..., Arrays]:
         "sigmoid": mx.sigmoid,
         "identity": nn.Identity(),
     }
-    return _of_mlx(
-        lambda f, x, Wxh, Whh, bias, hidden: mlx_recurrent.rnn(
-            x, Wxh, Whh, bias, hidden, nonlinearity=named[f]
-        )
-    )
+
+    def run(cell: str, *arrays: mx.array) -> mx.array:
+        if cell in named:
+            return mlx_recurrent.rnn(*arrays, nonlinearity=named[cell])
+        function = {"gru": mlx_recurrent.gru, "lstm": mlx_recurrent.lstm}[cell]
+        return _first(function(*arrays))
+
+    return _of_mlx(run)
 
 
 def _upstream() -> Callable[..., Arrays]:
@@ -90,27 +102,37 @@ def _upstream() -> Callable[..., Arrays]:
         "identity": lambda a: a,
     }
 
-    def run(f: str, x: mx.array, *weights: mx.array) -> mx.array:
-        layer = nn.RNN(1, 1, nonlinearity=named[f])
-        layer.Wxh, layer.Whh, layer.bias, hidden = weights
-        layer.hidden_size = layer.Whh.shape[0]
-        return layer(x, hidden)
+    def run(cell: str, x: mx.array, *arrays: mx.array) -> mx.array:
+        made = {"nonlinearity": named[cell]} if cell in named else {}
+        layer = getattr(nn, layer_of(cell))(1, 1, **made)
+        weights = reference.CELLS[cell].weights
+        for name, value in zip(weights, arrays, strict=False):
+            setattr(layer, name, value)
+        states = arrays[len(weights) :]
+        layer.hidden_size = states[0].shape[-1]
+        return _first(layer(x, *states))
 
     return _of_mlx(run)
 
 
+def _first(result: Any) -> mx.array:
+    """The outputs, also where other states come with them."""
+    outputs: mx.array = result[0] if isinstance(result, tuple) else result
+    return outputs
+
+
 def _of_mlx(function: Callable[..., mx.array]) -> Callable[..., Arrays]:
-    def run(arrays: Arrays, cotangent: np.ndarray, dtype: str, f: str) -> Arrays:
+    def run(arrays: Arrays, cotangent: np.ndarray, dtype: str, cell: str) -> Arrays:
         def array(a: np.ndarray) -> mx.array:
             return mx.array(a, mx.float64).astype(getattr(mx, dtype))
 
         states, gradients = mx.vjp(
-            lambda *values: [function(f, *values)],
-            [array(arrays[name]) for name in ARGUMENTS],
+            lambda *values: [function(cell, *values)],
+            [array(a) for a in arrays.values()],
             [array(cotangent)],
         )
         wide = [tolerances.wide(a) for a in (*states, *gradients)]
-        return dict(zip(["h", *ARGUMENTS], wide, strict=True))
+        return dict(zip(["h", *arrays], wide, strict=True))
 
     return run
 
@@ -121,28 +143,32 @@ def _torch() -> Callable[..., Arrays]:
     # Small products on a busy machine: threads would wait for each other.
     torch.set_num_threads(1)
 
-    def run(arrays: Arrays, cotangent: np.ndarray, dtype: str, f: str) -> Arrays:
-        kind = getattr(torch, dtype)
-        x, Wxh, Whh, bias, hidden = given = [
-            torch.from_numpy(arrays[name]).to(kind).requires_grad_()
-            for name in ARGUMENTS
-        ]
-        layer = torch.nn.RNN(Wxh.shape[1], Wxh.shape[0], nonlinearity=f, dtype=kind)
-        weights = {
-            "weight_ih_l0": Wxh,
-            "weight_hh_l0": Whh,
-            "bias_ih_l0": bias,
-            "bias_hh_l0": torch.zeros_like(bias),
+    def run(arrays: Arrays, cotangent: np.ndarray, dtype: str, cell: str) -> Arrays:
+        kind, layer_name = getattr(torch, dtype), layer_of(cell)
+        given = {
+            name: torch.from_numpy(a).to(kind).requires_grad_()
+            for name, a in arrays.items()
         }
+        weights = [given[name] for name in reference.CELLS[cell].weights]
+        Wx, Wh, bx, bh = CELLS[layer_name].sides(torch.cat, *weights)
+        made = {"nonlinearity": cell} if cell in NONLINEARITIES else {}
+        layer = getattr(torch.nn, layer_name)(
+            Wx.shape[1], Wh.shape[1], dtype=kind, **made
+        )
+        names = ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"]
+        sides = [Wx, Wh, bx, torch.zeros_like(bx) if bh is None else bh]
+        first = tuple(given[name][None] for name in reference.CELLS[cell].states)
         states, _ = torch.func.functional_call(
-            layer, weights, (x.transpose(0, 1), hidden[None])
+            layer,
+            dict(zip(names, sides, strict=True)),
+            (given["x"].transpose(0, 1), first if len(first) > 1 else first[0]),
         )
         states = states.transpose(0, 1)
         gradients = torch.autograd.grad(
-            states, given, torch.from_numpy(cotangent).to(kind)
+            states, list(given.values()), torch.from_numpy(cotangent).to(kind)
         )
         wide = [a.detach().double().numpy() for a in (states, *gradients)]
-        return dict(zip(["h", *ARGUMENTS], wide, strict=True))
+        return dict(zip(["h", *arrays], wide, strict=True))
 
     return run
 
@@ -158,39 +184,47 @@ def _jax() -> Callable[..., Arrays]:
         "identity": lambda a: a,
     }
 
-    def compiled(f: str) -> Callable[..., Any]:
-        def states(x: Any, Wxh: Any, Whh: Any, bias: Any, hidden: Any) -> Any:
-            def step(h: Any, z: Any) -> tuple[Any, Any]:
-                h = named[f](z + h @ Whh.T)
-                return h, h
+    def compiled(cell: str) -> Callable[..., Any]:
+        layer = CELLS[layer_of(cell)]
+        count = len(reference.CELLS[cell].weights)
+        # RNN's has a tanh, in whose place the nonlinearity stands.
+        math = SimpleNamespace(tanh=named[cell]) if cell in named else jax.nn
 
-            z = x @ Wxh.T + bias
-            return jax.lax.scan(step, hidden, z.swapaxes(0, 1))[1].swapaxes(0, 1)
+        def outputs(x: Any, *arrays: Any) -> Any:
+            Wx, Wh, bx, bh = layer.sides(jnp.concatenate, *arrays[:count])
+
+            def step(before: Any, z: Any) -> tuple[Any, Any]:
+                u = before[0] @ Wh.T
+                after = layer.step(math, z, u if bh is None else u + bh, before)
+                return after, after[0]
+
+            z = (x @ Wx.T + bx).swapaxes(0, 1)
+            return jax.lax.scan(step, arrays[count:], z)[1].swapaxes(0, 1)
 
         def both(cotangent: Any, *arrays: Any) -> Any:
-            h, pull = jax.vjp(states, *arrays)
+            h, pull = jax.vjp(outputs, *arrays)
             return h, *pull(cotangent)
 
         return jax.jit(both)
 
-    functions = {f: compiled(f) for f in NONLINEARITIES}
+    functions = {cell: compiled(cell) for cell in EVERY_CELL}
 
-    def run(arrays: Arrays, cotangent: np.ndarray, dtype: str, f: str) -> Arrays:
-        given = [cotangent, *(arrays[name] for name in ARGUMENTS)]
+    def run(arrays: Arrays, cotangent: np.ndarray, dtype: str, cell: str) -> Arrays:
+        given = [cotangent, *arrays.values()]
         with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
-            results = functions[f](*(jnp.asarray(a, dtype) for a in given))
+            results = functions[cell](*(jnp.asarray(a, dtype) for a in given))
         wide = [np.asarray(a, np.float64) for a in results]
-        return dict(zip(["h", *ARGUMENTS], wide, strict=True))
+        return dict(zip(["h", *arrays], wide, strict=True))
 
     return run
 
 
 LIBRARIES = [
-    Library("ours", "mlx-recurrent", "mlx_recurrent", NONLINEARITIES, _ours),
-    Library("mlx.nn.RNN", "mlx", "mlx", NONLINEARITIES, _upstream),
-    # Its RNN has these two.
-    Library("PyTorch", "torch", "torch", ["tanh", "relu"], _torch),
-    Library("JAX scan", "jax", "jax", NONLINEARITIES, _jax),
+    Library("ours", "mlx-recurrent", "mlx_recurrent", EVERY_CELL, _ours),
+    Library("mlx.nn", "mlx", "mlx", EVERY_CELL, _upstream),
+    # Its RNN has these two nonlinearities.
+    Library("PyTorch", "torch", "torch", ["tanh", "relu", *GATED], _torch),
+    Library("JAX scan", "jax", "jax", EVERY_CELL, _jax),
 ]
 
 
@@ -225,23 +259,22 @@ class Errors:
         return math.sqrt(self.squares / self.count)
 
 
-# By dtype and nonlinearity, the library's label, and whether it is of gradients.
+# By dtype and cell, the library's label, and whether it is of gradients.
 Found: TypeAlias = dict[tuple[str, str], dict[tuple[str, bool], Errors]]
 
 
-def draw(
-    rng: np.random.Generator, dtype: str, nonlinearity: str
-) -> tuple[Arrays, np.ndarray]:
+def draw(rng: np.random.Generator, dtype: str, cell: str) -> tuple[Arrays, np.ndarray]:
     """Return the arrays of a case and a cotangent, rounded to a dtype."""
     N, L, D, H = SHAPES[rng.integers(len(SHAPES))]
-    arrays = {
-        "x": rng.standard_normal((N, L, D)),
-        "Wxh": rng.standard_normal((H, D)) * GAIN / math.sqrt(D),
-        "Whh": rng.standard_normal((H, H)) * GAIN / math.sqrt(H),
-        "bias": 0.5 * rng.standard_normal(H),
-        "hidden": 0.5 * rng.standard_normal((N, H)),
-    }
-    if nonlinearity == "relu":
+    found = reference.CELLS[cell]
+    arrays = {"x": rng.standard_normal((N, L, D))}
+    for name, shape in found.shapes(D, H).items():
+        # Of a matrix by what it sums over; of a bias alone.
+        scale = GAIN / math.sqrt(shape[-1]) if len(shape) > 1 else 0.5
+        arrays[name] = scale * rng.standard_normal(shape)
+    for name in found.states:
+        arrays[name] = 0.5 * rng.standard_normal((N, H))
+    if cell == "relu":
         # Near zero a rounding decides the slope. The first feature turns the units on
         # and off, by many times what the others do.
         x, Wxh = arrays["x"], 0.3 * arrays["Wxh"]
@@ -257,13 +290,22 @@ def draw(
     return {name: rounded(a) for name, a in arrays.items()}, rounded(cotangent)
 
 
-def truth_of(arrays: Arrays, cotangent: np.ndarray, dtype: str, f: str) -> Arrays:
-    """Return the states and the gradients of the reference."""
+def truth_of(arrays: Arrays, cotangent: np.ndarray, dtype: str, cell: str) -> Arrays:
+    """Return the outputs and the gradients of the reference."""
     wide = np.longdouble if dtype == "float64" else np.float64
-    given = [arrays[name].astype(wide) for name in ARGUMENTS]
-    states = reference.rnn(*given, activation=f)
-    gradients = reference.rnn_grad(*given, activation=f, d_states=cotangent)
-    return {"h": states, **dict(zip(ARGUMENTS, gradients, strict=True))}
+    given = {name: a.astype(wide) for name, a in arrays.items()}
+    found = reference.CELLS[cell]
+    primals = [given.get(name) for name in found.arguments]
+    outputs, _ = reference.recurrence(found, primals)
+    cotangents = [cotangent, *[None] * (len(found.states) - 1)]
+    gradients = dict(
+        zip(
+            found.arguments,
+            reference.recurrence_grad(found, primals, d_outputs=cotangents),
+            strict=True,
+        )
+    )
+    return {"h": outputs[0], **{name: gradients[name] for name in arrays}}
 
 
 def installed() -> list[Library]:
@@ -284,25 +326,25 @@ def measure(
     """
     mx.set_default_device(mx.cpu)
     runs = {library.label: library.make() for library in libraries}
-    groups = [(dtype, f) for dtype in DTYPES for f in NONLINEARITIES]
+    groups = [(dtype, cell) for dtype in DTYPES for cell in EVERY_CELL]
     found: Found = {}
-    for i, (dtype, f) in enumerate(groups):
+    for i, (dtype, cell) in enumerate(groups):
         count = cases // len(groups) + (i < cases % len(groups))
-        say(f"{dtype} {f}: {count} cases")
+        say(f"{dtype} {cell}: {count} cases")
         errors: dict[tuple[str, bool], Errors] = {}
         eps = tolerances.EPS[getattr(mx, dtype)]
         rng = np.random.default_rng([seed, i])
         for _ in range(count):
-            arrays, cotangent = draw(rng, dtype, f)
-            truth = truth_of(arrays, cotangent, dtype, f)
+            arrays, cotangent = draw(rng, dtype, cell)
+            truth = truth_of(arrays, cotangent, dtype, cell)
             for library in libraries:
-                if f not in library.nonlinearities:
+                if cell not in library.cells:
                     continue
-                got = runs[library.label](arrays, cotangent, dtype, f)
+                got = runs[library.label](arrays, cotangent, dtype, cell)
                 for name, expected in truth.items():
                     key = library.label, name != "h"
                     errors.setdefault(key, Errors()).add(got[name], expected, eps)
-        found[dtype, f] = errors
+        found[dtype, cell] = errors
     return found
 
 
@@ -311,9 +353,9 @@ def _number(value: float) -> str:
 
 
 def _table(found: Found, labels: list[str], gradients: bool) -> Iterator[str]:
-    yield "| dtype | nonlinearity | " + " | ".join(labels) + " |"
+    yield "| dtype | cell | " + " | ".join(labels) + " |"
     yield "| --- | --- |" + " ---: |" * len(labels)
-    for (dtype, f), errors in found.items():
+    for (dtype, cell), errors in found.items():
         cells = []
         for label in labels:
             one = errors.get((label, gradients))
@@ -322,7 +364,7 @@ def _table(found: Found, labels: list[str], gradients: bool) -> Iterator[str]:
                 if one
                 else ""
             )
-        yield f"| {dtype} | {f} | " + " | ".join(cells) + " |"
+        yield f"| {dtype} | {cell} | " + " | ".join(cells) + " |"
 
 
 def report(
@@ -340,13 +382,14 @@ def report(
         f"Written by `{command}` on {datetime.date.today()}: {cases:,} cases, seed "
         f"{seed}.",
         "",
-        "A case is one call of a layer and its gradients: inputs, initial state, "
-        "weights, bias and cotangent are drawn for it alone and rounded to the dtype, "
-        "so that every library starts from the same numbers. The truth is the "
+        "A case is one call of a layer and its gradients: inputs, initial states, "
+        "weights, biases and cotangent are drawn for it alone and rounded to the "
+        "dtype, so that every library starts from the same numbers. The truth is the "
         "reference of the tests in float64, for float64 in NumPy's longdouble. The "
-        "cases are divided evenly among dtypes and nonlinearities. Their N, L, D, H "
-        f"are one of: {shapes}. The weights have a spectral radius of about {GAIN}; "
-        "those of relu are such that no rounding decides a slope.",
+        "cases are divided evenly among dtypes and cells: `RNN` by its nonlinearities, "
+        f"`GRU` and `LSTM`. Their N, L, D, H are one of: {shapes}. The weights have a "
+        f"spectral radius of about {GAIN}; those of relu are such that no rounding "
+        "decides a slope.",
         "",
         "An error is in last places of the largest value: the difference from the "
         "truth, over the largest value of that result and the dtype's eps (2^-23 for "
@@ -354,13 +397,13 @@ def report(
         "entry is the largest of all cases and, in parentheses, the root mean square. "
         "Empty where a library's layer has no such nonlinearity.",
         "",
-        "## States",
+        "## Outputs",
         "",
         *_table(found, labels, False),
         "",
         "## Gradients",
         "",
-        "By x, Wxh, Whh, bias and the initial state, together.",
+        "By the input, the weights, the biases and the initial states, together.",
         "",
         *_table(found, labels, True),
         "",

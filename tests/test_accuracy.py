@@ -6,19 +6,22 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+import reference
 from mlx_recurrent.benchmarks import accuracy
 from tolerances import DIFFERENCE, EPS, mean_close
 
+# Ten of each dtype and cell.
+CASES = 10 * len(accuracy.DTYPES) * len(accuracy.EVERY_CELL)
 OURS_AND_UPSTREAM = [o for o in accuracy.LIBRARIES if o.module.startswith("mlx")]
 
 
 @pytest.fixture(scope="module")
 def found():
-    return accuracy.measure(160, 0, OURS_AND_UPSTREAM, lambda text: None)
+    return accuracy.measure(CASES, 0, OURS_AND_UPSTREAM, lambda text: None)
 
 
 def test_ours_are_no_larger_than_upstreams_on_average(found):
-    for (dtype, f), errors in found.items():
+    for (dtype, cell), errors in found.items():
         for gradients in (False, True):
             ours, upstream = (errors[o.label, gradients] for o in OURS_AND_UPSTREAM)
             eps = EPS[getattr(mx, dtype)]
@@ -26,7 +29,7 @@ def test_ours_are_no_larger_than_upstreams_on_average(found):
                 ours.root_mean_square * eps,
                 upstream.root_mean_square * eps,
                 getattr(mx, dtype),
-                f"{dtype} {f}, gradients: {gradients}",
+                f"{dtype} {cell}, gradients: {gradients}",
             )
 
 
@@ -40,8 +43,11 @@ def test_errors_are_counted():
         errors.add(np.array([np.nan, 0.0]), truth, 0.125)
 
 
-def test_cases_are_drawn_anew_and_rounded(rng):
-    one, other = (accuracy.draw(rng, "bfloat16", "tanh")[0] for _ in range(2))
+@pytest.mark.parametrize("cell", accuracy.EVERY_CELL)
+def test_cases_are_drawn_anew_and_rounded(rng, cell):
+    one, other = (accuracy.draw(rng, "bfloat16", cell)[0] for _ in range(2))
+    found = reference.CELLS[cell]
+    assert list(one) == ["x", *found.weights, *found.states]
     for name, a in one.items():
         assert not np.array_equal(a, other[name])
         rounded = mx.array(a).astype(mx.bfloat16).astype(mx.float32)
@@ -49,12 +55,13 @@ def test_cases_are_drawn_anew_and_rounded(rng):
 
 
 def test_page(found):
-    page = accuracy.report(found, OURS_AND_UPSTREAM, 160, 0, "the command")
-    assert "`the command`" in page and "160 cases, seed 0" in page
+    page = accuracy.report(found, OURS_AND_UPSTREAM, CASES, 0, "the command")
+    assert "`the command`" in page and f"{CASES} cases, seed 0" in page
     for library in OURS_AND_UPSTREAM:
         assert f" {library.label} |" in page and library.distribution in page
     rows = [line for line in page.splitlines() if line.startswith("| float16")]
-    assert len(rows) == 8 and all(row.count("(") == 2 for row in rows)
+    assert len(rows) == 2 * len(accuracy.EVERY_CELL)
+    assert all(row.count("(") == 2 for row in rows)
 
 
 def test_peers_that_are_missing_are_left_out(monkeypatch):
@@ -73,11 +80,11 @@ def test_peers_are_right(rng, module):
     pytest.importorskip(module, reason=f"{module} is not installed")
     (library,) = [o for o in accuracy.LIBRARIES if o.module == module]
     run = library.make()
-    for f in library.nonlinearities:
-        arrays, cotangent = accuracy.draw(rng, "float64", f)
-        truth = accuracy.truth_of(arrays, cotangent, "float64", f)
-        got = run(arrays, cotangent, "float64", f)
+    for cell in library.cells:
+        arrays, cotangent = accuracy.draw(rng, "float64", cell)
+        truth = accuracy.truth_of(arrays, cotangent, "float64", cell)
+        got = run(arrays, cotangent, "float64", cell)
         errors = accuracy.Errors()
         for name, expected in truth.items():
             errors.add(got[name], expected, 1.0)
-        assert errors.largest < DIFFERENCE, f
+        assert errors.largest < DIFFERENCE, cell
