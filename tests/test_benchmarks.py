@@ -565,9 +565,9 @@ def test_callables_pass_the_gate(ours_alone, kind, nonlinearity):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("way", LONG_WAYS)
-def test_ways_to_train_pass_the_gate(ours_alone, way, cell):
-    work = Work("kept", BLOCKS, option=way, cell=cell)
+@pytest.mark.parametrize("option", LONG_WAYS)
+def test_ways_to_train_pass_the_gate(ours_alone, option, cell):
+    work = Work("kept", BLOCKS, option=option, cell=cell)
     _, got = ours_alone.prepare("pass", work, save=True)
     assert gate.peer_is_wrong(got, work) == ""
 
