@@ -1,13 +1,17 @@
 """Agreement with torch.nn.RNN, which is written by others from the same equation."""
 
+from functools import partial
+
 import mlx.core as mx
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map
 
+from cells import CELLS
 from conftest import array, call, case, gradients, ours
 from mlx_recurrent import Stack
 from networks import in_dtype, network
+from optional import grads, problem
 from tolerances import agree, all_close, close, wide
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -68,6 +72,67 @@ def test_outputs_state_and_gradients(rng, shape, activation, dtype):
         {name: to_mlx(g, dtype) for name, g in theirs.items()},
         problem.gradients(c, last),
     )
+
+
+def tensor(a):
+    return torch.tensor(np.array(a), requires_grad=True)
+
+
+def layer_of(p):
+    """PyTorch's layer of a problem, and its gradients by the names of ours."""
+    weights = [tensor(a) for a in p.cell.sides(p.arrays)]
+    dtype = weights[0].dtype
+    layer = getattr(torch.nn, p.cell.torch)(p.D, p.H, batch_first=True, dtype=dtype)
+    of = "weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"
+    with torch.no_grad():
+        for name, weight in zip(of, weights, strict=True):
+            getattr(layer, name).copy_(weight)
+    names = dict(zip(p.cell.weights, of, strict=False))
+
+    def gradient(name):
+        """What ``bhn`` is, is the last part of a bias."""
+        whole = getattr(layer, names[name]).grad
+        return whole[-p.H :] if name == "bhn" else whole
+
+    return layer, gradient
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("lengths", [False, [7, 1, 4, 7, 2]], ids=["full", "packed"])
+@pytest.mark.parametrize("name", [n for n, cell in CELLS.items() if cell.torch])
+def test_each_cell(rng, name, lengths, dtype):
+    """Outputs, states and gradients, of rows of different lengths too."""
+    p = problem(rng, (5,), 7, 6, 9, of=name, dtype=dtype, lengths=lengths)
+    c = p.cotangents()
+    if lengths:
+        c[0] = p.in_padding(c[0], 0)
+    layer, gradient = layer_of(p)
+    x = tensor(p.arrays["x"])
+    states = [tensor(p.arrays[n]) for n in p.cell.states]
+    given = states[0][None] if len(states) == 1 else tuple(s[None] for s in states)
+    packed = x
+    if lengths:
+        packed = torch.nn.utils.rnn.pack_padded_sequence(
+            x, lengths, batch_first=True, enforce_sorted=False
+        )
+    outputs, last = layer(packed, given)
+    if lengths:
+        outputs, _ = torch.nn.utils.rnn.pad_packed_sequence(
+            outputs, batch_first=True, total_length=7
+        )
+    last = [last] if len(states) == 1 else list(last)
+    results = [outputs, *(s[0] for s in last)]
+    sum((a * tensor(b)).sum() for a, b in zip(results, c, strict=True)).backward()
+
+    theirs = dict(zip(p.cell.states, (s.grad for s in states), strict=True))
+    theirs |= {"x": x.grad, **{n: gradient(n) for n in p.cell.weights}}
+    truths = p.gradients(*c)
+    for path in p.cell.paths.values():
+        for got, other, truth in zip(p(path), results, p.truth(), strict=True):
+            close(got, to_mlx(other, dtype), truth)
+        got = grads(partial(p, path), p.arrays.values(), c)
+        for n, g, truth in zip(p.names, got, truths, strict=True):
+            close(g, to_mlx(theirs[n], dtype), truth, n)
 
 
 def test_saturated_sequences_agree(rng):
