@@ -206,7 +206,7 @@ void bind_recurrence(nb::module_& m) {
       },
       "operands"_a,
       "activation"_a,
-      "return_state"_a);
+      "return_state"_a.none());
 
   m.def(
       "pre_activation",

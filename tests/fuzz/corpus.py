@@ -123,4 +123,6 @@ CORPUS = [
         "argument 0": "lengths",
         "value 0": "np.full(lead, 1, object)",
     },
+    # nanobind's words for None, which the plain call did not expect.
+    {"call": "misuse", "seed": 0, "argument 0": "return_state", "value 0": "None"},
 ]

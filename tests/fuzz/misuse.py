@@ -203,6 +203,18 @@ WRONG |= {
     ],
 }
 WRONG["stream hidden"].remove("np.zeros((2, 3))")
+# Of gated cells, with G slabs: a weight of another number of rows, or of columns.
+for gates, cell in ((3, "gru"), (4, "lstm")):
+    for name, columns in (("Wx", "D"), ("Wh", "H")):
+        WRONG[f"{name} of {cell}"] = [
+            *ARRAYS,
+            *("None", "zeros(H)", f"zeros({gates} * H, {columns}, 1)"),
+            f"zeros({gates} * H, {columns}, complex=True)",
+            f"zeros({gates} * H + {gates}, {columns} + 2)",
+        ]
+WRONG["bhn"] = [*WRONG["hidden0"], "zeros(3 * H + 1)"]
+WRONG["cell"], WRONG["cell0"] = WRONG["hidden"], WRONG["hidden0"]
+WRONG["reset_after"] = WRONG["reverse"]
 _NETWORK = [*JUNK, *NUMBERS, "None", "nn.RNN(2, 3)", "len", "RNN", "[RNN(2, 3)]"]
 WRONG |= {
     "network": _NETWORK,
@@ -272,6 +284,11 @@ _FUNCTION = {
     "stream": "mx.cpu",
 }
 _X = {"x": "zeros(*lead, L, D)"}
+_GATED = {
+    name: value
+    for name, value in _FUNCTION.items()
+    if name not in ("leak", "nonlinearity")
+} | {"input_dropout": "0.1"}
 _PRODUCT = {"x": "zeros(*lead, L, D)", "w": "zeros(H, D)"}
 
 
@@ -330,6 +347,18 @@ FUNCTIONS = {
         lambda s, f, **a: mlx_recurrent.rnn(**a),
         {**_X, "Wxh": "zeros(H, D)", "Whh": "zeros(H, H)"},
         {**_FUNCTION, "bias": "zeros(H)", "input_dropout": "0.1"},
+    ),
+    "gru": Function(
+        lambda s, f, **a: mlx_recurrent.gru(**a),
+        {**_X, "Wx": "zeros(3 * H, D)", "Wh": "zeros(3 * H, H)"},
+        {**_GATED, "bhn": "zeros(H)"},
+        {"Wx": "Wx of gru", "Wh": "Wh of gru"},
+    ),
+    "lstm": Function(
+        lambda s, f, **a: mlx_recurrent.lstm(**a),
+        {**_X, "Wx": "zeros(4 * H, D)", "Wh": "zeros(4 * H, H)"},
+        {**_GATED, "cell": "zeros(*lead, H)", "cell0": "zeros(H)"},
+        {"Wx": "Wx of lstm", "Wh": "Wh of lstm"},
     ),
     "scan": Function(
         lambda s, f, **a: mlx_recurrent.scan(**a),
