@@ -154,6 +154,7 @@ struct BackwardRun {
             C* values = tile.values + m * tile.stride;
             terms.drop_inputs(
                 layout.row_at[tile.row + m].r,
+                layout.row_at[tile.row + m].t,
                 values - tile.column,
                 tile.column,
                 tile.column + tile.columns);

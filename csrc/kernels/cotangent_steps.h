@@ -216,6 +216,9 @@ struct CotangentSteps {
       Vec<C> lambda,
       Vec<C> h) const {
     const Terms<T>& terms = layout.terms;
+    if (terms.skips_row(r)) {
+      return;
+    }
     const C* q = terms.starts_row(r) ? terms.started_at[0] : before + r * ldh;
     Vec<C> d = lambda * (h - load_as<Vec<C>>(q + j));
     if (terms.draws_units[0]) {

@@ -280,7 +280,7 @@ struct ForwardSteps {
           g.x.feature_stride,
           0,
           g.D);
-      terms.drop_inputs(r, x, 0, g.D);
+      terms.drop_inputs(r, t, x, 0, g.D);
       x += ldd;
     });
     int64_t skipped = slabs.input_column();
@@ -433,6 +433,9 @@ struct ForwardSteps {
       y[s] = T::round(y[s]);
       if (terms.draws_units[s]) {
         y[s] = terms.unless_kept(r, j, y[s], before[s], s);
+      }
+      if (terms.skips_row(r)) {
+        y[s] = before[s];
       }
       store_as(at.state[s] + r * ldh + j, y[s]);
       if (out[s]) {

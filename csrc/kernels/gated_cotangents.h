@@ -193,11 +193,20 @@ struct GatedCotangents {
         lambda[s] = terms.unless_kept(r, j, lambda[s], Vec<C>{}, s);
       }
     }
-    Cell::template pullback<VectorOps<T>>(
-        saved, q, splat<C>(C(1)), lambda, da, dq);
+    if (terms.skips_row(r)) {
+      for (Vec<C>& none : da) {
+        none = Vec<C>{};
+      }
+      for (int s = 0; s < shape.states; ++s) {
+        dq[s] = lambda[s];
+      }
+    } else {
+      Cell::template pullback<VectorOps<T>>(
+          saved, q, splat<C>(C(1)), lambda, da, dq);
+    }
 #pragma GCC unroll 8
     for (int s = 0; s < shape.states; ++s) {
-      if (Cell::passes(s) || terms.draws_units[s]) {
+      if (holds(s)) {
         store_as(layout.held[s] + r * ldh + j, held[s] + dq[s]);
       }
     }
@@ -233,10 +242,15 @@ struct GatedCotangents {
     passed[0] = terms.seen(r, j, load_as<Vec<C>>(product));
 #pragma GCC unroll 8
     for (int s = 0; s < shape.states; ++s) {
-      if (Cell::passes(s) || terms.draws_units[s]) {
+      if (holds(s)) {
         passed[s] += load_as<Vec<C>>(layout.held[s] + r * ldh + j);
       }
     }
+  }
+
+  // Whether a state passes something on beside Whh.
+  INLINE_MEMBER bool holds(int state) const {
+    return Cell::passes(state) || terms.draws_units[state] || terms.skips;
   }
 
   INLINE_MEMBER void add_to_starts(int64_t j, const Vec<C>* passed) const {

@@ -236,6 +236,9 @@ struct RecurrenceArgs {
   Vector hidden0; // (H,); null data: zero
   Vector cell0;
   Vector leak; // (H,); null data: 1
+  // bool (N, L): where it does not hold a step is skipped: all states stay as
+  // they are, and nothing of x is seen. Null data: nowhere.
+  Sequence mask;
   Course course;
   Draws draws;
   // 0: every state is kept, at its place in time. k >= 1: those after steps k,

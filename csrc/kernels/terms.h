@@ -1,6 +1,6 @@
 // The optional terms of the recurrence, for the rows that a member works on:
-// episodes, leak, zoneout and dropout. All of them select: what has the factor
-// 0 is not there.
+// episodes, skipped steps, leak, zoneout and dropout. All of them select: what
+// has the factor 0 is not there.
 
 #pragma once
 
@@ -30,10 +30,11 @@ struct Terms {
   uint32_t* drawn_rows;         // (rows): as what they draw
   Generator generator;
   bool* started; // (rows): whether an episode starts with the step at hand
+  bool* skipped; // (rows): whether the step at hand is skipped
   int64_t ldw;
   uint32_t bounds[kMostStates]; // words below it keep a unit
   // Which of the terms there are.
-  bool episodes, leaks, drops_states, drops_features;
+  bool episodes, skips, leaks, drops_states, drops_features;
   bool draws_units[kMostStates]; // of each state
 
   Terms(
@@ -46,6 +47,7 @@ struct Terms {
     ldh = leading_dimension<C>(g.H);
     ldd = leading_dimension<C>(g.D);
     episodes = g.course.reset.data;
+    skips = g.mask.data;
     leaks = g.leak.data;
     drops_states = draws(Drawn::recurrent_dropout);
     drops_features = draws(Drawn::input_dropout) && !g.projected;
@@ -74,14 +76,12 @@ struct Terms {
     }
     drawn_rows = reinterpret_cast<uint32_t*>(take(g.draws.key ? most : 0));
     started = reinterpret_cast<bool*>(take(episodes ? most : 0));
+    skipped = reinterpret_cast<bool*>(take(skips ? most : 0));
   }
 
   // Whether a state is more than f(a).
   INLINE_MEMBER bool blends() const {
-    return leaks || zones();
-  }
-  INLINE_MEMBER bool zones() const {
-    return draws_units[0] || draws_units[1];
+    return leaks || skips || draws_units[0] || draws_units[1];
   }
   // Whether the product with Whh takes something other than the last state.
   INLINE_MEMBER bool carries() const {
@@ -126,6 +126,9 @@ struct Terms {
     for (int64_t r = 0; episodes && r < count; ++r) {
       started[r] = running.starts(rows.first + r, i);
     }
+    for (int64_t r = 0; skips && r < count; ++r) {
+      skipped[r] = skips_at(r, running.place(rows.first + r, i));
+    }
     for (int s = 0; s < kMostStates; ++s) {
       for (int64_t r = 0; draws_units[s] && r < count; ++r) {
         int64_t position = rows.first + r;
@@ -143,6 +146,19 @@ struct Terms {
     return episodes && started[r];
   }
 
+  INLINE_MEMBER bool skips_row(int64_t r) const {
+    return skips && skipped[r];
+  }
+
+  // Whether row r skips its step at place t.
+  INLINE_MEMBER bool skips_at(int64_t r, int64_t t) const {
+    const Sequence& mask = g.mask;
+    return skips &&
+        !static_cast<const bool*>(mask.data)
+            [mask.row_offsets[running.row(rows.first + r)] +
+             t * mask.step_stride];
+  }
+
   // v, or `kept` in the units of row r that keep their state.
   INLINE_MEMBER Vec<C> unless_kept(
       int64_t r,
@@ -156,6 +172,9 @@ struct Terms {
 
   // k of row r at the step at hand, where a state is more than f(a).
   INLINE_MEMBER Vec<C> rate(int64_t r, int64_t column) const {
+    if (skips_row(r)) {
+      return Vec<C>{};
+    }
     Vec<C> k = leaks ? load_as<Vec<C>>(leak + column) : splat<C>(C(1));
     return draws_units[0] ? unless_kept(r, column, k, Vec<C>{}) : k;
   }
@@ -163,6 +182,9 @@ struct Terms {
   // What step at hand makes of q, the state before, and of f(a).
   INLINE_MEMBER Vec<C> state_of(int64_t r, int64_t column, Vec<C> q, Vec<C> f)
       const {
+    if (skips_row(r)) {
+      return q;
+    }
     Vec<C> h = leaks ? blend(q, f, load_as<Vec<C>>(leak + column)) : f;
     return draws_units[0] ? unless_kept(r, column, h, q) : h;
   }
@@ -199,9 +221,19 @@ struct Terms {
     }
   }
 
-  // m_x * x of row r, in place, of columns [first, last).
-  INLINE_MEMBER void drop_inputs(int64_t r, C* x, int64_t first, int64_t last)
-      const {
+  // m_x * x of row r at place t, in place, of columns [first, last).
+  INLINE_MEMBER void drop_inputs(
+      int64_t r,
+      int64_t t,
+      C* x,
+      int64_t first,
+      int64_t last) const {
+    if (skips_at(r, t)) {
+      for (int64_t j = first; j < last; j += lanes) {
+        store_as(x + j, Vec<C>{});
+      }
+      return;
+    }
     for (int64_t j = first; drops_features && j < last; j += lanes) {
       store_as(
           x + j,

@@ -147,7 +147,7 @@ struct WeightGradients {
                     j0 * g.x.feature_stride,
                 g.x.feature_stride,
                 width);
-            terms.drop_inputs(at->r, to - j0, j0, j0 + width);
+            terms.drop_inputs(at->r, at->t, to - j0, j0, j0 + width);
             ++at;
           });
     }

@@ -29,9 +29,7 @@ std::vector<kernels::Course> courses(
     lengths = {a.data<char>(), operands.offsets(a, axes), 0, 0};
   }
   if (course.reset) {
-    const mx::array& a = *course.reset;
-    int axes = static_cast<int>(a.ndim()) - 1;
-    reset = {a.data<char>(), operands.offsets(a, axes), a.strides(-1), 0};
+    reset = operands.flags(*course.reset);
   }
   // Rows of all sets that stand between two places along the axis that flips.
   int64_t block = form.flips < 0

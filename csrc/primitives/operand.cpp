@@ -69,6 +69,11 @@ kernels::Sequence Operands::rows(const mx::array& a) {
       a.data<char>(), offsets(a, ndim - 1), 0, a.strides(-1)};
 }
 
+kernels::Sequence Operands::flags(const mx::array& a) {
+  int axes = static_cast<int>(a.ndim()) - 1;
+  return {a.data<char>(), offsets(a, axes), a.strides(-1), 0};
+}
+
 kernels::Matrix Operands::matrix(const mx::array& a, int64_t set) {
   int axes = static_cast<int>(a.ndim()) - 2;
   return kernels::Matrix{set_data(a, axes, set), a.strides(-2), a.strides(-1)};

@@ -29,6 +29,9 @@ class Operands {
   // (..., features): every axis but the last becomes the rows, of one step.
   kernels::Sequence rows(const mx::array& a);
 
+  // (..., L): every axis but the last becomes the rows.
+  kernels::Sequence flags(const mx::array& a);
+
   // (sets..., M, K) and (sets..., H): that of one set.
   static kernels::Matrix matrix(const mx::array& a, int64_t set);
   static kernels::Vector vector(const mx::array& a, int64_t set);

@@ -25,6 +25,7 @@ enum class RecurrenceSlot : int {
   key,
   lengths,
   reset,
+  mask,
   states, // those that are kept
   cells,
   dstates,

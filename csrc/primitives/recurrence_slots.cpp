@@ -64,6 +64,7 @@ constexpr RecurrenceRow table[] = {
     {.slot = Slot::key, .kind = {"key", sets, {Size::two}, Holds::words}},
     {.slot = Slot::lengths, .kind = lengths_kind},
     {.slot = Slot::reset, .kind = reset_kind},
+    {.slot = Slot::mask, .kind = {"mask", rows, {L}, Holds::flags}},
     {.slot = Slot::states,
      .kind = {"states", rows, {Size::kept, H}},
      .backward = &BackwardArgs::states,
@@ -211,6 +212,12 @@ std::vector<RecurrenceArgs> arguments(
       sizes.sets,
       sizes.N,
       operands);
+  if (auto mask = form.inputs.find(inputs, Slot::mask)) {
+    kernels::Sequence flags = operands.flags(*mask);
+    for (int64_t i = 0; i < sizes.sets; ++i) {
+      all[i].mask = of_set(flags, i, sizes.N);
+    }
+  }
   auto key = form.inputs.find(inputs, Slot::key);
   int first = sizes.axes + form.repeated_axes;
   for (int64_t i = 0; i < sizes.sets; ++i) {
