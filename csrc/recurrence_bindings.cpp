@@ -82,13 +82,13 @@ void read_options(
     Slotted<Slot>& arrays,
     RecurrenceForm& form) {
   using kernels::Drawn;
-  read(options, {Slot::lengths, Slot::reset, Slot::hidden0, Slot::key}, arrays);
-  if (form.kind == kernels::CellKind::elman) {
-    read(options, {Slot::leak}, arrays);
-  }
+  read(
+      options,
+      {Slot::lengths, Slot::reset, Slot::hidden0, Slot::leak, Slot::key},
+      arrays);
   if (form.shape().states > 1) {
     static PyObject* const zoneout_cell = interned("zoneout_cell");
-    read(options, {Slot::cell0}, arrays);
+    read(options, {Slot::cell0, Slot::leak_cell}, arrays);
     read(options, zoneout_cell, form.probability(Drawn::zoneout_cell));
   }
   static PyObject* const reverse = interned("reverse");

@@ -46,9 +46,11 @@ Stream::Stream(
   most_steps_ = std::max<int64_t>(1, kPieceRows / std::max<int64_t>(1, N));
   int64_t element = stored_bytes(type);
   leak_ = copied(vectors.leak);
+  leak_cell_ = copied(vectors.leak_cell);
   hidden0_ = copied(vectors.hidden0);
   cell0_ = copied(vectors.cell0);
   args_.layer.leak = {leak_.get(), 1};
+  args_.layer.leak_cell = {leak_cell_.get(), 1};
   args_.layer.hidden0 = {hidden0_.get(), 1};
   args_.layer.cell0 = {cell0_.get(), 1};
   for (int64_t n = 0; n < N; ++n) {

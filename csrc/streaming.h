@@ -15,6 +15,7 @@ namespace mlx_recurrent {
 // layer has none.
 struct StreamVectors {
   const void* leak;
+  const void* leak_cell;
   const void* hidden0;
   const void* cell0;
 };
@@ -71,7 +72,7 @@ class Stream {
   std::shared_ptr<const void> owner_;
   int64_t most_steps_; // of a piece: one run of the kernel
   std::vector<int64_t> x_rows_, state_rows_, reset_rows_; // where they begin
-  std::unique_ptr<char[]> leak_, hidden0_, cell0_;
+  std::unique_ptr<char[]> leak_, leak_cell_, hidden0_, cell0_;
   std::unique_ptr<char[]> scratch_;
   std::unique_ptr<char[]> x_;   // of a piece, where x is converted
   std::unique_ptr<char[]> out_; // of a piece

@@ -85,14 +85,15 @@ class Memory {
 class NumPyStream {
  public:
   // Weights are evaluated arrays of one floating dtype. `dtype` is the NumPy
-  // array's, of one letter `format`; `leak`, `hidden0` and `cell0` are None or
-  // such an array (H,).
+  // array's, of one letter `format`; the leaks, `hidden0` and `cell0` are None
+  // or such an array (H,).
   NumPyStream(
       const mx::array& Wxh,
       const std::optional<mx::array>& bias,
       const mx::array& Whh,
       const std::optional<mx::array>& bhn,
       nb::handle leak,
+      nb::handle leak_cell,
       nb::handle hidden0,
       nb::handle cell0,
       const std::variant<std::string, TracedReference>& cell,
@@ -104,6 +105,10 @@ class NumPyStream {
             kernel_type(Whh.dtype()),
             layer(Wxh, bias, Whh, bhn, cell, lead_),
             {elements(leak, Memory(leak, array_type_, false), Whh.shape(1)),
+             elements(
+                 leak_cell,
+                 Memory(leak_cell, array_type_, false),
+                 Whh.shape(1)),
              elements(
                  hidden0,
                  Memory(hidden0, array_type_, false),
@@ -370,6 +375,7 @@ void bind_streaming(nb::module_& m) {
               nb::handle,
               nb::handle,
               nb::handle,
+              nb::handle,
               const std::variant<std::string, TracedReference>&,
               nb::iterable,
               nb::object>(),
@@ -379,6 +385,7 @@ void bind_streaming(nb::module_& m) {
           "Whh"_a,
           "bhn"_a = nb::none(),
           "leak"_a.none(),
+          "leak_cell"_a = nb::none(),
           "hidden0"_a.none(),
           "cell0"_a = nb::none(),
           "cell"_a,

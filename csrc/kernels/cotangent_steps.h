@@ -222,7 +222,7 @@ struct CotangentSteps {
     const C* q = terms.starts_row(r) ? terms.started_at[0] : before + r * ldh;
     Vec<C> d = lambda * (h - load_as<Vec<C>>(q + j));
     if (terms.draws_units[0]) {
-      d = terms.unless_kept(r, j, d, Vec<C>{});
+      d = terms.unless_kept(r, j, d, Vec<C>{}, 0);
     }
     C* sum = layout.sums[1] + j;
     store_as(sum, load_as<Vec<C>>(sum) + d);

@@ -430,13 +430,10 @@ struct ForwardSteps {
     run_cell(a + j, before, y, kept);
 #pragma GCC unroll 8
     for (int s = 0; s < shape.states; ++s) {
+      if (terms.blends()) {
+        y[s] = terms.state_of(r, j, before[s], y[s], s);
+      }
       y[s] = T::round(y[s]);
-      if (terms.draws_units[s]) {
-        y[s] = terms.unless_kept(r, j, y[s], before[s], s);
-      }
-      if (terms.skips_row(r)) {
-        y[s] = before[s];
-      }
       store_as(at.state[s] + r * ldh + j, y[s]);
       if (out[s]) {
         store_some<Rounded<T>>(out[s] + j, y[s], left);

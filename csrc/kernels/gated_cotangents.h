@@ -188,17 +188,15 @@ struct GatedCotangents {
 #pragma GCC unroll 8
     for (int s = 0; s < shape.states; ++s) {
       held[s] = Vec<C>{};
-      if (terms.draws_units[s]) {
-        held[s] = terms.unless_kept(r, j, Vec<C>{}, lambda[s], s);
-        lambda[s] = terms.unless_kept(r, j, lambda[s], Vec<C>{}, s);
+      if (terms.blends()) {
+        Vec<C> k = terms.rate(r, j, s);
+        held[s] = Terms<T>::gate(C(1) - k, lambda[s]);
+        lambda[s] = Terms<T>::gate(k, lambda[s]);
       }
     }
     if (terms.skips_row(r)) {
       for (Vec<C>& none : da) {
         none = Vec<C>{};
-      }
-      for (int s = 0; s < shape.states; ++s) {
-        dq[s] = lambda[s];
       }
     } else {
       Cell::template pullback<VectorOps<T>>(
@@ -250,7 +248,7 @@ struct GatedCotangents {
 
   // Whether a state passes something on beside Whh.
   INLINE_MEMBER bool holds(int state) const {
-    return Cell::passes(state) || terms.draws_units[state] || terms.skips;
+    return Cell::passes(state) || terms.blends();
   }
 
   INLINE_MEMBER void add_to_starts(int64_t j, const Vec<C>* passed) const {

@@ -219,8 +219,8 @@ struct Draws {
 //
 // So an Elman cell. Others have several pre-activations of each unit, slabs of
 // H rows of the weights, in the order of gru.h and lstm.h, a bias `bhn` of what
-// Whh alone gives, and a second state, `cell` at first; zoneout is then all
-// that a state may keep.
+// Whh alone gives, and a second state, `cell` at first. Each state is then
+// blended with what it was for itself, after the cell has made all new ones.
 struct RecurrenceArgs {
   int64_t N, L, D, H;
   CellKind kind;
@@ -236,6 +236,7 @@ struct RecurrenceArgs {
   Vector hidden0; // (H,); null data: zero
   Vector cell0;
   Vector leak; // (H,); null data: 1
+  Vector leak_cell;
   // bool (N, L): where it does not hold a step is skipped: all states stay as
   // they are, and nothing of x is seen. Null data: nowhere.
   Sequence mask;

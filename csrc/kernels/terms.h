@@ -21,7 +21,7 @@ struct Terms {
   Slabs<C> slabs;
   Range rows{0, 0};           // positions; set by begin
   C* started_at[kMostStates]; // (ldh) each: hidden0, zeros where there is none
-  C* leak;                    // (ldh)
+  C* leak[kMostStates];       // (ldh) each
   C* factors;                 // (rows, ldh), of recurrent dropout
   C* input_factors;           // (rows, ldd)
   C* saved; // a row of slabs each: what was there before an absent product
@@ -34,8 +34,8 @@ struct Terms {
   int64_t ldw;
   uint32_t bounds[kMostStates]; // words below it keep a unit
   // Which of the terms there are.
-  bool episodes, skips, leaks, drops_states, drops_features;
-  bool draws_units[kMostStates]; // of each state
+  bool episodes, skips, drops_states, drops_features;
+  bool leaks[kMostStates], draws_units[kMostStates]; // of each state
 
   Terms(
       Arena& arena,
@@ -48,7 +48,6 @@ struct Terms {
     ldd = leading_dimension<C>(g.D);
     episodes = g.course.reset.data;
     skips = g.mask.data;
-    leaks = g.leak.data;
     drops_states = draws(Drawn::recurrent_dropout);
     drops_features = draws(Drawn::input_dropout) && !g.projected;
     int64_t most = shares.most_rows();
@@ -58,13 +57,14 @@ struct Terms {
       C* all = arena.take<C>(shares.partition.threads * count);
       return all + shares.member.index * count;
     };
-    leak = take(leaks ? ldh : 0);
     factors = take(drops_states ? most * ldh : 0);
     input_factors = take(drops_features ? most * ldd : 0);
     saved = take(episodes ? most * slabs.ld : 0);
     for (int s = 0; s < kMostStates; ++s) {
       bool there = s < slabs.shape.states;
       Drawn zoneout = s == 0 ? Drawn::zoneout : Drawn::zoneout_cell;
+      leaks[s] = there && leak_of(s).data;
+      leak[s] = take(leaks[s] ? ldh : 0);
       draws_units[s] = there && draws(zoneout);
       bounds[s] =
           draws_units[s] ? bound_of(probability_of(g.draws, zoneout)) : 0;
@@ -81,7 +81,7 @@ struct Terms {
 
   // Whether a state is more than f(a).
   INLINE_MEMBER bool blends() const {
-    return leaks || skips || draws_units[0] || draws_units[1];
+    return skips || leaks[0] || leaks[1] || draws_units[0] || draws_units[1];
   }
   // Whether the product with Whh takes something other than the last state.
   INLINE_MEMBER bool carries() const {
@@ -96,8 +96,10 @@ struct Terms {
         stage_vector(started_at[1], g.cell0);
       }
     }
-    if (leaks) {
-      stage_vector(leak, g.leak);
+    for (int s = 0; s < kMostStates; ++s) {
+      if (leaks[s]) {
+        stage_vector(leak[s], leak_of(s));
+      }
     }
   }
 
@@ -165,28 +167,34 @@ struct Terms {
       int64_t column,
       Vec<C> v,
       Vec<C> kept,
-      int state = 0) const {
+      int state) const {
     typename Simd<C>::bits drawn = words_at(words[state] + r * ldw + column);
     return drawn < bounds[state] ? kept : v;
   }
 
   // k of row r at the step at hand, where a state is more than f(a).
-  INLINE_MEMBER Vec<C> rate(int64_t r, int64_t column) const {
+  INLINE_MEMBER Vec<C> rate(int64_t r, int64_t column, int state = 0) const {
     if (skips_row(r)) {
       return Vec<C>{};
     }
-    Vec<C> k = leaks ? load_as<Vec<C>>(leak + column) : splat<C>(C(1));
-    return draws_units[0] ? unless_kept(r, column, k, Vec<C>{}) : k;
+    Vec<C> k =
+        leaks[state] ? load_as<Vec<C>>(leak[state] + column) : splat<C>(C(1));
+    return draws_units[state] ? unless_kept(r, column, k, Vec<C>{}, state) : k;
   }
 
   // What step at hand makes of q, the state before, and of f(a).
-  INLINE_MEMBER Vec<C> state_of(int64_t r, int64_t column, Vec<C> q, Vec<C> f)
-      const {
+  INLINE_MEMBER Vec<C> state_of(
+      int64_t r,
+      int64_t column,
+      Vec<C> q,
+      Vec<C> f,
+      int state = 0) const {
     if (skips_row(r)) {
       return q;
     }
-    Vec<C> h = leaks ? blend(q, f, load_as<Vec<C>>(leak + column)) : f;
-    return draws_units[0] ? unless_kept(r, column, h, q) : h;
+    Vec<C> h =
+        leaks[state] ? blend(q, f, load_as<Vec<C>>(leak[state] + column)) : f;
+    return draws_units[state] ? unless_kept(r, column, h, q, state) : h;
   }
 
   // (1 - k) q + k f.
@@ -244,6 +252,10 @@ struct Terms {
   }
 
  private:
+  const Vector& leak_of(int state) const {
+    return state == 0 ? g.leak : g.leak_cell;
+  }
+
   bool draws(Drawn what) const {
     return g.draws.key && probability_of(g.draws, what) > 0;
   }

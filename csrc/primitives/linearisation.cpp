@@ -77,8 +77,16 @@ const StateArrays& Linearisation::updates() {
   return once(updates_, [&] {
     StateArrays all;
     for (const mx::array& y : states_) {
-      all.push_back(
-          mask(all.empty() ? Drawn::zoneout : Drawn::zoneout_cell, y));
+      Slot slot = state_slots[all.size()].leak;
+      auto updated =
+          mask(all.empty() ? Drawn::zoneout : Drawn::zoneout_cell, y);
+      // That of an Elman cell has a derivative: see there.
+      bool gated = form_.kind != kernels::CellKind::elman;
+      if (auto leak = gated ? find(slot) : std::nullopt) {
+        mx::array rows = repeated_row(*leak, y, s_);
+        updated = updated ? gate(*updated, rows, s_) : rows;
+      }
+      all.push_back(updated);
     }
     return all;
   });

@@ -63,7 +63,8 @@ class Linearisation {
   std::optional<mx::array> mask(kernels::Drawn what, const mx::array& like)
       const;
   const std::optional<mx::array>& input_factors();
-  // 1 where a unit is updated, 0 where it keeps its state.
+  // 1 where a unit is updated, 0 where it keeps its state, and of a gated cell
+  // between them how much of it is new.
   const StateArrays& updates();
   const Arrays& before();
   const Arrays& pre_activations();

@@ -22,6 +22,7 @@ enum class RecurrenceSlot : int {
   hidden0,
   cell0,
   leak,
+  leak_cell, // of the second state, for whose sake alone it is not learned
   key,
   lengths,
   reset,
@@ -41,17 +42,19 @@ const SlotKind& kind_of(RecurrenceSlot slot);
 
 // What each of a cell's states has.
 struct StateSlots {
-  RecurrenceSlot hidden, hidden0, states, dstates, state, dstate;
+  RecurrenceSlot hidden, hidden0, leak, states, dstates, state, dstate;
 };
 constexpr StateSlots state_slots[] = {
     {RecurrenceSlot::hidden,
      RecurrenceSlot::hidden0,
+     RecurrenceSlot::leak,
      RecurrenceSlot::states,
      RecurrenceSlot::dstates,
      RecurrenceSlot::state,
      RecurrenceSlot::dstate},
     {RecurrenceSlot::cell,
      RecurrenceSlot::cell0,
+     RecurrenceSlot::leak_cell,
      RecurrenceSlot::cells,
      RecurrenceSlot::dcells,
      RecurrenceSlot::last_cell,

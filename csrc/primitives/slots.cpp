@@ -15,6 +15,7 @@ mx::Shape Shapes::of(const SlotKind& kind) const {
 mx::Dtype dtype_of(const SlotKind& kind, mx::Dtype numbers) {
   switch (kind.holds) {
     case Holds::numbers:
+    case Holds::constants:
       return numbers;
     case Holds::computed_numbers:
       return compute_dtype(numbers);

@@ -37,7 +37,14 @@ enum class Size : int {
 
 // What the elements are. Numbers have the dtype of the call, and derivatives;
 // the others have none.
-enum class Holds : int { numbers, computed_numbers, words, counts, flags };
+enum class Holds : int {
+  numbers,
+  constants, // numbers of which there is no derivative
+  computed_numbers,
+  words,
+  counts,
+  flags
+};
 
 // What a slot is.
 struct SlotKind {

@@ -55,6 +55,7 @@ class Stream:
         Whh: mx.array,
         bhn: mx.array | None = None,
         leak: np.ndarray | None,
+        leak_cell: np.ndarray | None = None,
         hidden0: np.ndarray | None,
         cell0: np.ndarray | None = None,
         cell: str | Traced,

@@ -177,8 +177,6 @@ def judge(
             choice = choice.composed(
                 f"a bias {bias.shape} that is not ({M},) stands beside optional terms"
             )
-        if cell is not ELMAN and (judged.kept or judged.kept_cell):
-            choice = choice.composed("zoneout is an expectation in evaluation")
     given = {cell.hidden_bias: hidden_bias} | dict(
         zip(cell.states, states, strict=True)
     )

@@ -134,6 +134,7 @@ def prepare(
             Whh=weights.Wh,
             bhn=weights.hidden_bias,
             leak=shares[0],
+            leak_cell=shares[1],
             hidden0=starts[0],
             cell0=starts[1] if len(starts) > 1 else None,
             cell=choice.activation,
