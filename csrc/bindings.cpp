@@ -112,6 +112,17 @@ NB_MODULE(_native, m) {
       "stream"_a.none());
 
   m.def(
+      "without_skipped",
+      [](const mx::array& x,
+         const mx::array& mask,
+         mx::StreamOrDevice stream) {
+        return without_skipped(x, mask, stream_of(stream));
+      },
+      "x"_a,
+      "mask"_a,
+      "stream"_a.none());
+
+  m.def(
       "last_step",
       [](const mx::array& y,
          const std::optional<mx::array>& otherwise,

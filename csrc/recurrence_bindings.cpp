@@ -84,7 +84,12 @@ void read_options(
   using kernels::Drawn;
   read(
       options,
-      {Slot::lengths, Slot::reset, Slot::hidden0, Slot::leak, Slot::key},
+      {Slot::lengths,
+       Slot::reset,
+       Slot::mask,
+       Slot::hidden0,
+       Slot::leak,
+       Slot::key},
       arrays);
   if (form.shape().states > 1) {
     static PyObject* const zoneout_cell = interned("zoneout_cell");

@@ -187,6 +187,23 @@ mx::array without_padding(
   return only_places(y, Places::valid, course, stream);
 }
 
+mx::array taken_factors(
+    const mx::array& mask,
+    const mx::array& like,
+    const mx::Stream& stream) {
+  mx::array factors =
+      mx::expand_dims(mx::astype(mask, like.dtype(), stream), -1, stream);
+  return widen(factors, 0, like, 0, stream);
+}
+
+mx::array without_skipped(
+    const mx::array& x,
+    const mx::array& mask,
+    const mx::Stream& stream) {
+  mx::array y = widen(x, 2, mask, 1, stream);
+  return gate(taken_factors(mask, y, stream), y, stream);
+}
+
 std::vector<mx::Shape> AlongTime::output_shapes(const Arrays& inputs) {
   const mx::array& y = sequence_of(inputs);
   expect(y.ndim() >= 2 && course_.fits(y), name());

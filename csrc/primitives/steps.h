@@ -69,6 +69,20 @@ mx::array without_padding(
     const mx::array& lengths,
     const mx::Stream& stream);
 
+// 1 where a mask, bool (..., L), holds and 0 where it does not, in the shape
+// and the dtype of `like` (..., L, D).
+mx::array taken_factors(
+    const mx::array& mask,
+    const mx::array& like,
+    const mx::Stream& stream);
+
+// x (..., L, D) with zeros, whatever it is there, at the steps where a mask
+// does not hold, bool (..., L), to whose axes the leading ones of x broadcast.
+mx::array without_skipped(
+    const mx::array& x,
+    const mx::array& mask,
+    const mx::Stream& stream);
+
 // Two arrays (..., H) as the steps of a sequence (..., 2, H).
 mx::array two_steps(
     const mx::array& first,

@@ -184,6 +184,12 @@ def without_padding(x: mx.array, lengths: mx.array, stream: _Stream) -> mx.array
     The leading axes of ``x`` broadcast to those of the lengths.
     """
 
+def without_skipped(x: mx.array, mask: mx.array, stream: _Stream) -> mx.array:
+    """Return ``x (..., L, D)`` with zeros where a mask is false, ``bool`` ``(..., L)``.
+
+    The leading axes of ``x`` broadcast to those of the mask.
+    """
+
 def last_step(y: mx.array, otherwise: mx.array | None, stream: _Stream) -> mx.array:
     """Return the last step ``(..., H)`` of ``y (..., L, H)``.
 

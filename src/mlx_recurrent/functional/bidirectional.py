@@ -83,10 +83,11 @@ def bidirectional(
         return None
     first, second = (bind(call, None) for call in (one, other))
     bound = bound_options(one, None) or BoundOptions()
-    lengths, reset = bound.lengths, bound.reset
+    lengths, reset, mask = bound.lengths, bound.reset, bound.mask
     bound = bound._replace(
         lengths=None if lengths is None else _twice(lengths, 0),
         reset=None if reset is None else _twice(reset, 1),
+        mask=None if mask is None else _twice(mask, 1),
         flips=0,
     )
     several = len(cell.states) > 1

@@ -49,7 +49,6 @@ _WAYS_OUT = {
     **dict.fromkeys(STARTS, "learn_hidden=True makes it, a parameter of the layer"),
     **dict.fromkeys(("leak", "nonlinearity"), "RNN has it: give it to the constructor"),
     **dict.fromkeys(("activation", "recurrent_activation"), _FIXED),
-    "mask": "lengths in the call says where each row ends",
     "num_layers": "Stack.build(input_size, hidden_size, num_layers) makes several",
     "proj_size": "Linear, or mlx.nn.Linear, after the layer projects its outputs",
     "residual": "Stack has it",

@@ -19,7 +19,7 @@ from mlx_recurrent.functional.judging import (
 )
 from mlx_recurrent.functional.masks import undrawn
 from mlx_recurrent.functional.operands import Judged, Sequence, judge_state
-from mlx_recurrent.functional.options import Values, judge_reset
+from mlx_recurrent.functional.options import Values, judge_flags
 from mlx_recurrent.functional.plan import Plan
 from mlx_recurrent.functional.running import read
 
@@ -79,7 +79,7 @@ def step(
         for name, state in states.items():
             if isinstance(state, mx.array) and getattr(Wh, "ndim", 0) == 2:
                 lead = judge_state(name, state, sequence, lead, Wh)
-        reset = mx.expand_dims(judge_reset(reset, "x", lead, ()), -1)
+        reset = mx.expand_dims(judge_flags("reset", reset, "x", lead, ()), -1)
     return function(
         mx.expand_dims(x, -2), reset=reset, return_state="only", **states, **arguments
     )

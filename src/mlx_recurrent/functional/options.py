@@ -46,6 +46,10 @@ class BidirectionalOptions(TypedDict, total=False):
         reset (array, optional): Where an episode starts: booleans, leading axes +
             ``(L,)``. Nothing passes between the step before and this one, in either
             direction. Default: ``None``.
+        mask (array, optional): Which steps are not skipped: booleans, leading axes +
+            ``(L,)``. Where one is false the state is held, and is the output there, and
+            nothing of the input there reaches a result or a gradient. A ``reset`` there
+            restarts the state. Default: ``None``.
         checkpoint_every (int, optional): Keep every so many states for a derivative and
             compute the others again. The composed path keeps all. Default: ``None``.
         truncate_every (int, optional): Truncated back-propagation through time: after
@@ -54,6 +58,7 @@ class BidirectionalOptions(TypedDict, total=False):
 
     lengths: Values | None
     reset: Values | None
+    mask: Values | None
     checkpoint_every: int | None
     truncate_every: int | None
 
@@ -149,6 +154,7 @@ STARTS = ("hidden0", "cell0")
 _DEFAULTS: Mapping[str, Any] = {
     "lengths": None,
     "reset": None,
+    "mask": None,
     "checkpoint_every": None,
     "truncate_every": None,
     "reverse": False,
@@ -171,6 +177,7 @@ class JudgedOptions(NamedTuple):
             stands for them then.
         reset (array, optional): Where an episode starts: booleans, leading axes +
             ``(L,)``.
+        mask (array, optional): Which steps are not skipped, in the same form.
         reverse (bool): Whether time runs backwards.
         hidden0 (array, optional): The state to start from, ``(H,)``.
         cell0 (array, optional): The second state to start from.
@@ -188,6 +195,7 @@ class JudgedOptions(NamedTuple):
 
     lengths: mx.array | None
     reset: mx.array | None
+    mask: mx.array | None
     reverse: bool
     hidden0: mx.array | None
     cell0: mx.array | None
@@ -237,6 +245,7 @@ class JudgedOptions(NamedTuple):
         return BoundOptions(
             lengths=self.lengths,
             reset=self.reset,
+            mask=self.mask,
             reverse=self.reverse,
             hidden0=start(self.hidden0),
             cell0=start(self.cell0),
@@ -269,6 +278,7 @@ class BoundOptions(NamedTuple):
 
     lengths: mx.array | None = None
     reset: mx.array | None = None
+    mask: mx.array | None = None
     reverse: bool = False
     hidden0: mx.array | None = None
     cell0: mx.array | None = None
@@ -359,7 +369,7 @@ def judge_options(
     """
     given = {**_DEFAULTS, **options}
     training = judge_flag("training", given["training"])
-    lengths, reset = given["lengths"], given["reset"]
+    lengths, reset, mask = given["lengths"], given["reset"], given["mask"]
     leak = None if given["leak"] is None else judge_leak(given["leak"], H)
     starts: list[mx.array | None] = [None, None]
     for i, (kind, begin) in enumerate(zip(STARTS, begins, strict=False)):
@@ -372,7 +382,8 @@ def judge_options(
     at_input = judge_probability("input_dropout", given["input_dropout"])
     return JudgedOptions(
         lengths=None if lengths is None else judge_lengths(lengths, name, lead, L),
-        reset=None if reset is None else judge_reset(reset, name, lead, (L,)),
+        reset=None if reset is None else judge_flags("reset", reset, name, lead, (L,)),
+        mask=None if mask is None else judge_flags("mask", mask, name, lead, (L,)),
         reverse=judge_flag("reverse", given["reverse"]),
         hidden0=starts[0],
         cell0=starts[1],
@@ -469,35 +480,48 @@ def judge_lengths(values: Any, name: str, lead: tuple[int, ...], L: int) -> mx.a
     return given.astype(mx.int32)
 
 
-def judge_reset(
-    values: Any, name: str, lead: tuple[int, ...], steps: tuple[int, ...]
+def judge_flags(
+    option: str,
+    values: Any,
+    name: str,
+    lead: tuple[int, ...],
+    steps: tuple[int, ...],
 ) -> mx.array:
-    """Return where episodes start as an array of booleans, judged by ``_starts``."""
-    starts = _starts(values, name, lead, steps)
-    if isinstance(starts, np.ndarray):
-        starts = _of_numpy(starts)
-    return starts if starts.dtype == mx.bool_ else starts != 0
+    """Return flags of steps as an array of booleans, judged by ``_flags``."""
+    flags = _flags(option, values, name, lead, steps)
+    if isinstance(flags, np.ndarray):
+        flags = _of_numpy(flags)
+    return flags if flags.dtype == mx.bool_ else flags != 0
 
 
-def judge_reset_now(
-    values: Any, name: str, lead: tuple[int, ...], steps: tuple[int, ...]
+def judge_flags_now(
+    option: str,
+    values: Any,
+    name: str,
+    lead: tuple[int, ...],
+    steps: tuple[int, ...],
 ) -> np.ndarray:
     """Return the same as a contiguous copy in NumPy, outside the graph.
 
     Of what is not MLX's nothing is computed by MLX, which a forked process may not do.
     """
-    starts = _starts(values, name, lead, steps)
-    if isinstance(starts, mx.array):
-        starts = values_of(starts)
-    return np.array(starts, bool, order="C", subok=False)
+    flags = _flags(option, values, name, lead, steps)
+    if isinstance(flags, mx.array):
+        flags = values_of(flags)
+    return np.array(flags, bool, order="C", subok=False)
 
 
-def _starts(
-    values: Any, name: str, lead: tuple[int, ...], steps: tuple[int, ...]
+def _flags(
+    option: str,
+    values: Any,
+    name: str,
+    lead: tuple[int, ...],
+    steps: tuple[int, ...],
 ) -> mx.array | np.ndarray:
-    """Return where episodes start, as it was given.
+    """Return flags of steps, as they were given.
 
     Args:
+        option (str): What they are called.
         values (array): What the user gave.
         name (str): What has the leading axes.
         lead (tuple(int)): The leading axes.
@@ -508,15 +532,15 @@ def _starts(
         ValueError: If they are no booleans, their shape is another or, where they can
             be read, an integer is neither 0 nor 1.
     """
-    given, found = _numbers("reset", values, "booleans, or integers 0 and 1", "biu")
+    given, found = _numbers(option, values, "booleans, or integers 0 and 1", "biu")
     if given.shape != lead + steps:
         what = "leading axes and steps" if steps else "leading axes"
         raise ValueError(
-            f"reset must have shape {lead + steps}, the {what} of {name}, but has "
+            f"{option} must have shape {lead + steps}, the {what} of {name}, but has "
             f"shape {given.shape}"
         )
     if found is not None and found.dtype != np.bool_:
-        _judge_each("reset", found, (found == 0) | (found == 1), "0 or 1")
+        _judge_each(option, found, (found == 0) | (found == 1), "0 or 1")
     return given
 
 

@@ -10,7 +10,7 @@ from mlx_recurrent.functional.cells import States
 from mlx_recurrent.functional.dispatch import StreamOrDevice, product
 from mlx_recurrent.functional.masks import Mask, hits
 from mlx_recurrent.functional.options import BoundOptions
-from mlx_recurrent.functional.padding import without_padding
+from mlx_recurrent.functional.padding import only_taken
 from mlx_recurrent.functional.selection import select
 
 
@@ -108,8 +108,15 @@ class OptionsTransition(Transition):
     def enter(self, states: States) -> States:
         self._step += 1
         self._t = self._L - 1 - self._step if self.reverse else self._step
-        # Rows that take this step, and those of them that start from no state.
+        # Rows that have this step, those that do not skip it, and those that start from
+        # no state.
         self._runs = None if self._lengths is None else self._lengths > self._t
+        self._updates = self._runs
+        if (mask := self._options.mask) is not None:
+            taken = mask[..., self._t : self._t + 1]
+            self._updates = (
+                taken if self._runs is None else mx.logical_and(self._runs, taken)
+            )
         self._empty: mx.array | None = None
         if self._lengths is not None and self.reverse and self._begins_empty:
             self._empty = self._lengths == self._t + 1
@@ -139,9 +146,9 @@ class OptionsTransition(Transition):
         if self._options.recurrent_dropout:
             start = self._dropout(start)
         absent = self._empty
-        if self._runs is not None:
-            over = mx.logical_not(self._runs)
-            absent = over if absent is None else mx.logical_or(absent, over)
+        if self._updates is not None:
+            held = mx.logical_not(self._updates)
+            absent = held if absent is None else mx.logical_or(absent, held)
         if absent is None:
             return product(start, Whh, z, stream)
         start = mx.where(absent, _zero(start), start)
@@ -149,18 +156,18 @@ class OptionsTransition(Transition):
         return a if self._empty is None else mx.where(self._empty, z, a)
 
     def given(self, a: mx.array) -> mx.array:
-        if self._runs is None:
+        if self._updates is None:
             return a
-        # Where a row does not run: numbers for which hardly any nonlinearity or slope
+        # Where a row does not move: numbers for which hardly any nonlinearity or slope
         # is singular, as a norm, a root or a logarithm is for zeros.
         usual = mx.linspace(0.25, 0.75, a.shape[-1]).astype(a.dtype)
-        return mx.where(self._runs, a, usual)
+        return mx.where(self._updates, a, usual)
 
     def present(self, starts: States, like: mx.array) -> tuple[mx.array, ...]:
         present = super().present(starts, like)
-        if self._runs is None:
+        if self._updates is None:
             return present
-        return tuple(mx.where(self._runs, s, _zero(s)) for s in present)
+        return tuple(mx.where(self._updates, s, _zero(s)) for s in present)
 
     def leave(
         self, states: States, starts: States, results: tuple[mx.array, ...]
@@ -173,7 +180,9 @@ class OptionsTransition(Transition):
                 start = mx.zeros(self.shape, result.dtype)
             if state is None:
                 state = start
-            result = keeping(start, result, self._t, self._runs)
+            result = keeping(start, result, self._t, self._updates)
+            if self._options.mask is not None:
+                result = select(self._updates, result, start)
             output = result
             if self._runs is not None:
                 output = select(self._runs, result, _zero(result))
@@ -239,7 +248,7 @@ class Keeping:
             self._kept = hits(mask, zoneout, key, lead, L, H)
 
     def __call__(
-        self, start: mx.array, result: mx.array, t: int, runs: mx.array | None
+        self, start: mx.array, result: mx.array, t: int, updates: mx.array | None
     ) -> mx.array:
         """Return the state after step t.
 
@@ -247,13 +256,13 @@ class Keeping:
             start (array): That before.
             result (array): What the cell's function made of it.
             t (int): The place in time.
-            runs (array, optional): Which rows take the step. ``None`` is all.
+            updates (array, optional): Which rows take the step. ``None`` is all.
         """
         new = result
         if self._leak is not None:
             dtype = mx.result_type(start, result, self._leak)
-            if runs is not None:  # NaN of other rows is not the leak's
-                start = mx.where(runs, start, _zero(start))
+            if updates is not None:  # NaN of other rows is not the leak's
+                start = mx.where(updates, start, _zero(start))
             new = _times(self._rest, start) + _times(self._new, result)
             new = new.astype(dtype)
         if self._kept is not None:
@@ -300,7 +309,7 @@ class Dropout:
 def inputs(
     x: mx.array, options: BoundOptions, lead: tuple[int, ...], dtype: mx.Dtype
 ) -> mx.array:
-    """Return the inputs ``(..., L, D)`` without the padding, with the dropout.
+    """Return the inputs ``(..., L, D)`` of the steps that are taken, with the dropout.
 
     Args:
         x (array): The inputs.
@@ -308,8 +317,7 @@ def inputs(
         lead (tuple(int)): The leading axes of the call.
         dtype (Dtype): Of the projection.
     """
-    if options.lengths is not None:
-        x = without_padding(x, options.lengths)
+    x = only_taken(x, options.lengths, options.mask)
     if options.input_dropout:
         D = x.shape[-1]
         dropout = Dropout(

@@ -25,10 +25,10 @@ from mlx_recurrent.functional.options import (
     CallOptions,
     Values,
     documented,
+    judge_flags,
     judge_lengths,
-    judge_reset,
 )
-from mlx_recurrent.functional.padding import without_padding
+from mlx_recurrent.functional.padding import only_taken
 from mlx_recurrent.functional.plan import Plan, together
 from mlx_recurrent.functional.stream_core import numpy_of
 from mlx_recurrent.layers.bidirectional import Bidirectional, Merge
@@ -212,7 +212,7 @@ class Stack(Loading):
             states.append(state)
             return y
 
-        outputs = self._through(x, hidden, options.get("lengths"), run)
+        outputs = self._through(x, hidden, options, run)
         if return_state == "only":
             return states
         returned = outputs if return_all else outputs[-1]
@@ -268,7 +268,7 @@ class Stack(Loading):
             first = _first_of(judge_entries(hidden, len(self.layers)))
             if isinstance(first, mx.array) and broadcasts(lead, first.shape[:-1]):
                 lead = first.shape[:-1]
-            reset = mx.expand_dims(judge_reset(reset, "x", lead, ()), -1)
+            reset = mx.expand_dims(judge_flags("reset", reset, "x", lead, ()), -1)
         y, states = self(mx.expand_dims(x, -2), hidden, reset=reset, return_state=True)
         return mx.squeeze(y, -2), states
 
@@ -316,7 +316,7 @@ class Stack(Loading):
             return mx.broadcast_to(y, (*lead, x.shape[-2], H))
 
         with undrawn():
-            self._through(x, hidden, options.get("lengths"), run)
+            self._through(x, hidden, options, run)
         return together(parts)
 
     def stream(self, hidden: Sequence[Any] | None = None) -> StackStream:
@@ -374,7 +374,7 @@ class Stack(Loading):
         self,
         x: mx.array,
         hidden: Sequence[Any] | None,
-        lengths: Values | None,
+        options: CallOptions,
         run: Callable[[int, mx.array, Any], Any],
     ) -> list[Any]:
         """Take a sequence through the layers; return the outputs of each.
@@ -388,12 +388,8 @@ class Stack(Loading):
             if i < last:
                 y = self.dropout(y)
             if self.residual and _agree(x, y):
-                if i == 0 and lengths is not None:
-                    # Its padding may hold anything.
-                    *lead, L, _ = y.shape
-                    ends = judge_lengths(lengths, "x", tuple(lead), L)
-                    x = without_padding(x, ends)
-                y = y + x
+                # Padding and skipped steps of the first input may hold anything.
+                y = y + (x if i else _taken(x, y, options))
             outputs.append(y)
             x = y
         return outputs
@@ -434,6 +430,24 @@ class Stack(Loading):
 
     def _extra_repr(self) -> str:
         return f"residual={self.residual}"
+
+
+def _taken(x: mx.array, y: mx.array, options: CallOptions) -> mx.array:
+    """Return a sequence with zeros at steps that no row takes.
+
+    Args:
+        x (array): The sequence, ``(..., L, D)``.
+        y (array): With the leading axes of the call.
+        options (CallOptions): What the call was given.
+    """
+    *lead, L, _ = y.shape
+    rows = tuple(lead)
+    lengths, mask = options.get("lengths"), options.get("mask")
+    return only_taken(
+        x,
+        None if lengths is None else judge_lengths(lengths, "x", rows, L),
+        None if mask is None else judge_flags("mask", mask, "x", rows, (L,)),
+    )
 
 
 def _judge_maker(layer: Any) -> None:

@@ -9,7 +9,7 @@ from mlx.nn.layers.base import Module
 from mlx_recurrent import functional
 from mlx_recurrent.functional.dispatch import Nonlinearity
 from mlx_recurrent.functional.judging import judge_pair, type_name
-from mlx_recurrent.functional.options import Values, judge_reset_now
+from mlx_recurrent.functional.options import Values, judge_flags_now
 from mlx_recurrent.functional.plan import Plan
 from mlx_recurrent.functional.stream_core import (
     ComposedCore,
@@ -185,7 +185,7 @@ class Stream:
         if out is not None:
             self._judge_out(out, (*shape[:-1], self._H))
         if reset is not None:
-            reset = judge_reset_now(reset, "x", lead, shape[len(lead) : -1])
+            reset = judge_flags_now("reset", reset, "x", lead, shape[len(lead) : -1])
         return self._core.run(values, out, reset)
 
     @property
