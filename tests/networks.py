@@ -88,6 +88,26 @@ def by_state(states):
     return states if isinstance(states, (tuple, list)) else (states,)
 
 
+def run_taken(xp, activation, weights, steps, taken, states):
+    """The states at all steps, where those that are not taken keep the ones before.
+
+    Args:
+        xp (module): NumPy or MLX.
+        activation (str): The activation.
+        weights (dict): The layer's.
+        steps (array): The steps in the order in which they run, ``(L, D)``.
+        taken (array): Which of them are taken, booleans.
+        states (list(array)): The states before, each ``None`` where there is none.
+    """
+    zeros = xp.zeros(cell_width(weights), steps.dtype)
+    every = [(zeros if state is None else state)[None] for state in states]
+    if taken.any():
+        steps = steps[xp.array(np.flatnonzero(taken))]
+        new = RUN[xp](activation, weights, steps, states)
+        every = [xp.concatenate(both) for both in zip(every, new, strict=True)]
+    return [y[xp.array(np.cumsum(taken))] for y in every]
+
+
 def layer(
     xp,
     weights,
@@ -96,6 +116,7 @@ def layer(
     *,
     lengths=None,
     reset=None,
+    mask=None,
     reverse=False,
     activation="tanh",
 ):
@@ -109,15 +130,15 @@ def layer(
         done = []
         resets = None if reset is None else reset[n]
         for (start, end), anew in episodes(length, resets, reverse) if length else []:
-            steps = row[start:end]
-            every = RUN[xp](
-                activation,
-                weights,
-                steps[::-1] if reverse else steps,
-                [None] * count if anew else before,
-            )
+            turn = slice(None, None, -1 if reverse else None)
+            steps, first = row[start:end][turn], [None] * count if anew else before
+            if mask is None:
+                every = RUN[xp](activation, weights, steps, first)
+            else:
+                taken = np.asarray(mask[n], bool)[start:end][turn]
+                every = run_taken(xp, activation, weights, steps, taken, first)
             last = [y[-1] for y in every]
-            done.append(every[0][::-1] if reverse else every[0])
+            done.append(every[0][turn])
         done = done[::-1] if reverse else done
         outputs.append(xp.concatenate([*done, xp.zeros((L - length, H), x.dtype)]))
         states.append(last)
@@ -133,6 +154,7 @@ def network(
     *,
     lengths=None,
     reset=None,
+    mask=None,
     reverse=False,
     merge="concat",
     residual=False,
@@ -148,6 +170,7 @@ def network(
             hidden,
             lengths=lengths,
             reset=reset,
+            mask=mask,
             reverse=reverse,
             activation=activation,
         )
@@ -170,14 +193,19 @@ def network(
             None if hidden is None else hidden[i],
             lengths=lengths,
             reset=reset,
+            mask=mask,
             reverse=reverse,
             merge=merge,
             activation=activation,
         )
         if residual and not isinstance(y, tuple) and x.shape[-1] == y.shape[-1]:
-            if i == 0 and lengths is not None:
-                ended = np.arange(x.shape[1]) >= np.array(lengths)[:, None]
-                x = xp.where(xp.array(ended)[..., None], xp.zeros_like(x), x)
+            if i == 0:
+                unseen = np.zeros(x.shape[:2], bool)
+                if lengths is not None:
+                    unseen |= np.arange(x.shape[1]) >= np.array(lengths)[:, None]
+                if mask is not None:
+                    unseen |= ~np.asarray(mask, bool)
+                x = xp.where(xp.array(unseen)[..., None], xp.zeros_like(x), x)
             y = y + x
         outputs.append(y)
         states.append(state)

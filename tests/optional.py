@@ -25,6 +25,7 @@ NO_TERMS = {
     "leak": None,
     "lengths": False,
     "reset": False,
+    "mask": False,
     "reverse": False,
     "zoneout": 0.0,
     "input_dropout": 0.0,
@@ -34,6 +35,9 @@ NO_TERMS = {
     "checkpoint_every": None,
     "stream": None,
 }
+
+# Options that are arrays, and have no derivative.
+ARRAYS = ("lengths", "reset", "mask")
 
 
 def draw_key():
@@ -92,6 +96,8 @@ class Problem:
             self.keywords["lengths"] = rng.integers(0, L + 1, lead)
         if pick("reset", [False, True]):
             self.keywords["reset"] = rng.random((*lead, L)) < 0.3
+        if pick("mask", [False, True]):
+            self.keywords["mask"] = rng.random((*lead, L)) < 0.7
         for name, values in {
             "reverse": [False, True],
             "zoneout": [0.0, 0.3, (0.4, 0.2)][: len(self.cell.states) + 1],
@@ -121,6 +127,16 @@ class Problem:
     def in_padding(self, a, value=math.nan):
         """An array (..., L, features) with a number in the padding."""
         return mx.where(mx.array(self.padding)[..., None], value, a).astype(a.dtype)
+
+    @property
+    def unseen(self):
+        """Where no input counts, (..., L): in the padding and at skipped steps."""
+        mask = self.keywords.get("mask")
+        return self.padding if mask is None else self.padding | ~np.asarray(mask, bool)
+
+    def in_unseen(self, a, value=math.nan):
+        """An array (..., L, features) with a number where no input counts."""
+        return mx.where(mx.array(self.unseen)[..., None], value, a).astype(a.dtype)
 
     def __call__(self, path, *values, **others):
         """The product's results as a list, for arrays other than its own."""
@@ -177,6 +193,7 @@ class Problem:
         return reference.Terms(
             lengths=self.get("lengths"),
             reset=self.get("reset"),
+            mask=self.get("mask"),
             reverse=self.get("reverse", False),
             shares=self.shares,
             kept=kept,
@@ -318,6 +335,7 @@ class _Twin:
         lengths, reset = problem.get("lengths"), problem.get("reset")
         self.lengths = [L] * rows if lengths is None else np.reshape(lengths, rows)
         self.reset = None if reset is None else np.reshape(reset, (rows, L))
+        self.skips = problem.unseen.reshape(rows, L)
         self.kept = [
             None if kept is None else mx.array(kept.reshape(rows, L, H))
             for kept in self.kept
@@ -356,9 +374,10 @@ class _Twin:
             starts = self.reset is not None and (border == t or i > 0)
             if starts and self.reset[n, border]:
                 q = anew
-            q = self._step(n, t, q)
+            if not self.skips[n, t]:
+                q = self._step(n, t, q)
             for s in S:
-                outputs[s][t] = q[s]
+                outputs[s][t] = self.zeros if q[s] is None else q[s]
         return outputs, [self.zeros if state is None else state for state in q]
 
     def _step(self, n, t, q):
@@ -389,8 +408,8 @@ class _Twin:
         problem, x = self.problem, self.arrays["x"]
         if x.size == 0 or math.prod(problem.lead) == 0:
             return []  # MLX's sum of an empty cotangent may not end
-        if "lengths" in problem.keywords:
-            x = problem.in_padding(x, 0)
+        if problem.unseen.any():
+            x = problem.in_unseen(x, 0)
         if m_x is not None:
             x = x * m_x[..., None, :]
         input_side, _, bias, *_ = self.cell.weights
@@ -439,11 +458,9 @@ def problem(rng, lead=(3,), L=6, D=3, H=5, **fixed):
     values |= {"bias": True, "hidden": True, "cell": True}
     values |= {**NO_TERMS, **fixed, "lead": lead, "L": L, "D": D, "H": H}
     keywords = {
-        name: values.pop(name)
-        for name in ("lengths", "reset")
-        if not isinstance(values[name], bool)
+        name: values.pop(name) for name in ARRAYS if not isinstance(values[name], bool)
     }
-    made = Problem(None, rng, **{"lengths": False, "reset": False, **values})
+    made = Problem(None, rng, **{**dict.fromkeys(ARRAYS, False), **values})
     made.keywords |= keywords
     return made
 

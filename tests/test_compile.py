@@ -114,10 +114,11 @@ MISFITS = {
 def test_compile_shapeless_with_terms(rng):
     """Another number of rows and steps, a learned first state and resets too."""
 
-    def both(lengths, reset, d, *arrays):
+    def both(lengths, reset, mask, d, *arrays):
         def run(*arrays):
             x, Wxh, Whh, bias, hidden0, leak = arrays
-            terms = {"lengths": lengths, "reset": reset, "truncate_every": 2}
+            terms = {"lengths": lengths, "reset": reset, "mask": mask}
+            terms |= {"truncate_every": 2}
             terms |= {"hidden0": hidden0, "leak": leak, "return_state": True}
             return list(mlx_recurrent.rnn(x, Wxh, Whh, bias, **terms))
 
@@ -131,14 +132,15 @@ def test_compile_shapeless_with_terms(rng):
             steps,
             lengths=rng.integers(0, steps + 1, rows),
             reset=rng.random((rows, steps)) < 0.3,
+            mask=rng.random((rows, steps)) < 0.7,
             truncate_every=2,
             hidden=False,
             hidden0=True,
             leak="array",
         )
         d, values = p.cotangents(), list(p.arrays.values())
-        lengths, reset = (mx.array(p.keywords[n]) for n in ("lengths", "reset"))
-        (*results,) = shapeless(lengths, reset, d, *values)
+        flags = [mx.array(p.keywords[n]) for n in optional.ARRAYS]
+        (*results,) = shapeless(*flags, d, *values)
         p.check(results[:2])
         all_close(
             dict(zip(p.names, results[2:], strict=True)),

@@ -19,6 +19,8 @@ N, L, D, H = 2, 8, 300, 400
 RANDOM = ["zoneout", "input_dropout", "recurrent_dropout"]
 STARTS = np.zeros((N, L), bool)
 STARTS[0, [3, 6]] = STARTS[1, [0, 5]] = True
+TAKEN = np.ones((N, L), bool)
+TAKEN[0, [0, 2, 6]] = TAKEN[1, [4, 5, 7]] = False
 
 
 @pytest.fixture(autouse=True)
@@ -177,14 +179,15 @@ ONE = {
     "lengths": {"lengths": np.array([8, 5]), "hidden": True},
     "a row without steps": {"lengths": np.array([0, 8])},
     "episodes": {"reset": STARTS, "hidden": True},
+    "skipped steps": {"mask": TAKEN, "hidden": True},
     "blocks": {"truncate_every": 3},
     "few states kept": {"checkpoint_every": 3},
     "much at once": {
-        "lengths": np.array([6, 8]), "reset": STARTS, "truncate_every": 2,
-        "hidden": True,
+        "lengths": np.array([6, 8]), "reset": STARTS, "mask": TAKEN,
+        "truncate_every": 2, "hidden": True,
     },
 }  # fmt: skip
-CALL = ("lengths", "reset", "truncate_every", "checkpoint_every")
+CALL = ("lengths", "reset", "mask", "truncate_every", "checkpoint_every")
 
 
 def pair_of(rng, options, **others):

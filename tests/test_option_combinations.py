@@ -45,7 +45,7 @@ def examples(count, **fixed):
 def test_values(way):
     @examples(share(way.name, 80), of=way.name)
     def run(problem):
-        problem.arrays["x"] = problem.in_padding(problem.arrays["x"])
+        problem.arrays["x"] = problem.in_unseen(problem.arrays["x"])
         problem.check(problem(way))
 
 
@@ -55,13 +55,13 @@ def has_a_kink(problem):
 
 
 def test_gradients(way):
-    """With NaN in the padding of the inputs and of the cotangent."""
+    """With NaN in the padding, and at skipped steps of the inputs."""
 
     @examples(share(way.name, 80), of=way.name)
     def run(problem):
         if has_a_kink(problem):
             return
-        problem.arrays["x"] = problem.in_padding(problem.arrays["x"])
+        problem.arrays["x"] = problem.in_unseen(problem.arrays["x"])
         outputs, *last = problem.cotangents()
         d = problem.in_padding(outputs), *last
         problem.check_gradients(partial(problem, way), d)
@@ -73,8 +73,8 @@ def test_tangents(way):
         if has_a_kink(problem):
             return
         x, *others = problem.directions()
-        problem.arrays["x"] = problem.in_padding(problem.arrays["x"])
-        tangents = [problem.in_padding(x), *others]
+        problem.arrays["x"] = problem.in_unseen(problem.arrays["x"])
+        tangents = [problem.in_unseen(x), *others]
         problem.check_tangents(partial(problem, way), tangents)
 
 
@@ -116,16 +116,15 @@ HIGHER = {
 
 
 def check_higher(name, problem, way):
-    """With NaN in the padding of the product's, and zeros in that of the others'."""
+    """With NaN where the product sees nothing, and zeros there for the others."""
     values, (d, *last) = list(problem.arrays.values()), problem.cotangents()
     tangents = problem.directions()
 
-    def result(f, padding):
-        def clean(a):
-            return problem.in_padding(a, padding)
-
-        v, t = ([clean(x), *others] for x, *others in (values, tangents))
-        return flat(HIGHER[name](f, v, [clean(d), *last], t))
+    def result(f, filler):
+        v, t = (
+            [problem.in_unseen(x, filler), *others] for x, *others in (values, tangents)
+        )
+        return flat(HIGHER[name](f, v, [problem.in_padding(d, filler), *last], t))
 
     got, truth = result(partial(problem, way), np.nan), result(problem.plain, 0)
     assert np.isfinite(got).all()
@@ -144,6 +143,7 @@ def test_other_transforms(way, name):
 ONE = {
     "lengths": [3, 1, 0],
     "reset": np.array([[0, 1, 0], [1, 0, 1], [0, 0, 0]], bool),
+    "mask": np.array([[1, 0, 1], [0, 1, 1], [1, 1, 0]], bool),
     "reverse": True,
     "hidden0": True,
     "leak": "array",

@@ -27,7 +27,7 @@ from conftest import (
 )
 from mlx_recurrent import RNN, Bidirectional, Stack, exporting, init
 from mlx_recurrent.interop import Reversed
-from optional import Problem, grads, without_nan
+from optional import ARRAYS, Problem, grads, without_nan
 from tolerances import EPS, PRESET, PRESET_COMPUTED, ULPS, close, equal, largest, wide
 
 CALLABLES = {"native": NATIVE, "traced": TRACED, "composed": COMPOSED}
@@ -126,14 +126,14 @@ class OfOneLayer:
         for of, a in arrays.items():
             if not (name == "scan" and of == "Wxh"):
                 arrays[of] = with_layout(choose, of, a)
-        for of in ("lengths", "reset"):
+        for of in ARRAYS:
             if of in problem.keywords:
                 form = in_form(choose, of, problem.keywords[of])
                 problem.keywords[of + " as given"] = form
-        if "lengths" in problem.keywords and name != "stream":
+        if problem.unseen.any() and name != "stream":
             filler = choose("padding", ["nan", "inf", "as is"])
             if filler != "as is":
-                arrays["x"] = problem.in_padding(arrays["x"], float(filler))
+                arrays["x"] = problem.in_unseen(arrays["x"], float(filler))
         wanted = ["only"] if name == "step" else [True, False, "only"]
         if name == "stream" and len(problem.cell.states) > 1:
             wanted.remove(False)  # other second states are never a result
@@ -151,7 +151,7 @@ class OfOneLayer:
     @property
     def keywords(self):
         given = dict(self.problem.keywords)
-        for of in ("lengths", "reset"):
+        for of in ARRAYS:
             if of + " as given" in given:
                 given[of] = given.pop(of + " as given")
         return given
@@ -362,6 +362,7 @@ def in_pieces(stream, x, reset, H, seed):
 _ONE_STEP = {
     "L": 1,
     "lengths": False,
+    "mask": False,
     "reverse": False,
     "truncate_every": None,
     "checkpoint_every": None,
@@ -440,8 +441,9 @@ class OfNetwork:
         for of, values in {
             "lengths": rng.integers(0, self.L + 1, self.N),
             "reset": rng.random(shape) < 0.3,
+            "mask": rng.random(shape) < 0.7,
         }.items():
-            if choose(of, [False, True]) and not (self.goes_on and of == "lengths"):
+            if choose(of, [False, True]) and not (self.goes_on and of != "reset"):
                 self.keywords[of] = values
                 self.forms[of] = in_form(choose, of, values)
         forward = both_ways or self.goes_on
@@ -473,11 +475,15 @@ class OfNetwork:
             and self.dtype == mx.float64
             and choose("gradients", [False] * 3 + [True])
         )
-        if "lengths" in self.keywords and not self.differentiates:
+        unseen = np.zeros(shape, bool)
+        if "lengths" in self.keywords:
+            unseen |= np.arange(self.L) >= self.keywords["lengths"][:, None]
+        if "mask" in self.keywords:
+            unseen |= ~self.keywords["mask"]
+        if unseen.any() and not self.differentiates:
             filler = choose("padding", ["as is", "nan", "inf"])
-            ended = np.arange(self.L) >= self.keywords["lengths"][:, None]
             if filler != "as is":
-                filled = mx.where(mx.array(ended)[..., None], float(filler), self.x)
+                filled = mx.where(mx.array(unseen)[..., None], float(filler), self.x)
                 self.x = filled.astype(self.dtype)
 
     def _pair(self, both_ways):

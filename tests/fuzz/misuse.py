@@ -122,6 +122,7 @@ WRONG["bias"].remove("zeros()")
 WRONG |= {
     "lengths": [*_integers("lead", 0, "L"), "np.zeros(lead, bool)", "True", "0"],
     "reset": [*_integers("(*lead, L)", 0, 1), "True"],
+    "mask": [*_integers("(*lead, L)", 0, 1), "True"],
     "reverse": [*FLAG, "None", "2**64"],
     "training": [*FLAG, "None"],
     "return_all": [*FLAG, "None"],
@@ -264,6 +265,7 @@ SAME = {
 _CALL = {
     "lengths": "counts",
     "reset": "np.zeros((*lead, L), bool)",
+    "mask": "np.ones((*lead, L), bool)",
     "reverse": "True",
     "return_state": "True",
     "checkpoint_every": "2",
