@@ -113,9 +113,7 @@ NB_MODULE(_native, m) {
 
   m.def(
       "without_skipped",
-      [](const mx::array& x,
-         const mx::array& mask,
-         mx::StreamOrDevice stream) {
+      [](const mx::array& x, const mx::array& mask, mx::StreamOrDevice stream) {
         return without_skipped(x, mask, stream_of(stream));
       },
       "x"_a,

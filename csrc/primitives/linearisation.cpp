@@ -43,7 +43,13 @@ Linearisation::Linearisation(
 }
 
 mx::array Linearisation::valid(const mx::array& a) const {
-  return course_.lengths ? only_places(a, Places::valid, course_, s_) : a;
+  return taken(
+      course_.lengths ? only_places(a, Places::valid, course_, s_) : a);
+}
+
+mx::array Linearisation::taken(const mx::array& a) const {
+  auto mask = find(Slot::mask);
+  return mask ? gate(taken_factors(*mask, a, s_), a, s_) : a;
 }
 
 std::optional<mx::array> Linearisation::mask(
@@ -86,6 +92,10 @@ const StateArrays& Linearisation::updates() {
         mx::array rows = repeated_row(*leak, y, s_);
         updated = updated ? gate(*updated, rows, s_) : rows;
       }
+      // A skipped step keeps all units.
+      if (find(Slot::mask)) {
+        updated = taken(updated ? *updated : filled(y, 1, s_));
+      }
       all.push_back(updated);
     }
     return all;
@@ -117,7 +127,7 @@ const Arrays& Linearisation::before() {
         mx::array rows = repeated_row(*hidden0, y, s_);
         q = add(q, only_places(rows, Places::starts, course_, s_), s_);
       }
-      all.push_back(q);
+      all.push_back(taken(q));
     }
     return all;
   });
@@ -131,7 +141,7 @@ const mx::array& Linearisation::seen() {
   });
 }
 
-// Wxh m_x x + bias and Whh (m_h q), of all steps that run.
+// Wxh m_x x + bias and Whh (m_h q), of all steps that are taken.
 const Arrays& Linearisation::pre_activations() {
   return once(pre_activations_, [&] {
     mx::array z = form_.projected()
@@ -150,16 +160,16 @@ const Arrays& Linearisation::pre_activations() {
         a = sum(
             a, slab(u, shape_.state_block(k), shape_.state_slabs(), s_), s_);
       }
-      all.push_back(usual_in_padding(*a));
+      all.push_back(usual_elsewhere(*a));
     }
     return all;
   });
 }
 
-// In the padding a number for which hardly any function or slope is singular,
-// as many are for zero.
-mx::array Linearisation::usual_in_padding(const mx::array& a) const {
-  if (!form_.function || !course_.lengths) {
+// Where no step is taken a number for which hardly any function or slope is
+// singular, as many are for zero.
+mx::array Linearisation::usual_elsewhere(const mx::array& a) const {
+  if (!form_.function || !(course_.lengths || find(Slot::mask))) {
     return a;
   }
   mx::array usual = filled(a, 0.3, s_);

@@ -8,7 +8,8 @@
 namespace mlx_recurrent {
 
 // Each is made when it is first asked for. An absent factor is 1. In the
-// padding of rows x is taken for zero.
+// padding of rows, and at skipped steps, x and the states before are taken for
+// zero; a skipped step is one that keeps all units.
 class Linearisation {
  public:
   // `inputs` begin with those of the form, `states` are all that it gives, of
@@ -29,7 +30,7 @@ class Linearisation {
   // m_h.
   const std::optional<mx::array>& seen_factors();
 
-  // x or its tangent, with zeros where no step is.
+  // x or its tangent, with zeros where no step is taken.
   mx::array valid(const mx::array& a) const;
   // m_x a, and a where zoneout does not keep the unit.
   mx::array with_input_factors(const mx::array& a);
@@ -68,7 +69,9 @@ class Linearisation {
   const StateArrays& updates();
   const Arrays& before();
   const Arrays& pre_activations();
-  mx::array usual_in_padding(const mx::array& a) const;
+  // a with zeros at skipped steps.
+  mx::array taken(const mx::array& a) const;
+  mx::array usual_elsewhere(const mx::array& a) const;
   // Of an Elman cell f(a), f'(a) where that is not 1, and the factors.
   const mx::array& activations();
   std::optional<mx::array> slope();

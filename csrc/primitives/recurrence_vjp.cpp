@@ -120,7 +120,8 @@ class Backpropagation {
   mx::array gradient(Slot slot) {
     switch (slot) {
       case Slot::x:
-        // Zero in the padding, also for what stands there in its own cotangent.
+        // Zero where no step is taken, also for what stands there in its own
+        // cotangent.
         return linear_.valid(linear_.with_input_factors(
             layer_.projected()
                 ? of_input_
