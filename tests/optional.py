@@ -374,10 +374,12 @@ class _Twin:
             starts = self.reset is not None and (border == t or i > 0)
             if starts and self.reset[n, border]:
                 q = anew
-            if not self.skips[n, t]:
+            if self.skips[n, t]:
+                q = [self.zeros if state is None else state for state in q]
+            else:
                 q = self._step(n, t, q)
             for s in S:
-                outputs[s][t] = self.zeros if q[s] is None else q[s]
+                outputs[s][t] = q[s]
         return outputs, [self.zeros if state is None else state for state in q]
 
     def _step(self, n, t, q):
