@@ -11,7 +11,7 @@ from networks import network
 from tolerances import agree, close, wide
 
 
-def check(rng, layer, x, hidden, theirs, lengths=None, **of_network):
+def check(rng, layer, x, hidden, theirs, lengths=None, mask=None, **of_network):
     """Outputs, final states and gradients of a layer agree with a framework's.
 
     ``theirs`` takes the input, the flat list of states, and the factors of outputs and
@@ -21,7 +21,8 @@ def check(rng, layer, x, hidden, theirs, lengths=None, **of_network):
     parameters = dict(tree_flatten(layer.parameters()))
     structure = [name for name, _ in tree_flatten(hidden)]
     inputs = {"x": x, **{f"hidden {name}": a for name, a in tree_flatten(hidden)}}
-    keywords = {} if lengths is None else {"lengths": lengths}
+    given = {"lengths": lengths, "mask": mask}
+    keywords = {name: value for name, value in given.items() if value is not None}
 
     def ours(*values):
         given = dict(zip([*inputs, *parameters], values, strict=True))
@@ -60,7 +61,7 @@ def check(rng, layer, x, hidden, theirs, lengths=None, **of_network):
         tree_unflatten([(n, wide(a)) for n, a in tree_flatten(hidden)])
         if structure != [""]
         else wide(hidden),
-        lengths=lengths,
+        **keywords,
         **of_network,
     )
     if isinstance(truth, list):  # every layer's

@@ -229,6 +229,17 @@ def test_states_that_are_no_pairs():
             use(x, ([None] * 3, None))
 
 
+@each_layer
+@pytest.mark.parametrize("merge", MERGES)
+def test_skipped_steps_in_both_directions(rng, merge, kind):
+    mask = np.array([[1, 0, 0, 1, 1, 0], [0, 1, 1, 1, 0, 0], [0] * 6], bool)
+    x = mx.where(mx.array(mask)[..., None], draw(rng, (3, 6, 3), mx.float32), mx.nan)
+    model = Bidirectional(kind(3, 4), merge=merge)
+    check(rng, model, x, states_for(rng, model, 3), merge, mask=mask)
+    reset = np.array([[0, 1, 0, 0, 1, 0]] * 3, bool)
+    check(rng, model, x, None, merge, mask=mask, reset=reset, lengths=[6, 5, 2])
+
+
 @pytest.mark.parametrize("keywords", [{"checkpoint_every": 2}, {"truncate_every": 3}])
 def test_keywords_reach_both_layers(rng, keywords):
     x, c = draw(rng, (2, 7, 3), mx.float64), draw(rng, (2, 7, 8), mx.float64)
@@ -293,6 +304,7 @@ def test_one_launch_of_both(rng, merge, dtype, monkeypatch, kind):
         {"hidden": h},
         {"lengths": [530], "hidden": h},
         {"reset": reset, "truncate_every": 50},
+        {"mask": mx.array(rng.random((1, 800)) < 0.7), "hidden": h},
     ]
 
     def outputs_and_gradients(**call):

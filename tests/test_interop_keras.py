@@ -76,11 +76,9 @@ def cells_of(layer):
     return [("", layer.cell)]
 
 
-def runner(layer, lengths=None):
+def runner(layer, mask=None):
     """The layer, or a list of layers, as `check` calls it."""
     import torch
-
-    mask = None if lengths is None else np.arange(L) < np.array(lengths)[:, None]
 
     def run(x, hidden, c, last):
         tensors = [torch.tensor(a, requires_grad=True) for a in (x, *hidden)]
@@ -153,7 +151,23 @@ def test_agreement(rng, name, lengths, std):
     layer = from_keras(theirs)
     x = draw(rng, (N, L, D), mx.float32, std)
     hidden = states_for(rng, layer)
-    check(rng, layer, x, hidden, runner(theirs, lengths), lengths, **of_network)
+    mask = None if lengths is None else np.arange(L) < np.array(lengths)[:, None]
+    check(rng, layer, x, hidden, runner(theirs, mask), lengths, **of_network)
+
+
+@pytest.mark.skipif(
+    os.environ["KERAS_BACKEND"] != "torch", reason="Keras's backend is not PyTorch"
+)
+@pytest.mark.parametrize("name", CASES)
+def test_masks_with_gaps(rng, name):
+    """Skipped steps at either end are zeros there, and a first state here."""
+    make, of_network = CASES[name]
+    theirs = make()
+    layer = from_keras(theirs)
+    x, hidden = draw(rng, (N, L, D), mx.float32), states_for(rng, layer)
+    mask = rng.random((N, L)) < 0.6
+    mask[:, [0, -1]] = True
+    check(rng, layer, x, hidden, runner(theirs, mask), mask=mask, **of_network)
 
 
 def outputs_of(model, x):

@@ -94,6 +94,19 @@ def test_lengths(rng, residual, reverse, kind):
 
 
 @each_layer
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("residual", [False, True])
+def test_skipped_steps(rng, residual, reverse, kind):
+    """With a residual, nothing of the input meets the outputs there."""
+    mask = np.array([[1, 0, 0, 1, 1], [0, 1, 1, 0, 1], [0] * 5, [1] * 5], bool)
+    x = mx.where(mx.array(mask)[..., None], draw(rng, (4, 5, 3), mx.float32), mx.nan)
+    model = Stack.build(3, 3, 2, residual=residual, layer=kind)
+    keywords = {"mask": mask, "reverse": reverse, "residual": residual}
+    check(rng, model, x, states_for(rng, model, 4), **keywords)
+    check(rng, model, x, lengths=[5, 4, 3, 0], **keywords)
+
+
+@each_layer
 @pytest.mark.parametrize("merge", ["concat", "sum"])
 def test_lengths_in_both_directions(rng, merge, kind):
     x = np.array(draw(rng, (3, 4, 3), mx.float32))
@@ -381,18 +394,20 @@ class TestBuild:
 def test_transforms(rng, kind):
     model = Stack([kind(3, 3), Bidirectional(kind(3, 3), merge="sum")], residual=True)
     x = draw(rng, (4, 5, 3), mx.float32)
-    lengths = [5, 0, 2, 3]
+    lengths, mask = np.array([5, 0, 2, 3]), rng.random((4, 5)) < 0.7
 
-    def run(x, lengths):
-        return model(x, lengths=lengths)
+    def run(x, lengths, mask):
+        return model(x, lengths=lengths, mask=mask)
 
     def right(got):
-        check_outputs(got, model, x, lengths=lengths, merge="sum", residual=True)
+        how = {"merge": "sum", "residual": True}
+        check_outputs(got, model, x, lengths=lengths, mask=mask, **how)
 
-    right(mx.compile(run)(x, mx.array(lengths)))
-    right(mx.vmap(run)(x[:, None], mx.array(lengths)[:, None])[:, 0])
+    given = x, mx.array(lengths), mx.array(mask)
+    right(mx.compile(run)(*given))
+    right(mx.vmap(run)(*(a[:, None] for a in given))[:, 0])
     with exporting():
-        right(run(x, lengths))
+        right(run(*given))
 
 
 @each_layer
@@ -402,14 +417,15 @@ def test_shapeless(rng, kind):
     mx.eval(model.parameters())  # a shapeless function cannot draw them
     x = draw(rng, (4, 5, 3), mx.float32)
 
-    def run(x, lengths):
-        return model(x, lengths=lengths)
+    def run(x, lengths, mask):
+        return model(x, lengths=lengths, mask=mask)
 
     shapeless = mx.compile(run, shapeless=True)
     for n, steps, lengths in ((4, 5, [5, 0, 2, 3]), (3, 4, [4, 0, 2])):
         part, how = x[:n, :steps], {"merge": "sum", "residual": True}
-        got = shapeless(part, mx.array(lengths))
-        check_outputs(got, model, part, lengths=lengths, **how)
+        mask = rng.random((n, steps)) < 0.7
+        got = shapeless(part, mx.array(lengths), mx.array(mask))
+        check_outputs(got, model, part, lengths=lengths, mask=mask, **how)
 
 
 @each_layer
