@@ -61,6 +61,7 @@ const std::vector<Field>& fields() {
       {"cell0", &Case::cell0, {}},
       {"lengths", &Case::lengths, {"all", "any", "equal", "none", "beyond"}},
       {"reset", &Case::reset, {"nowhere", "some", "everywhere", "first"}},
+      {"mask", &Case::mask, {}},
       {"reverse", &Case::reverse, {}},
       {"truncate_every", &Case::truncate_every, {}},
       {"zoneout", &Case::zoneout, {}},
@@ -132,27 +133,27 @@ void Case::settle() {
   bool layer = which() == Entry::forward || which() == Entry::backward;
   bool scan = which() == Entry::linear_scan;
   bool pointwise = which() == Entry::pointwise;
-  bool mask = which() == Entry::mask;
+  bool of_mask = which() == Entry::mask;
   if (!layer) {
     kind = activation = projected = checkpoint_every = latest_checkpoint = 0;
-    leak = 0;
+    leak = mask = 0;
     state = 1;
   }
   settle_cell();
   bool traced = layer && activation == static_cast<int64_t>(Activation::traced);
-  if (!mask) {
+  if (!of_mask) {
     drawn = 0;
   }
   int64_t* probabilities[] = {
       &zoneout, &recurrent_dropout, &input_dropout, &zoneout_cell};
   for (int64_t i = 0; i < 4; ++i) {
-    if (!layer && !(mask && drawn == i)) {
+    if (!layer && !(of_mask && drawn == i)) {
       *probabilities[i] = 0;
-    } else if (mask && *probabilities[i] == 0) {
+    } else if (of_mask && *probabilities[i] == 0) {
       *probabilities[i] = 250;
     }
   }
-  if (mask && drawn != static_cast<int64_t>(Drawn::zoneout) &&
+  if (of_mask && drawn != static_cast<int64_t>(Drawn::zoneout) &&
       drawn != static_cast<int64_t>(Drawn::zoneout_cell)) {
     L = 1; // a dropout is the same at every step
   }
@@ -166,7 +167,7 @@ void Case::settle() {
   if (!pointwise && !traced) {
     program = 0;
   }
-  if (pointwise || mask) {
+  if (pointwise || of_mask) {
     D = 1;
     bias = layout = contents = 0;
   }

@@ -72,6 +72,7 @@ struct Case {
   int64_t hidden0 = 0, leak = 0;
   int64_t bhn = 0, cell = 0, cell0 = 0; // of gated cells
   int64_t lengths = 0, reset = 0, reverse = 0, truncate_every = 0;
+  int64_t mask = 0;
   // Probabilities, in thousandths, and how many sets of rows draw the same.
   int64_t zoneout = 0, recurrent_dropout = 0, input_dropout = 0, sets = 1;
   int64_t zoneout_cell = 0;

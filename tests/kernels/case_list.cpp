@@ -48,6 +48,7 @@ constexpr Option kOptions[] = {
     {&Case::lengths, kLengths - 1},
     {&Case::reset, kResets - 1},
     {&Case::reverse, 1},
+    {&Case::mask, 1},
     {&Case::hidden0, 1},
     {&Case::leak, 1},
     {&Case::zoneout, 500},
@@ -63,6 +64,7 @@ constexpr Option kGatedOptions[] = {
     {&Case::lengths, kLengths - 1},
     {&Case::reset, kResets - 1},
     {&Case::reverse, 1},
+    {&Case::mask, 1},
     {&Case::hidden0, 1},
     {&Case::cell0, 1},
     {&Case::bhn, 1},
@@ -184,6 +186,7 @@ Case any_case(Choices& random) {
     }
   }
   draw_cell(c, random.whole(0, kKinds - 1), random);
+  c.mask = random.whole(0, 3) == 1;
   if (c.which() == Entry::mask && random.whole(0, 3) == 1) {
     c.drawn = static_cast<int64_t>(Drawn::zoneout_cell);
   }
@@ -215,6 +218,7 @@ std::vector<Case> listed_cases() {
     if (c.which() == Entry::mask && c.seed % 4 == 0) {
       c.drawn = static_cast<int64_t>(Drawn::zoneout_cell);
     }
+    c.mask = c.seed % 6 == 0;
     return c;
   };
   auto add = [&](Case c, int64_t Case::* keep = nullptr) {

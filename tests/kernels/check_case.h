@@ -69,6 +69,12 @@ class Check {
     return courses_.back()->course();
   }
 
+  // Where the steps of `runs` are not skipped.
+  Sequence mask(const Runs& runs) {
+    courses_.push_back(std::make_unique<CourseOperand>(c_, runs, random_));
+    return courses_.back()->mask();
+  }
+
   Layout layout() const {
     return static_cast<Layout>(c_.layout);
   }

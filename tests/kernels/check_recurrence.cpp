@@ -21,7 +21,8 @@ Check::Operands Check::layer() {
   const Operand* cell0 = c_.cell0 ? &draw({c_.H}, size()) : nullptr;
   poison_x(x);
   // What Whh alone sees.
-  bool in_product = c_.of_kind() != CellKind::gru && !c_.leak && !c_.zoneout;
+  bool in_product =
+      c_.of_kind() != CellKind::gru && !c_.leak && !c_.zoneout && !c_.mask;
   poison_first(hidden, [&](int64_t n, int64_t j) {
     return in_product &&
         factors(Drawn::recurrent_dropout, n)[static_cast<size_t>(j)] == 0;
@@ -56,6 +57,7 @@ Check::Operands Check::layer() {
           c_.hidden0 ? hidden0.vector() : kNoVector,
           cell0 ? cell0->vector() : kNoVector,
           c_.leak ? leak.vector() : kNoVector,
+          c_.mask ? mask(runs_) : kNoSequence,
           course(runs_),
           draws_.draws(),
           0,
@@ -118,9 +120,17 @@ std::vector<double> Check::factors(Drawn what, int64_t n) const {
       what, n, what == Drawn::input_dropout ? c_.D : c_.H, compute_type());
 }
 
-// Padding, features that are dropped, and inputs of units that are kept.
+// Padding, skipped steps, features that are dropped, and inputs of units that
+// are kept.
 void Check::poison_x(Operand& x) const {
   poison_padding(x, c_.D);
+  for (int64_t n = 0; elements_are_apart() && n < c_.N; ++n) {
+    for (int64_t i = 0; i < runs_.length(n); ++i) {
+      if (runs_.skips(n, i)) {
+        poison(x, n, runs_.place(n, i), c_.D);
+      }
+    }
+  }
   for (int64_t n = 0; elements_are_apart() && n < c_.N; ++n) {
     auto felt = factors(Drawn::input_dropout, n);
     for (int64_t t = 0; t < c_.L; ++t) {
@@ -166,7 +176,8 @@ std::vector<bool> Check::unsaved() const {
       ignored.insert(
           ignored.end(),
           static_cast<size_t>(cell().saved * c_.H),
-          t >= runs_.length(n));
+          t >= runs_.length(n) ||
+              runs_.skip[static_cast<size_t>(n * c_.L + t)] != 0);
     }
   }
   return ignored;

@@ -89,6 +89,10 @@ struct Model {
     for (int64_t& length : runs.lengths) {
       length = chance() ? L : random.whole(0, L);
     }
+    double skipped = chance() ? 0.3 : 0;
+    for (char& skip : runs.skip) {
+      skip = std::fabs(random.real()) < skipped;
+    }
     double often = chance() ? 0.4 : 0;
     for (char& reset : runs.reset) {
       reset = std::fabs(random.real()) < often;
@@ -226,7 +230,8 @@ std::string check_scan(
       for (int64_t j = 0; j < m.H; ++j) {
         size_t at = static_cast<size_t>(j);
         double rate = m.has_leak ? m.leak[at] : 1;
-        alpha.push_back(m.chances.keeps(n, t, j) ? 1 : 1 - rate);
+        bool skips = m.runs.skip[static_cast<size_t>(n * m.L + t)] != 0;
+        alpha.push_back(skips || m.chances.keeps(n, t, j) ? 1 : 1 - rate);
         gamma.push_back(seen[at]);
       }
     }

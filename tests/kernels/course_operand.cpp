@@ -50,13 +50,17 @@ Runs drawn_runs(const Case& c, Random& random) {
         break;
     }
   }
+  for (char& skip : runs.skip) {
+    skip = c.mask && random.whole(0, 2) == 0;
+  }
   return runs;
 }
 
 CourseOperand::CourseOperand(const Case& c, const Runs& runs, Random& random)
     : c_(c),
       lengths_(c.N, 1, has_gaps(c), random),
-      reset_(c.N, c.L, has_gaps(c), random) {
+      reset_(c.N, c.L, has_gaps(c), random),
+      mask_(c.mask ? c.N : 0, c.L, c.mask && has_gaps(c), random) {
   bool beyond = static_cast<Lengths>(c.lengths) == Lengths::beyond;
   for (int64_t n = 0; n < c.N; ++n) {
     int64_t length = runs.length(n);
@@ -67,7 +71,11 @@ CourseOperand::CourseOperand(const Case& c, const Runs& runs, Random& random)
     }
     lengths_.at(n, 0) = static_cast<int32_t>(length);
     for (int64_t t = 0; t < c.L; ++t) {
-      reset_.at(n, t) = runs.reset[static_cast<size_t>(n * c.L + t)] != 0;
+      size_t at = static_cast<size_t>(n * c.L + t);
+      reset_.at(n, t) = runs.reset[at] != 0;
+      if (c.mask) {
+        mask_.at(n, t) = runs.skip[at] == 0;
+      }
     }
   }
 }
@@ -79,6 +87,11 @@ Course CourseOperand::course() const {
       c_.lengths ? lengths_.sequence() : kNone,
       c_.reset ? reset_.sequence() : kNone,
       c_.truncate_every};
+}
+
+Sequence CourseOperand::mask() const {
+  constexpr Sequence kNone = {nullptr, nullptr, 0, 0};
+  return c_.mask ? mask_.sequence() : kNone;
 }
 
 DrawsOperand::DrawsOperand(const Case& c, Random& random)

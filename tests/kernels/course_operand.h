@@ -62,14 +62,17 @@ class CourseOperand {
   CourseOperand(const Case& c, const Runs& runs, Random& random);
 
   Course course() const;
+  // Where steps are not skipped.
+  Sequence mask() const;
   bool intact() const {
-    return lengths_.intact() && reset_.intact();
+    return lengths_.intact() && reset_.intact() && mask_.intact();
   }
 
  private:
   const Case& c_;
   Table<int32_t> lengths_;
   Table<bool> reset_;
+  Table<bool> mask_;
 };
 
 // The random choices of a case.

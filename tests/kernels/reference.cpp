@@ -42,7 +42,11 @@ class Step {
       int64_t i,
       const Dropped& dropped,
       Rounding rounding)
-      : g_(g), n_(n), t_(g.runs.place(n, i)), rounding_(rounding) {
+      : g_(g),
+        n_(n),
+        t_(g.runs.place(n, i)),
+        skipped_(g.runs.skips(n, i)),
+        rounding_(rounding) {
     for (int s = 0; s < g.cell().states; ++s) {
       before_[s] = g.runs.starts(n, i) ? g.starts[s]
           : i > 0      ? states[s].data() + g.runs.index(n, i - 1) * g.H
@@ -80,7 +84,10 @@ class Step {
     return keeps(s, j) ? 0 : s == 0 && g_.leak ? g_.leak[j] : 1;
   }
   bool keeps(int s, int64_t j) const {
-    return g_.chances.keeps(n_, t_, j, s);
+    return skipped_ || g_.chances.keeps(n_, t_, j, s);
+  }
+  bool skipped() const {
+    return skipped_;
   }
 
   Unit unit(int64_t j) const {
@@ -145,6 +152,7 @@ class Step {
 
   const Layer& g_;
   int64_t n_, t_;
+  bool skipped_;
   Rounding rounding_;
   const double* before_[kMostStates] = {}; // null: nothing
   const double* after_[kMostStates] = {};
@@ -246,6 +254,9 @@ class Adjoint {
     Numbers seen = zeros(g_.H); // Whh^T times the cotangents of its rows
     for (int64_t j = 0; j < g_.H; ++j) {
       UnitCotangents unit = back_unit(step, j, dq);
+      if (step.skipped()) {
+        continue; // its input may be NaN
+      }
       if (cell_.has_bhn) {
         add(d_.dbhn, j, unit.u[cell_.slabs - 1]);
       }

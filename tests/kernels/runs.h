@@ -12,6 +12,7 @@ struct Runs {
   int64_t N, L;
   std::vector<int64_t> lengths; // of each row: 0 to L
   std::vector<char> reset;      // (N, L)
+  std::vector<char> skip;       // (N, L)
   bool reverse = false;
   int64_t truncate_every = 0;
 
@@ -20,7 +21,8 @@ struct Runs {
       : N(N),
         L(L),
         lengths(static_cast<size_t>(N), L),
-        reset(static_cast<size_t>(N * L), 0) {
+        reset(static_cast<size_t>(N * L), 0),
+        skip(static_cast<size_t>(N * L), 0) {
   }
 
   int64_t length(int64_t n) const {
@@ -41,6 +43,10 @@ struct Runs {
       return i > 0 && reset[static_cast<size_t>(index(n, i - 1))] != 0;
     }
     return reset[static_cast<size_t>(index(n, i))] != 0;
+  }
+  // Whether the states stay at step i of the run.
+  bool skips(int64_t n, int64_t i) const {
+    return skip[static_cast<size_t>(index(n, i))] != 0;
   }
   // Whether a derivative takes the state before step i for a constant. Where an
   // episode starts it is of no earlier block, and not cut.
