@@ -1,4 +1,4 @@
-"""Derivatives of GRU and LSTM of every order, in both modes, with every option.
+"""Derivatives of every cell, of every order, in both modes, with every option.
 
 In float64, against the reference's: its gradients are by hand, and every further
 derivative of those is by complex steps and, at last, by differences.
@@ -20,6 +20,7 @@ from tolerances import DIFFERENCE, SECOND_DIFFERENCE, largest, wide
 # What `_native` calls the weights of the reference.
 NATIVE = {"Wx": "Wxh", "Wh": "Whh", "b": "bias"}
 RESET = np.array([[0, 1, 0, 0, 1], [1, 0, 0, 1, 0], [0] * 5], bool)
+MASK = np.array([[1, 0, 1, 1, 1], [0, 1, 0, 0, 1], [1] * 5], bool)
 STATES = {"hidden", "cell"}
 LEARNED = {"hidden0", "cell0"}
 # What is left out of the operands, and the options.
@@ -33,6 +34,8 @@ OPTIONS = {
     "reset": (LEARNED, {"reset": RESET}),
     "learned": (STATES, {"reset": RESET, "lengths": [5, 4, 2]}),
     "one learned": (STATES | {"hidden0"}, {"reset": RESET, "reverse": True}),
+    "skipped": (LEARNED, {"mask": MASK}),
+    "skipped episodes": (STATES, {"mask": MASK, "reset": RESET, "reverse": True}),
     "truncated": (LEARNED, {"truncate_every": 2}),
     "dropout": (LEARNED, {"input_dropout": 0.4, "recurrent_dropout": 0.4}),
     "zoneout": (LEARNED, {"zoneout": 0.4, "zoneout_cell": 0.3}),
@@ -43,6 +46,7 @@ OPTIONS = {
             "reverse": True,
             "lengths": [4, 5, 1],
             "reset": RESET,
+            "mask": MASK,
             "truncate_every": 3,
             "input_dropout": 0.3,
             "recurrent_dropout": 0.3,
@@ -53,7 +57,7 @@ OPTIONS = {
 }
 # What a call returns, by `return_state`.
 RETURNS = {"states": False, "both": True, "last": "only"}
-both_cells = pytest.mark.parametrize("name", ["gru", "lstm"])
+every_cell = pytest.mark.parametrize("name", ["sigmoid", "gru", "lstm"])
 every_option = pytest.mark.parametrize("options", OPTIONS)
 every_return = pytest.mark.parametrize("returns", RETURNS)
 
@@ -71,7 +75,12 @@ class Problem:
         shapes |= dict.fromkeys(self.cell.states, (N, H))
         shapes |= dict.fromkeys(self.cell.starts, (H,))
         self.names = [n for n in shapes if n not in left_out]
+        self.lead, self.L, self.H = (N,), L, H
         self.values = [self.draw(shapes[n]) for n in self.names]
+        # Steps that do not run have no part in anything.
+        ends = np.array(self.options.get("lengths", [L] * N))[:, None]
+        runs = self.options.get("mask", True) & (np.arange(L) < ends)
+        self.values[0] = np.where(runs[..., None], self.values[0], np.nan)
         self.key = np.array([seed, 7], np.uint32)
         self.terms = self.terms_of(N, L, D, H)
         borders = reference.border_states(
@@ -85,7 +94,7 @@ class Problem:
         return 0.8 * self.rng.standard_normal(shape)
 
     def terms_of(self, N, L, D, H):
-        course = ("lengths", "reset", "reverse", "truncate_every")
+        course = ("lengths", "reset", "mask", "reverse", "truncate_every")
         drawn = {}
 
         def hits(what, option, *shape):
@@ -130,13 +139,15 @@ class Problem:
                 given[state] = mx.broadcast_to(given[start], shape)
         options = {"reverse": False, "flips": -1, "truncate_every": 0}
         options |= {"checkpoint_every": 0, "lengths": None, "reset": None}
+        options |= {"mask": None, "leak_cell": None}
         options |= dict.fromkeys(("zoneout", "zoneout_cell"), 0.0)
         options |= dict.fromkeys(("input_dropout", "recurrent_dropout"), 0.0)
         options |= self.options | {n: given[n] for n in optional[-3:]}
         if self.options.get("lengths") is not None:
             options["lengths"] = mx.array(self.options["lengths"], mx.int32)
-        if self.options.get("reset") is not None:
-            options["reset"] = mx.array(self.options["reset"])
+        for name in ("reset", "mask"):
+            if self.options.get(name) is not None:
+                options[name] = mx.array(self.options[name])
         random = any("out" in n for n in self.options)
         options["key"] = mx.array(self.key) if random else None
         found = _native.recurrence(
@@ -155,11 +166,10 @@ class Problem:
         return [*last] if self.return_state == "only" else [outputs[0], *last]
 
     def cotangents(self):
-        last, outputs = np.shape(self.values[0])[:1], np.shape(self.values[0])[:2]
-        H, S = self.values[self.names.index("Wh")].shape[1], len(self.cell.states)
+        S = range(len(self.cell.states))
         return self.results(
-            [self.draw((*outputs, H)) for _ in range(S)],
-            [self.draw((*last, H)) for _ in range(S)],
+            [self.draw((*self.lead, self.L, self.H)) for _ in S],
+            [self.draw((*self.lead, self.H)) for _ in S],
         )
 
     def gradients(self, values, cotangents):
@@ -200,7 +210,7 @@ def near(ours, right, tolerance=DIFFERENCE):
         assert np.max(error, initial=0) <= tolerance * (1 + largest(b))
 
 
-@both_cells
+@every_cell
 @every_option
 @every_return
 def test_tangents(name, options, returns):
@@ -213,7 +223,7 @@ def test_tangents(name, options, returns):
     near(found, p.results(*tangents))
 
 
-@both_cells
+@every_cell
 @every_option
 @every_return
 def test_second_derivatives(name, options, returns):
@@ -237,7 +247,7 @@ def test_second_derivatives(name, options, returns):
         near([mx.sum(back[k] * mx.array(d, mx.float64))], [np.array(expected)])
 
 
-@both_cells
+@every_cell
 @every_option
 def test_third_derivatives(name, options):
     p = Problem(name, options, "both")
@@ -260,7 +270,7 @@ def test_third_derivatives(name, options):
     near([along], [np.array(slope)], SECOND_DIFFERENCE)
 
 
-@both_cells
+@every_cell
 @pytest.mark.parametrize("over", ["rows", "weights"])
 def test_mapped_second_derivatives(name, over):
     """For each of several examples, or of several sets of weights."""
@@ -295,7 +305,7 @@ def squared_gradient(p, *values):
     return sum((g * g).sum() for g in found)
 
 
-@both_cells
+@every_cell
 def test_compiled_for_any_length(name):
     p = Problem(name, "states")
 
