@@ -46,7 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     _add_turns(parser)
     _add_files(parser)
     parser.add_argument(
-        "--quick", action="store_true", help="few cases and rounds: a minute or two"
+        "--quick", action="store_true", help="few cases and rounds: some minutes"
     )
 
 
