@@ -134,14 +134,19 @@ Returned returned_of(const std::variant<bool, std::string>& return_state) {
 }
 
 // Operands in a tuple; none where one is neither an array nor None.
-std::optional<Slotted<Slot>> plain_operands(const nb::tuple& operands) {
-  constexpr std::array order = {
-      Slot::x, Slot::Wxh, Slot::bias, Slot::Whh, Slot::hidden};
-  if (operands.size() != order.size()) {
+std::optional<Slotted<Slot>> plain_operands(
+    const nb::tuple& operands,
+    kernels::CellKind kind) {
+  // What a cell has beside those of all.
+  Slot own = kind == kernels::CellKind::gru ? Slot::bhn : Slot::cell;
+  const Slot order[] = {
+      Slot::x, Slot::Wxh, Slot::bias, Slot::Whh, Slot::hidden, own};
+  size_t count = kind == kernels::CellKind::elman ? 5 : 6;
+  if (operands.size() != count) {
     return {};
   }
   Slotted<Slot> arrays;
-  for (size_t i = 0; i < order.size(); ++i) {
+  for (size_t i = 0; i < count; ++i) {
     nb::handle found = operands[i];
     if (nb::isinstance<mx::array>(found)) {
       arrays[order[i]] = *nb::inst_ptr<mx::array>(found);
@@ -196,21 +201,23 @@ void bind_recurrence(nb::module_& m) {
   m.def(
       "plain_recurrence",
       [](const nb::tuple& operands,
-         const char* activation,
+         const char* cell,
          nb::handle both) -> nb::object {
         bool wants = both.is(Py_True) || both.is(Py_False);
-        auto arrays = wants ? plain_operands(operands) : std::nullopt;
-        if (!arrays || !is_plain(*arrays)) {
+        NamedCell named = cell_named(cell);
+        auto arrays =
+            wants ? plain_operands(operands, named.kind) : std::nullopt;
+        if (!arrays || !is_plain(*arrays, named.kind)) {
           return nb::none();
         }
         return returned(recurrence(
             *arrays,
-            {kernels::CellKind::elman, cell_named(activation).activation},
+            {named.kind, named.activation},
             both.is(Py_True) ? Returned::both : Returned::states,
             stream_of({})));
       },
       "operands"_a,
-      "activation"_a,
+      "cell"_a,
       "return_state"_a.none());
 
   m.def(

@@ -100,6 +100,18 @@ constexpr RecurrenceRow table[] = {
      .output = &ForwardArgs::saved}};
 static_assert(in_order(table));
 
+Shapes shapes_of_cell(
+    const mx::array& x,
+    int sets,
+    int H,
+    const kernels::CellShape& cell) {
+  Shapes shapes(x, sets, H);
+  shapes.set(Size::input_slabs, cell.input_slabs() * H);
+  shapes.set(Size::state_slabs, cell.state_slabs() * H);
+  shapes.set(Size::saved, cell.saved * H);
+  return shapes;
+}
+
 // How the kernels are told which states to keep of L.
 int64_t checkpoint_steps(const RecurrenceForm& form, int64_t L) {
   if (form.checkpoint_every != checkpoint_square_root) {
@@ -145,11 +157,8 @@ Shapes shapes_of(
           form.course.fits(x),
       primitive);
   int H = Whh.shape(-1);
-  Shapes shapes(x, static_cast<int>(Whh.ndim()) - 2, H);
   kernels::CellShape cell = form.shape();
-  shapes.set(Size::input_slabs, cell.input_slabs() * H);
-  shapes.set(Size::state_slabs, cell.state_slabs() * H);
-  shapes.set(Size::saved, cell.saved * H);
+  Shapes shapes = shapes_of_cell(x, static_cast<int>(Whh.ndim()) - 2, H, cell);
   int64_t steps = x.shape(-2);
   shapes.set(
       Size::kept,
@@ -160,19 +169,20 @@ Shapes shapes_of(
   return shapes;
 }
 
-bool is_plain(const Slotted<Slot>& operands) {
+bool is_plain(const Slotted<Slot>& operands, kernels::CellKind kind) {
   constexpr double kFew = 4294967296.0; // as many numbers need no closer look
   const auto& x = operands[Slot::x];
   const auto& Wxh = operands[Slot::Wxh];
-  if (!x || !Wxh || !operands[Slot::Whh] || x->ndim() < 2 || x->size() == 0 ||
-      Wxh->ndim() != 2 || !mx::issubdtype(x->dtype(), mx::floating)) {
+  const auto& Whh = operands[Slot::Whh];
+  if (!x || !Wxh || !Whh || x->ndim() < 2 || x->size() == 0 ||
+      Whh->ndim() != 2 || !mx::issubdtype(x->dtype(), mx::floating)) {
     return false;
   }
-  int H = Wxh->shape(0);
+  int H = Whh->shape(1);
   if (H == 0 || static_cast<double>(x->size()) * H * H > kFew) {
     return false;
   }
-  Shapes shapes(*x, 0, H);
+  Shapes shapes = shapes_of_cell(*x, 0, H, kernels::shape_of(kind));
   Slots<Slot> present = operands.slots();
   for (int i = 0; i < present.size(); ++i) {
     Slot slot = present.at(i);

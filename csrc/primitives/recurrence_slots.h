@@ -36,7 +36,7 @@ Shapes shapes_of(
 
 // Whether operands of a projected call need no judgement and no conversion: of
 // one floating dtype, in shapes that fit with nothing to broadcast.
-bool is_plain(const Slotted<RecurrenceSlot>& operands);
+bool is_plain(const Slotted<RecurrenceSlot>& operands, kernels::CellKind kind);
 
 // The arguments of each set.
 std::vector<kernels::RecurrenceArgs> arguments(

@@ -160,14 +160,13 @@ def recurrence(
     which, ``flips``, the second half runs in the other direction.
     """
 
-def plain_recurrence(
-    operands: tuple[Any, Any, Any, Any, Any], activation: str, return_state: Any
-) -> Any:
+def plain_recurrence(operands: tuple[Any, ...], cell: str, return_state: Any) -> Any:
     """Return what :func:`recurrence` does, on the default stream, without options.
 
-    ``None``, and nothing done, unless ``x``, ``Wxh``, ``bias``, ``Whh`` and ``hidden``
-    are arrays of one floating dtype that fit each other as they are (``bias`` and
-    ``hidden`` or ``None``), and ``return_state`` is ``True`` or ``False``.
+    ``None``, and nothing done, unless ``x``, ``Wxh``, ``bias``, ``Whh`` and ``hidden``,
+    with a GRU ``bhn`` and with an LSTM ``cell`` behind them, are arrays of one floating
+    dtype that fit each other as they are (biases and states or ``None``), and
+    ``return_state`` is ``True`` or ``False``.
     """
 
 def widen(

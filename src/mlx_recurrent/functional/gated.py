@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import mlx.core as mx
 
+from mlx_recurrent import _native
 from mlx_recurrent.functional.calls import judge_gru, judge_lstm
-from mlx_recurrent.functional.dispatch import StreamOrDevice
+from mlx_recurrent.functional.dispatch import StreamOrDevice, has_kernels
 from mlx_recurrent.functional.judging import ReturnState, judge_return_state
 from mlx_recurrent.functional.options import (
     BidirectionalOptions,
@@ -133,6 +134,13 @@ def gru(
         >>> gru(x, Wx, Wh, reverse=True).shape
         (5, 8)
     """
+    if not options and reset_after is True and stream is None and has_kernels(None):
+        # Quickly, where there is nothing to judge.
+        operands = x, Wx, b, Wh, hidden, bhn
+        if (
+            result := _native.plain_recurrence(operands, "gru", return_state)
+        ) is not None:
+            return cast("mx.array", result)
     judge_return_state(return_state)
     call = judge_gru(
         x, Wx, Wh, b, bhn, hidden, reset_after=reset_after, stream=stream, **options
@@ -246,6 +254,12 @@ def lstm(
         >>> outputs.shape, cell.shape
         ((5, 8), (8,))
     """
+    if not options and stream is None and has_kernels(None):
+        operands = x, Wx, bias, Wh, hidden, cell
+        if (
+            result := _native.plain_recurrence(operands, "lstm", return_state)
+        ) is not None:
+            return (result[0], result[1:]) if return_state else result
     judge_return_state(return_state)
     call = judge_lstm(x, Wx, Wh, bias, hidden, cell, stream=stream, **options)
     return cast("tuple[mx.array, Any]", run(call, return_state, stream))

@@ -105,7 +105,13 @@ class GRU(OneState, recurrent.GRU):
     def _plain(
         self, x: mx.array, hidden: mx.array | None, return_state: ReturnState
     ) -> mx.array | tuple[mx.array, mx.array]:
-        result: mx.array | tuple[mx.array, mx.array] = self._function(
-            x, *self._weights(), hidden, return_state=return_state
+        # As in RNN: as attributes parameters take longer to find.
+        return functional.gru(
+            x,
+            self["Wx"] if "Wx" in self else self.Wx,
+            self["Wh"] if "Wh" in self else self.Wh,
+            self["b"] if "b" in self else self.b,
+            self["bhn"] if "bhn" in self else self.bhn,
+            hidden,
+            return_state=return_state,
         )
-        return result

@@ -185,10 +185,16 @@ class LSTM(RecurrentLayer, recurrent.LSTM):
             True
         """
         if not options and not self._has_options:
-            result: tuple[mx.array, Any] = self._function(
-                x, *self._weights(), hidden, cell, return_state=return_state
+            # As in RNN: as attributes parameters take longer to find.
+            return functional.lstm(
+                x,
+                self["Wx"] if "Wx" in self else self.Wx,
+                self["Wh"] if "Wh" in self else self.Wh,
+                self["bias"] if "bias" in self else self.bias,
+                hidden,
+                cell,
+                return_state=return_state,
             )
-            return result
         judge_keywords(options, CallOptions, ("hidden", "cell"))
         return functional.lstm(
             x,
