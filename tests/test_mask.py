@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import mlx_recurrent
-from conftest import DTYPES, draw, upstream_layer
+import optional
+from conftest import COMPOSED, DTYPES, NATIVE, TRACED, draw, upstream_layer
 from optional import grads
 from tolerances import close, equal, wide
 
@@ -249,6 +250,34 @@ def test_callables_that_are_singular_at_zero(rng, reverse, make):
     results = slopes(ours), slopes(theirs), slopes(theirs, mx.float64)
     for got, expected, truth in zip(*results, strict=True):
         close(got, expected, wide(truth))
+
+
+@pytest.mark.parametrize("leak", [None, 0.3])
+@pytest.mark.parametrize(
+    "of", [NATIVE, TRACED, COMPOSED], ids=["native", "traced", "composed"]
+)
+@both_ways
+def test_scan(rng, reverse, of, leak):
+    """Where the input is the projection, and NaN goes straight to the activation."""
+    options = {"mask": TAKEN, "leak": leak, "reverse": reverse, "hidden": False}
+    p = optional.problem(rng, (4,), D=5, bias=False, **options)
+    p.arrays["Wxh"] = mx.eye(5)
+    z, Wxh, Whh = p.arrays.values()
+
+    def run(z, Whh):
+        f = of["tanh"]
+        return list(mlx_recurrent.scan(z, Whh, nonlinearity=f, **given))
+
+    given = {**p.keywords, "return_state": True}
+    dirty, d = p.in_unseen(z), p.cotangents()
+    p.check(run(dirty, Whh))
+    got = mx.vjp(run, [dirty, Whh], d)[1]
+    (like_z, _, like), (true_z, _, true) = (
+        grads(p.plain, [z, Wxh, Whh], d),
+        (p.gradients(*d)),
+    )
+    close(got[0], like_z, true_z, "z")
+    close(got[1], like, true, "Whh")
 
 
 def test_exporting(rng, tmp_path):

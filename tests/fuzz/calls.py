@@ -226,10 +226,6 @@ class OfOneLayer:
         expected = self.path
         if self.path == "traced" and self.problem.L == 0:
             expected = "composed"
-        if self.gated_paths and self.problem.shares != (1.0,) * len(
-            self.problem.cell.states
-        ):
-            expected = "composed"  # the kernels' cells have no part of a state
         assert plan.path == expected, f"plan is {plan.path}, not {expected}"
         assert str(plan) and plan.reason
         mx.random.seed(self.problem.seed)
