@@ -57,6 +57,7 @@ Check::Operands Check::layer() {
           c_.hidden0 ? hidden0.vector() : kNoVector,
           cell0 ? cell0->vector() : kNoVector,
           c_.leak ? leak.vector() : kNoVector,
+          kNoVector,
           c_.mask ? mask(runs_) : kNoSequence,
           course(runs_),
           draws_.draws(),
