@@ -19,7 +19,6 @@ struct GatedCotangents {
   const BackwardLayout<T>& layout = work.layout;
   const Slabs<C>& slabs = layout.slabs;
   const Terms<T>& terms = layout.terms;
-  Range columns = work.columns;
   int64_t ldh = work.ldh;
   RecurrentProduct<T> back{
       layout.transposed,

@@ -20,9 +20,6 @@ StreamOrDevice: TypeAlias = (
     mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType | None
 )
 
-# The cells that the kernels have beside Elman's.
-_NATIVE_CELLS = frozenset({"gru", "lstm"})
-
 # How many exporting() the present context is inside of.
 _exporting: ContextVar[int] = ContextVar("mlx_recurrent.exporting", default=0)
 
@@ -171,8 +168,6 @@ def choose_cell(cell: Cell, stream: StreamOrDevice) -> Choice:
             "reset_after is False: the reset comes before the product, which is then a "
             "second one at each step"
         )
-    elif cell.name not in _NATIVE_CELLS:
-        choice = choice.composed(f"the {cell.name.upper()} has no native kernel yet")
     return _placed(choice, stream)
 
 

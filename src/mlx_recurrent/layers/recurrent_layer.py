@@ -69,12 +69,6 @@ class RecurrentLayer(Loading):
         names = (cell.Wx, cell.Wh, cell.bias, cell.hidden_bias)
         return tuple(name for name in names if name)
 
-    def _weights(self) -> tuple[Any, ...]:
-        """Return the weights, in that order."""
-        names = self._weight_names()
-        # A parameter is an item of the module, which is found sooner.
-        return tuple(self[n] if n in self else getattr(self, n) for n in names)
-
     @classmethod
     def _start_names(cls) -> tuple[str, ...]:
         """The names of the states that episodes start from."""
