@@ -343,7 +343,11 @@ def measure(
                 got = runs[library.label](arrays, cotangent, dtype, cell)
                 for name, expected in truth.items():
                     key = library.label, name != "h"
-                    errors.setdefault(key, Errors()).add(got[name], expected, eps)
+                    try:
+                        errors.setdefault(key, Errors()).add(got[name], expected, eps)
+                    except ValueError as error:
+                        what = f"{library.label}, {dtype} {cell}, {name}"
+                        raise ValueError(f"{what}: {error}") from error
         found[dtype, cell] = errors
     return found
 
