@@ -8,11 +8,10 @@ from typing import Any, NoReturn
 import mlx.core as mx
 import numpy as np
 import onnx
-from mlx.utils import tree_flatten
 
 from mlx_recurrent.functional.judging import shown
-from mlx_recurrent.functional.values import evaluate
 from mlx_recurrent.interop.activations import Activation, complete, nonlinearity_of
+from mlx_recurrent.interop.gates import Sides, own_of
 from mlx_recurrent.interop.onnx_graph import Graph
 from mlx_recurrent.interop.onnx_operators import entries_of
 from mlx_recurrent.interop.onnx_tensors import (
@@ -298,23 +297,13 @@ class Reader:
         hidden0 = self._hidden0(run, directions, H)
         layers = []
         for i in range(directions):
-            bias = None
-            if B is not None:
-                bias = mx.add(B[i, :H], B[i, H:], stream=mx.cpu)
-                evaluate(bias)
-            row = None if hidden0 is None else hidden0[i]
-            layer = layer_of(
-                W[i],
-                R[i],
-                bias,
-                nonlinearity_of(activations[i]),
-                learn_hidden=row is not None,
-            )
-            if row is not None:
-                layer.hidden0 = mx.array(row)
-            weights: Any = tree_flatten(layer.parameters())  # type: ignore[no-untyped-call]
-            evaluate(*dict(weights).values())
-            layers.append(layer)
+            biases = () if B is None else (B[i, :H], B[i, H:])
+            sides = Sides(W[i], R[i], *biases)
+            own = own_of(RNN, sides, "onnx")
+            if hidden0 is not None:
+                own["hidden0"] = hidden0[i]
+            nonlinearity = nonlinearity_of(activations[i])
+            layers.append(layer_of(RNN, own, nonlinearity=nonlinearity))
         return layers
 
     def _weights(self, run: Run, i: int, name: str) -> mx.array:

@@ -26,7 +26,7 @@ _TYPES = {
 FIRST_OPSET = 14
 _BFLOAT16_OPSET = 22
 # Options that act in training alone: a model of ONNX's is evaluated.
-_TRAINING = ("input_dropout", "recurrent_dropout", "hidden0")
+_TRAINING = ("input_dropout", "recurrent_dropout", "learn_hidden")
 
 
 class Writer:

@@ -360,16 +360,8 @@ def _layer(
             raise ValueError(
                 f"has {path}{name} of shape {held[name].shape}, which must be {shape}"
             )
-    layer = layer_of(
-        held["Wxh"],
-        held["Whh"],
-        held.get("bias"),
-        nonlinearity_of(activation),
-        learn_hidden="hidden0" in held,
-    )
-    if "hidden0" in held:
-        layer.hidden0 = held["hidden0"]
-    return layer
+    made: RNN = layer_of(RNN, held, nonlinearity=nonlinearity_of(activation))
+    return made
 
 
 def _listed(names: Iterable[str]) -> str:
