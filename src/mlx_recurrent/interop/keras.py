@@ -462,6 +462,11 @@ def _write(keras: Any, layer: Any, name: str, return_sequences: bool) -> Any:
             f"{name}.backward must have {forward.units} hidden features as forward has "
             f"for keras.layers.Bidirectional, but has {backward.units}"
         )
+    if type(forward) is not type(backward):
+        raise ValueError(
+            f"{name}.backward must be a {kind_of(layer.forward).__name__} as forward "
+            "is for keras.layers.Bidirectional, but is another layer"
+        )
     both = keras.layers.Bidirectional(
         forward,
         merge_mode=_MERGE_MODES.get(merge, merge) if merge else None,
