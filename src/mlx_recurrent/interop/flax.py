@@ -11,7 +11,7 @@ from mlx.nn.layers.linear import Identity
 from mlx_recurrent.functional.dispatch import Nonlinearity
 from mlx_recurrent.functional.judging import judge_flag, shown, type_name
 from mlx_recurrent.interop.activations import describe
-from mlx_recurrent.interop.gates import KINDS, Kind, Sides, gates_of, kind_of
+from mlx_recurrent.interop.gates import KINDS, Kind, Sides, gates_in, gates_of, kind_of
 from mlx_recurrent.interop.parts import (
     Layer,
     array_of,
@@ -359,7 +359,7 @@ def _of_cell(
         at = leaf_name % (parts.of_input[0], "kernel")
         raise ValueError(f"{at} must have two axes, but is {first.shape}")
     D, width = first.shape
-    H = width // len(gates_of(kind, "flax")) if parts == _FUSED else width
+    H = width // gates_in(kind) if parts == _FUSED else width
     kernels, biases = [], []
     with mx.stream(mx.cpu):
         for names, features in zip(parts, (D, H), strict=True):
@@ -384,7 +384,7 @@ def _fused_kind(tree: Mapping[str, Any]) -> Kind:
     kernel = held.get("kernel") if isinstance(held, Mapping) else None
     shape = tuple(getattr(kernel, "shape", ()))
     for kind in KINDS:
-        if len(shape) == 2 and shape[1] == len(gates_of(kind, "flax")) * shape[0]:
+        if len(shape) == 2 and shape[1] == gates_in(kind) * shape[0]:
             return kind
     return RNN
 

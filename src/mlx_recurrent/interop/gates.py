@@ -50,14 +50,25 @@ def gates_of(kind: Kind, framework: str) -> str:
     return _ORDERS[framework][kind]
 
 
+def gates_in(kind: Kind) -> int:
+    """Return how many gates a layer has."""
+    return len(_GATES[kind])
+
+
 def weight_names(kind: Kind) -> tuple[str, ...]:
     """Return what a layer calls its weights: of the input, of the state, the biases."""
     return kind._weight_names()
 
 
+def weight_sizes(layer: Single) -> tuple[int, int]:
+    """Return the features of a layer's input and state, by its weights."""
+    Wx, Wh, *_ = weight_names(kind_of(layer))
+    return int(getattr(layer, Wx).shape[1]), int(getattr(layer, Wh).shape[1])
+
+
 def shapes_of(kind: Kind, Wx: Any) -> dict[str, tuple[int, ...]]:
     """Return the shapes of a layer's parameters by name, from its first."""
-    G, (rows, D) = len(_GATES[kind]), Wx.shape
+    G, (rows, D) = gates_in(kind), Wx.shape
     H = rows // G
     cell = functional.cell_of(kind._function)
     shapes: dict[str, tuple[int, ...]] = {

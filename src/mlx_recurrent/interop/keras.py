@@ -11,7 +11,7 @@ from mlx.nn.layers.linear import Identity
 from mlx_recurrent.functional.dispatch import Nonlinearity, recognise
 from mlx_recurrent.functional.judging import judge_flag, type_name
 from mlx_recurrent.interop.activations import describe
-from mlx_recurrent.interop.gates import KINDS, Kind, Sides, kind_of
+from mlx_recurrent.interop.gates import KINDS, Kind, Sides, kind_of, weight_sizes
 from mlx_recurrent.interop.parts import (
     Layer,
     array_of,
@@ -540,4 +540,4 @@ def _activation(layer: RNN, name: str) -> str:
 def _features(layer: Any) -> int:
     """Return the number of input features of a layer or of both directions."""
     _, single = next(singles_of(layer))
-    return int(single.Wxh.shape[1] if isinstance(single, RNN) else single.Wx.shape[1])
+    return weight_sizes(single)[0]

@@ -17,7 +17,7 @@ from mlx_recurrent.interop.gates import (
     Kind,
     Sides,
     Single,
-    gates_of,
+    gates_in,
     kind_of,
     own_of,
     weight_names,
@@ -462,7 +462,7 @@ def _sides(
 
     Wx, Wh = named("weight_ih"), named("weight_hh")
     rows, H = Wh.shape
-    kinds = [kind for kind in KINDS if rows == len(gates_of(kind, "torch")) * H]
+    kinds = [kind for kind in KINDS if rows == gates_in(kind) * H]
     if not kinds or Wx.shape[0] != rows:
         raise ValueError(
             f"weight_hh{place} must be (H, H), (3 H, H) of a GRU or (4 H, H) of an "
