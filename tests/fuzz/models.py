@@ -12,7 +12,7 @@ import numpy as np
 from conftest import array
 from fuzz import interchange
 from fuzz.interchange import N, alike, in_keras, refuses, singles, stacked
-from mlx_recurrent import interop
+from mlx_recurrent import LSTM, interop
 from tolerances import equal
 
 L = 4
@@ -98,7 +98,8 @@ class Model:
     def agree(self, layer, theirs, x=None):
         """Outputs are the model's own."""
         x = self.x if x is None else x
-        y = stacked(layer(x))
+        y = layer(x)
+        y = y[0] if isinstance(layer, LSTM) else stacked(y)
         alike(x, y, array(theirs, y.dtype))
 
 
@@ -142,11 +143,13 @@ class OfTorch(Model):
         self.hook, self.tensor = choose.rarely("hook", [None, *HOOKS]), None
         self.given = choose("given", ["module", "state dict", "arrays"])
         self.extra = None
-        if self.kind not in ("RNN", "RNNCell"):
-            # A layer's weights are those of one, whatever it computes.
-            self.words = {"module", "weight_hh", "weight_hh_l0", "bias_ih"}
-            self.given = "module" if self.kind == "Linear" else self.given
-            self.hook = None
+        if self.kind == "Linear":
+            self.words, self.given, self.hook = {"module"}, "module", None
+            return
+        if not self.kind.startswith("RNN"):
+            self.nonlinearity = None
+        if self.options.get("proj_size"):
+            self.words, self.hook = {"module"}, None
             return
         if self.given == "module":
             if self.hook and HOOKS[self.hook]:
@@ -164,7 +167,7 @@ class OfTorch(Model):
         self.extra = choose.rarely("extra", [None, *range(len(names))], 0.1)
         if self.extra is not None:
             self.extra = names[self.extra]
-            if self.extra == "weight_ih" and self.kind == "RNNCell":
+            if self.extra == "weight_ih" and self.kind.endswith("Cell"):
                 self.extra = "weight_hh_l0"
             self.words = {"module"}
         if self.given == "state dict":
@@ -195,12 +198,12 @@ class OfTorch(Model):
         if self.given == "module":
             return module
         state = module.state_dict()
-        if self.given == "arrays" and self.kind.startswith("RNN"):
+        if self.given == "arrays" and not self.options.get("proj_size"):
             if self.dtype == "bfloat16":  # which NumPy does not have
                 state = {name: a.float() for name, a in state.items()}
             state = self.damaged({name: a.numpy() for name, a in state.items()})
         if self.given == "state dict" and self.tensor:
-            name = "weight_hh" if self.kind == "RNNCell" else "weight_hh_l0"
+            name = "weight_hh" if self.kind.endswith("Cell") else "weight_hh_l0"
             change = (STRANGE | FAMILIAR)[self.tensor]
             state = {**state, name: change(torch, state[name].clone())}
         if self.extra is not None:
@@ -210,7 +213,7 @@ class OfTorch(Model):
     def _hook(self, module):
         import torch
 
-        suffix = "_l0" if self.kind == "RNN" else ""
+        suffix = "" if self.kind.endswith("Cell") else "_l0"
         if self.hook == "weight_norm":
             parametrizations = torch.nn.utils.parametrizations
             parametrizations.weight_norm(module, f"weight_hh{suffix}")
@@ -237,15 +240,23 @@ class OfTorch(Model):
         ways = ("", "_reverse") if self.options.get("bidirectional") else ("",)
         count = self.options.get("num_layers", 1)
         suffixes = [f"_l{i}{way}" for i in range(count) for way in ways]
-        if self.kind == "RNNCell":
+        if self.kind.endswith("Cell"):
             suffixes = [""]
         for single, suffix in zip(singles(layer), suffixes, strict=True):
+            of_input, of_state = ("Wxh", "Whh") if "Wxh" in single else ("Wx", "Wh")
             if weights:
-                equal(single.Wxh, _of_torch(weights[f"weight_ih{suffix}"]))
-                equal(single.Whh, _of_torch(weights[f"weight_hh{suffix}"]))
+                equal(single[of_input], _of_torch(weights[f"weight_ih{suffix}"]))
+                equal(single[of_state], _of_torch(weights[f"weight_hh{suffix}"]))
             if weights and self.options["bias"]:
-                both = [weights[f"bias_{kind}{suffix}"] for kind in ("ih", "hh")]
-                equal(single.bias, mx.add(*map(_of_torch, both), stream=mx.cpu))
+                given, state = (
+                    _of_torch(weights[f"bias_{kind}{suffix}"]) for kind in ("ih", "hh")
+                )
+                with mx.stream(mx.cpu):
+                    if "bhn" in single:
+                        equal(single.bhn, state[2 * self.H :])
+                        kept = mx.zeros_like(single.bhn)
+                        state = mx.concatenate([state[: 2 * self.H], kept])
+                    equal(single["b" if "b" in single else "bias"], given + state)
         if self.hook == "meta" or self.dtype not in ("float32", "float64"):
             return
         if not other and not (self.given == "arrays" and self.damage):
@@ -257,11 +268,11 @@ class OfTorch(Model):
         x = torch.tensor(np.array(self.x)).to(getattr(torch, self.dtype))
         mine = self.x.astype(getattr(mx, self.dtype))
         with torch.no_grad():
-            if self.kind == "RNNCell":
+            if self.kind.endswith("Cell"):
                 h, states = None, []
                 for t in range(L):
                     h = self.module(x[:, t], h)
-                    states.append(h)
+                    states.append(h[0] if self.kind == "LSTMCell" else h)
                 y = torch.stack(states, 1)
             elif self.options["batch_first"]:
                 y, _ = self.module(x)
@@ -295,11 +306,11 @@ class OfKeras(Model):
     def choose(self, choose):
         kinds = ["SimpleRNN", "RNN", "stacked cells", "Bidirectional", "Sequential"]
         kinds += ["list", "cell"]
-        others = ["LSTM", "GRUCell", "Dense", "Bidirectional of LSTM"]
+        others = ["LSTM of relu", "GRUCell of relu", "Dense", "Bidirectional of it"]
         self.kind = choose("layer", kinds)
         if (other := choose.rarely("other", [None, *others], 0.1)) is not None:
             self.kind = other
-            self.words = {"layer", "forward_layer"}
+            self.words = {"layer", "activation", "built"}
         known = ["tanh", "relu", "sigmoid", "linear", "elu", "softsign", "gelu"]
         unknown = ["glu", "threshold", "own"]
         self.activation = choose("activation", known)
@@ -372,14 +383,14 @@ class OfKeras(Model):
             model = known.Bidirectional(simple(), merge_mode=self.merge)
         elif kind in ("Sequential", "list"):
             return self._several(keras, simple)
-        elif kind == "LSTM":
-            model = known.LSTM(self.H)
-        elif kind == "GRUCell":
-            model = known.GRUCell(self.H)
+        elif kind == "LSTM of relu":
+            model = known.LSTM(self.H, activation="relu")
+        elif kind == "GRUCell of relu":
+            model = known.GRUCell(self.H, recurrent_activation="relu")
         elif kind == "Dense":
             model = known.Dense(self.H)
         else:
-            model = known.Bidirectional(known.LSTM(self.H))
+            model = known.Bidirectional(known.LSTM(self.H, activation="relu"))
         if not self.unbuilt:
             self._build(model)
         return model
@@ -450,7 +461,7 @@ class OfFlax(Model):
         # Of two that are one nnx's state has the first alone.
         shared = self.given == "module" and self.kind in ("Bidirectional", "Sequential")
         self.tied = shared and choose.rarely("tied", [False, True])
-        self.other = choose.rarely("other", [None, "GRUCell", "linen", "Linear"], 0.1)
+        self.other = choose.rarely("other", [None, "linen", "Linear"], 0.1)
         if self.given == "state":
             self.other = None
             return
