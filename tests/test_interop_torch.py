@@ -765,6 +765,11 @@ def odd(**arrays):
             r"layers\[0\] must be an mlx_recurrent.RNN, GRU or LSTM, but is \S*Stack",
         ),
         (
+            Stack([RNN(D, H), Reversed(RNN(H, H))]),
+            TypeError,
+            r"layers\[1\] must be an mlx_recurrent.RNN, GRU or LSTM, but .*Reversed",
+        ),
+        (
             nn.RNN(D, H),
             TypeError,
             "layer must be an mlx_recurrent.RNN, GRU or LSTM, Bidirectional or Stack, "

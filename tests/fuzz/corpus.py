@@ -112,6 +112,13 @@ CORPUS = [
         "argument 0": "hidden0",
         "value 0": "zeros(H, complex=True)",
     },
+    # A layer that runs backward was taken for one that runs forward.
+    {
+        "call": "to_torch",
+        "seed": 693356786,
+        "any kind": True,
+        "kind": "Stack of Reversed",
+    },
     # PyTorch's TypeError or RuntimeError, in the name of nothing.
     {"call": "from_torch", "seed": 0, "given": "state dict", "tensor": "sparse"},
     {"call": "from_torch", "seed": 0, "given": "state dict", "tensor": "negative"},

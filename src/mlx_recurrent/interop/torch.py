@@ -522,8 +522,8 @@ def _rows(
                 f'{called(path)} must have the merge "concat" for {target}, but has '
                 f"{merge!r}"
             )
-        nested = isinstance(inner, Stack)
-        rows.append([(path, inner)] if nested else list(singles_of(inner, path)))
+        both = isinstance(inner, Bidirectional)
+        rows.append(list(singles_of(inner, path)) if both else [(path, inner)])
         if len(rows[i]) != len(rows[0]):
             raise ValueError(
                 f"{called(path)} must run in as many directions as layers[0], as in "
