@@ -6,7 +6,8 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
-from conftest import array
+from conftest import array, draw
+from mlx_recurrent import LSTM, Bidirectional, Stack
 from networks import network
 from tolerances import agree, close, wide
 
@@ -32,7 +33,8 @@ def check(rng, layer, x, hidden, theirs, lengths=None, mask=None, **of_network):
         else:
             (states,) = states
         layer.update(tree_unflatten([(name, given[name]) for name in parameters]))
-        outputs, last = layer(given["x"], states, return_state=True, **keywords)
+        apart = states if isinstance(layer, LSTM) else [states]
+        outputs, last = layer(given["x"], *apart, return_state=True, **keywords)
         return [outputs, *(a for _, a in tree_flatten(last))]
 
     given = [*inputs.values(), *parameters.values()]
@@ -75,6 +77,20 @@ def check(rng, layer, x, hidden, theirs, lengths=None, mask=None, **of_network):
     assert {"x", *parameters} <= their_gradients.keys()
     for name, gradient in their_gradients.items():
         agree(named[name], array(gradient, x.dtype), name)
+
+
+def states_for(rng, layer, N, dtype=mx.float32):
+    """States of a layer, in its structure."""
+    if isinstance(layer, Stack):
+        return [states_for(rng, inner, N, dtype) for inner in layer.layers]
+    if isinstance(layer, Bidirectional):
+        both = layer.forward, layer.backward
+        return tuple(states_for(rng, one, N, dtype) for one in both)
+    of_one = [
+        draw(rng, (N, layer.hidden_size), dtype, 0.5)
+        for _ in range(2 if isinstance(layer, LSTM) else 1)
+    ]
+    return tuple(of_one) if len(of_one) > 1 else of_one[0]
 
 
 def computed(layer):

@@ -45,7 +45,10 @@ def cell_of(weights):
     if "Wxh" in weights:
         return CELLS["rnn"]
     rows, H = weights["Wh"].shape
-    return CELLS["gru" if rows == 3 * H else "lstm"]
+    if rows == 4 * H:
+        return CELLS["lstm"]
+    before = "b" in weights and "bhn" not in weights
+    return CELLS["gru, reset before" if before else "gru"]
 
 
 def of_reference(activation, weights, x, states):

@@ -29,12 +29,16 @@ def tensor(name, a):
     return helper.make_tensor(name, TYPES[a.dtype], a.shape, numpy(a).tobytes(), True)
 
 
-def weights(rng, directions=1, D=D, H=H, dtype=mx.float32, bias=True):
+GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
+
+
+def weights(rng, directions=1, D=D, H=H, dtype=mx.float32, bias=True, operator="RNN"):
     """W, R and B by name."""
+    rows = GATES[operator] * H
     arrays = {
-        "W": draw(rng, (directions, H, D), dtype, D**-0.5),
-        "R": draw(rng, (directions, H, H), dtype, H**-0.5),
-        "B": draw(rng, (directions, 2 * H), dtype, 0.5),
+        "W": draw(rng, (directions, rows, D), dtype, D**-0.5),
+        "R": draw(rng, (directions, rows, H), dtype, H**-0.5),
+        "B": draw(rng, (directions, 2 * rows), dtype, 0.5),
     }
     return arrays if bias else {"W": arrays["W"], "R": arrays["R"]}
 
@@ -70,8 +74,15 @@ def model_of(nodes, inputs, outputs, constants, opset=22, dtype=mx.float32):
     return model
 
 
-def single(rng, direction="forward", initial_h=False, dtype=mx.float32, **attributes):
-    """One RNN node alone, with lengths and without a known number of rows or steps."""
+def single(
+    rng,
+    direction="forward",
+    initial_h=False,
+    dtype=mx.float32,
+    operator="RNN",
+    **attributes,
+):
+    """One node alone, with lengths and without a known number of rows or steps."""
     directions = 2 if direction == "bidirectional" else 1
     batch_first = attributes.get("layout") == 1
     inputs = {
@@ -79,20 +90,23 @@ def single(rng, direction="forward", initial_h=False, dtype=mx.float32, **attrib
         "sequence_lens": ["N"],
     }
     state = ["N", directions, H] if batch_first else [directions, "N", H]
+    lasts = ["Y_h", "Y_c"] if operator == "LSTM" else ["Y_h"]
+    names = [last.replace("Y", "initial") for last in lasts]
     if initial_h:
-        inputs["initial_h"] = state
+        inputs |= dict.fromkeys(names, state)
     node = helper.make_node(
-        "RNN",
-        ["X", "W", "R", "B", "sequence_lens", "initial_h" if initial_h else ""],
-        ["Y", "Y_h"],
+        operator,
+        ["X", "W", "R", "B", "sequence_lens", *(names if initial_h else [""])],
+        ["Y", *lasts],
         "rnn",
         hidden_size=H,
         direction=direction,
         **attributes,
     )
     y = ["N", "L", directions, H] if batch_first else ["L", directions, "N", H]
-    arrays = weights(rng, directions, D, H, dtype)
-    return model_of([node], inputs, {"Y": y, "Y_h": state}, arrays, dtype=dtype)
+    arrays = weights(rng, directions, D, H, dtype, operator=operator)
+    outputs = {"Y": y, **dict.fromkeys(lasts, state)}
+    return model_of([node], inputs, outputs, arrays, dtype=dtype)
 
 
 INTEGERS = {

@@ -10,7 +10,7 @@ from mlx.utils import tree_flatten
 
 from conftest import draw
 from interchange import computed
-from mlx_recurrent import RNN, Bidirectional, Stack
+from mlx_recurrent import GRU, LSTM, RNN, Bidirectional, Stack
 from mlx_recurrent.command.cli import main
 from mlx_recurrent.interop import Reversed, from_onnx, to_onnx
 from networks import in_dtype
@@ -24,6 +24,8 @@ N, L, D, H = 2, 5, 3, 4
 
 def learned(layer):
     layer.hidden0 = mx.arange(H) / H
+    if isinstance(layer, LSTM):
+        layer.cell0 = -layer.hidden0
     return layer
 
 
@@ -42,6 +44,17 @@ NETWORKS = {
     ),
     "residual": lambda: Stack.build(
         D, H, 2, residual=True, bidirectional=True, merge="mean"
+    ),
+    "GRU": lambda: learned(GRU(D, H, learn_hidden=True)),
+    "GRU, reset before": lambda: GRU(D, H, False, reset_after=False),
+    "LSTM": lambda: learned(LSTM(D, H, learn_hidden=True)),
+    "all": lambda: Stack(
+        [
+            Bidirectional(LSTM(D, H), merge="sum"),
+            Reversed(GRU(H, H, reset_after=False)),
+            RNN(H, H, nonlinearity=nn.relu),
+            LSTM(H, H, False),
+        ]
     ),
 }
 
@@ -145,6 +158,13 @@ def test_one_node_of_several():
             Stack([Bidirectional(RNN(D, H)), RNN(2 * H, H)]),
             ["--nonlinearity", "tanh"],  # sizes tell the merge
         ),
+        (GRU(D, H), []),
+        (GRU(D, H, bias=False), []),
+        (GRU(D, H, reset_after=False), []),
+        (LSTM(D, H), []),
+        (Bidirectional(LSTM(D, H, bias=False), merge="sum"), ["--merge", "sum"]),
+        (Stack([GRU(D, H), LSTM(H, 2)]), []),
+        (Stack([LSTM(D, H), RNN(H, 2)]), ["--nonlinearity", "tanh"]),
         (
             Stack.build(D, H, 2, residual=True),
             ["--nonlinearity", "tanh", "--residual"],
@@ -168,6 +188,10 @@ def save(**arrays):
 
 def layer_arrays(**others):
     return {"Wxh": mx.ones((H, D)), "Whh": mx.ones((H, H)), **others}
+
+
+def gated_arrays(gates, **others):
+    return {"Wx": mx.ones((gates * H, D)), "Wh": mx.ones((gates * H, H)), **others}
 
 
 TANH = ["--nonlinearity", "tanh"]
@@ -206,6 +230,17 @@ SUM, SUM_AGAIN = (Bidirectional(RNN(size, H), merge="sum") for size in (D, H))
         (layer_arrays(leak=mx.ones(H)), TANH, "has leak, which no layer to convert"),
         (layer_arrays(fc__weight=mx.ones(H)), TANH, "has fc"),
         ({"Wxh": mx.ones((H, D))}, TANH, "Whh must be there"),
+        (gated_arrays(3), TANH, "has no RNN: --nonlinearity must not be given"),
+        (
+            gated_arrays(5),
+            [],
+            "Wh of shape (20, 4), which must be (3 H, H) of a GRU or",
+        ),
+        (gated_arrays(3, b=mx.ones(H)), [], "b of shape (4,), which must be (12,)"),
+        (gated_arrays(4, b=mx.ones(4 * H)), [], "Wx of shape (16, 3), which must be"),
+        (gated_arrays(3, hidden0=mx.ones(3)), [], "hidden0 of shape (3,), which must"),
+        (gated_arrays(4, leak=mx.ones(H)), [], "has leak, which no layer to convert"),
+        ({"Wx": mx.ones((12, D))}, [], "has Wx, which is no layer's: Wh must be there"),
         ({"a": mx.ones(3)}, TANH, "has a, which is no layer's: Wxh, Whh must be"),
         ({}, TANH, "holds no arrays"),
         (layer_arrays(Wxh=mx.ones(3)), TANH, "Wxh of shape (3,), which must be (H, D)"),
@@ -289,7 +324,10 @@ def refused_in_one_line(capsys, said):
             "--merge must not be",
         ),
         (["model.onnx", "w.safetensors", "--layout", "0"], "--layout must not be giv"),
-        (["model.onnx", "w.safetensors", "--node", "x"], "--node must be an RNN"),
+        (
+            ["model.onnx", "w.safetensors", "--node", "x"],
+            "--node must be a recurrent node",
+        ),
         (["damaged.onnx", "old.safetensors", "--overwrite"], "'damaged.onnx'"),
         (["double.onnx", "old.safetensors", "--overwrite"], "to be written by MLX to"),
         (["damaged.safetensors", "new.onnx"], "is no valid safetensors file"),

@@ -244,7 +244,7 @@ def test_rnn_nodes_of_a_larger_model(rng):
     stack = from_onnx(model, node=["rnn1", "rnn2"])
     assert [type(layer) for layer in stack.layers] == [RNN, RNN]
     equal(from_onnx(model, node="rnn2").Whh, stack.layers[1].Whh)
-    with pytest.raises(ValueError, match=r"node must be an RNN node .* but is 'rnn3'"):
+    with pytest.raises(ValueError, match=r"node must be a recurr.* but is 'rnn3'"):
         from_onnx(model, node="rnn3")
     with pytest.raises(ValueError, match="'rnn2', which does not lead to 'rnn1'"):
         from_onnx(model, node=["rnn2", "rnn1"])

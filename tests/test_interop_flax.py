@@ -7,8 +7,8 @@ import pytest
 from mlx.utils import tree_flatten
 
 from conftest import DTYPES, draw
-from interchange import check, equal_weights
-from mlx_recurrent import RNN, Bidirectional, Stack
+from interchange import check, equal_weights, states_for
+from mlx_recurrent import GRU, LSTM, RNN, Bidirectional, Stack
 from mlx_recurrent.interop import from_flax, to_flax
 from networks import in_dtype
 from tolerances import agree
@@ -23,8 +23,8 @@ from flax import nnx  # noqa: E402
 N, L, D, H = 3, 7, 5, 6
 
 
-def rnn(size=H, **options):
-    return nn.RNN(nn.SimpleCell(size, **options))
+def rnn(size=H, cell=nn.SimpleCell, **options):
+    return nn.RNN(cell(size, **options))
 
 
 def shapes_of(module):
@@ -42,31 +42,31 @@ def initial(rng, module):
     )["params"]
 
 
-def states_for(rng, layer, dtype=mx.float32):
-    if isinstance(layer, Stack):
-        return [states_for(rng, inner, dtype) for inner in layer.layers]
-    if isinstance(layer, Bidirectional):
-        return states_for(rng, layer.forward, dtype), states_for(
-            rng, layer.backward, dtype
-        )
-    return draw(rng, (N, layer.hidden_size), dtype, 0.5)
-
-
 def runner(module, params, layer, lengths=None):
     """The module with its parameters, as `check` calls it."""
     lengths = None if lengths is None else jnp.array(lengths)
     both = isinstance(module, nn.Bidirectional)
+    one = layer.forward if both else layer
+
+    def carried(states):
+        """A cell's carry of our states, or back: an LSTM's are (c, h)."""
+        if not isinstance(one, LSTM):
+            return tuple(states) if both else states[0]
+        pairs = [tuple(states[i : i + 2][::-1]) for i in range(0, len(states), 2)]
+        return tuple(pairs) if both else pairs[0]
 
     def run(x, hidden, c, last):
         def total(params, x, hidden):
             states, outputs = module.apply(
                 {"params": params},
                 x,
-                initial_carry=hidden if both else hidden[0],
+                initial_carry=carried(hidden),
                 seq_lengths=lengths,
                 return_carry=True,
             )
             states = states if both else (states,)
+            if isinstance(one, LSTM):
+                states = [a for c, h in states for a in (h, c)]
             loss = (outputs * c).sum()
             for state, factor in zip(states, last, strict=True):
                 loss = loss + (state * factor).sum()
@@ -98,29 +98,37 @@ ACTIVATIONS = {
     ids=["random", "seq_lengths", "saturating"],
 )
 @pytest.mark.parametrize(
-    "both, activation", [(False, "tanh"), (False, "relu"), (True, "identity")]
+    "both, activation",
+    [
+        *((False, "tanh"), (False, "relu"), (True, "identity"), (False, nn.GRUCell)),
+        *((True, nn.GRUCell), (False, nn.LSTMCell), (True, nn.OptimizedLSTMCell)),
+    ],
 )
 def test_agreement(rng, both, activation, lengths, std):
-    options, nonlinearity = ACTIVATIONS[activation]
+    options, nonlinearity = {"cell": activation}, None
+    if isinstance(activation, str):
+        options, nonlinearity = ACTIVATIONS[activation]
+    activation = activation if isinstance(activation, str) else "tanh"
     module = rnn(**options)
     if both:
         module = nn.Bidirectional(module, rnn(**options))
     params = initial(rng, module)
     layer = from_flax(params, nonlinearity=nonlinearity)
     x = draw(rng, (N, L, D), mx.float32, std)
-    hidden = states_for(rng, layer)
+    hidden = states_for(rng, layer, N)
     run = runner(module, params, layer, lengths)
     check(rng, layer, x, hidden, run, lengths, activation=activation)
 
 
-def test_float64(rng):
+@pytest.mark.parametrize("cell", [nn.SimpleCell, nn.GRUCell, nn.LSTMCell])
+def test_float64(rng, cell):
     with jax.enable_x64(True):
-        module = rnn(param_dtype=jnp.float64)
+        module = rnn(cell=cell, param_dtype=jnp.float64)
         params = initial(rng, module)
         layer = from_flax(params)
-        assert layer.Wxh.dtype == mx.float64
+        assert {a.dtype for _, a in tree_flatten(layer.parameters())} == {mx.float64}
         x = draw(rng, (N, L, D), mx.float64)
-        hidden = states_for(rng, layer, mx.float64)
+        hidden = states_for(rng, layer, N, mx.float64)
         check(rng, layer, x, hidden, runner(module, params, layer))
 
 
@@ -131,17 +139,30 @@ def test_float64(rng):
         lambda: RNN(D, H),
         lambda: Bidirectional(RNN(D, H)),
         lambda: Stack([RNN(D, 4), Bidirectional(RNN(4, H))]),
+        lambda: GRU(D, H),
+        lambda: LSTM(D, H),
+        lambda: Stack([Bidirectional(LSTM(D, 4)), GRU(8, H)]),
     ],
-    ids=["one", "both ways", "stack"],
+    ids=["one", "both ways", "stack", "GRU", "LSTM", "stack of both"],
 )
 @pytest.mark.parametrize("names", ["linen", "nnx"])
 def test_round_trip(layer, names, dtype):
     layer = in_dtype(layer(), dtype)
+    if names == "nnx":
+        without_bhn(layer)
     tree = to_flax(layer, nnx=names == "nnx")
     equal_weights(from_flax(tree), layer)
     equal_weights(from_flax({"params": tree}), layer)
     if dtype == mx.bfloat16:  # NumPy's through JAX
         equal_weights(from_flax(jax.tree_util.tree_map(jnp.asarray, tree)), layer)
+
+
+def without_bhn(model):
+    """What the GRU of nnx does not have is zero."""
+    for layer in model.modules():
+        if isinstance(layer, GRU):
+            layer.bhn = mx.zeros_like(layer.bhn)
+    return model
 
 
 def applied(module, params, x):
@@ -158,8 +179,20 @@ def test_linen_runs_what_is_written(rng):
         {"params": tree["cell"]}, np.zeros((N, H), np.float32), theirs[:, 0]
     )
     agree(layer.step(x[:, 0]), mx.array(np.array(step[1])))
-    stack = Stack([RNN(D, 4), Bidirectional(RNN(4, H))])
-    module = nn.Sequential([rnn(4), nn.Bidirectional(rnn(), rnn())])
+    for one, module in (
+        (GRU(D, H), rnn(cell=nn.GRUCell)),
+        (GRU(D, H, bias=False), rnn(cell=nn.GRUCell)),
+        (LSTM(D, H), rnn(cell=nn.LSTMCell)),
+        (LSTM(D, H, bias=False), rnn(cell=nn.OptimizedLSTMCell)),
+    ):
+        outputs, _ = one(x, return_state=True)
+        agree(outputs, applied(module, to_flax(one), theirs))
+        assert not isinstance(one, LSTM) or sorted(to_flax(one)["cell"]["hf"]) == [
+            "bias",
+            "kernel",
+        ]
+    stack = Stack([LSTM(D, 4), Bidirectional(RNN(4, H))])
+    module = nn.Sequential([rnn(4, nn.LSTMCell), nn.Bidirectional(rnn(), rnn())])
     agree(stack(x), applied(module, to_flax(stack), theirs))
     shapes = jax.tree_util.tree_map(lambda a: a.shape, shapes_of(module))
     assert shapes == {
@@ -195,11 +228,11 @@ def test_cells_of_a_model(rng):
     assert isinstance(two, Stack) and len(two.layers) == 2
 
 
-def simple(features=D, size=H, **options):
+def simple(features=D, size=H, kind=nnx.SimpleCell, **options):
     def init(key, shape, dtype):
         return drawn(np.random.default_rng(shape), shape, dtype)
 
-    return nnx.SimpleCell(
+    return kind(
         features,
         size,
         kernel_init=init,
@@ -235,6 +268,38 @@ def test_nnx_cells(rng):
     # Its state, with that of random numbers, and plain dictionaries.
     for state in (nnx.state(module), nnx.to_pure_dict(nnx.state(module, nnx.Param))):
         equal_weights(from_flax(state), layer)
+
+
+@pytest.mark.parametrize("kind", [nnx.GRUCell, nnx.LSTMCell, nnx.OptimizedLSTMCell])
+def test_gated_nnx_cells(rng, kind):
+    module = nnx.RNN(simple(kind=kind))
+    x = draw(rng, (N, L, D), mx.float32)
+    layer = from_flax(module)
+    outputs, _ = layer(x, return_state=True)
+    agree(outputs, outputs_of(module, x))
+    equal_weights(from_flax(nnx.state(module)), layer)
+    if kind is nnx.GRUCell:
+        assert not layer.bhn.any()
+    again = without_bhn(type(layer)(D, H))
+    if kind is not nnx.OptimizedLSTMCell:  # of which LSTMCell's names are not
+        nnx.update(module, to_flax(again, nnx=True))
+        agree(again(x, return_state=True)[0], outputs_of(module, x))
+
+
+def test_trained_cells(rng):
+    """Some steps of training in Flax, and the same numbers here."""
+    module = rnn(cell=nn.LSTMCell)
+    params = initial(rng, module)
+    x, y = (jnp.asarray(draw(rng, (N, L, n), mx.float32)) for n in (D, H))
+    loss = jax.jit(
+        jax.grad(lambda p: ((module.apply({"params": p}, x) - y) ** 2).sum())
+    )
+    for _ in range(3):
+        params = jax.tree_util.tree_map(lambda p, g: p - 0.1 * g, params, loss(params))
+    layer = from_flax(params)
+    outputs, _ = layer(mx.array(np.array(x)), return_state=True)
+    agree(outputs, applied(module, params, x))
+    equal_weights(from_flax(to_flax(layer)), layer)
 
 
 def test_nnx_modules(rng):
@@ -297,11 +362,14 @@ class Other(nnx.SimpleCell):
     "params, error, message",
     [
         (
-            lambda: nnx.eval_shape(
-                lambda: nnx.RNN(nnx.GRUCell(D, H, rngs=nnx.Rngs(0)))
-            ),
-            TypeError,
-            r"params\.cell must be .* but is flax\.nnx\S+\.GRUCell \(",
+            lambda: nnx.RNN(simple(kind=nnx.GRUCell, gate_fn=nnx.tanh)),
+            ValueError,
+            r"params\.cell has the gate_fn tanh, where a layer of that kind has s",
+        ),
+        (
+            lambda: nnx.RNN(simple(kind=nnx.LSTMCell, activation_fn=nnx.relu)),
+            ValueError,
+            r"params\.cell has the activation_fn relu, where a layer of that kind",
         ),
         (
             lambda: nnx.eval_shape(lambda: Other(D, H, rngs=nnx.Rngs(0))),
@@ -337,7 +405,7 @@ class Other(nnx.SimpleCell):
         (
             lambda: adapted(dense_h=nnx.Linear(H, H, rngs=rngs())),
             ValueError,
-            r"params\.dense_h must have no bias",
+            r"params\.dense_h must hold kernel as in Flax's SimpleCell",
         ),
         (
             lambda: nnx.Sequential(twice := nnx.RNN(simple(H, H)), twice),
@@ -368,10 +436,20 @@ class Other(nnx.SimpleCell):
             r"params has the merge_fn add, which has no name here: give a",
         ),
         (
-            lambda: shapes_of(nn.RNN(nn.LSTMCell(H))),
+            lambda: shapes_of(nn.RNN(nn.MGUCell(H))),
             ValueError,
             r"params\['params'\]\['cell'\] must be the parameters of Flax's "
-            r"SimpleCell, .* but holds 'hf', 'hg'",
+            r"SimpleCell, .* but holds 'hf', 'hn'",
+        ),
+        (
+            lambda: to_flax(LSTM(D, H))["cell"] | {"ig": {"kernel": np.ones((D, 4))}},
+            ValueError,
+            r"params\['ig'\]\['kernel'\] must be \(5, 6\), but is \(5, 4\)",
+        ),
+        (
+            lambda: to_flax(GRU(D, H))["cell"] | {"hz": {"bias": np.ones(H)}},
+            ValueError,
+            r"params\['hz'\] must hold kernel as in Flax's GRUCell, but",
         ),
         (
             lambda: shapes_of(Model()),
@@ -451,13 +529,26 @@ def test_refused_nonlinearity():
             "layer has residual, which Flax's Sequential does not have",
         ),
         (Stack.build(D, H, 2, dropout=0.5), ValueError, "layer has dropout, which"),
-        (mlx_nn.RNN(D, H), TypeError, r"layer must be an mlx_recurrent\.RNN, but is"),
+        (mlx_nn.RNN(D, H), TypeError, r"layer must be an mlx_recurrent\.RNN, GRU or"),
+        (
+            GRU(D, H, reset_after=False),
+            ValueError,
+            "layer has reset_after=False, which Flax's GRUCell does not have",
+        ),
+        (LSTM(D, H, learn_hidden=True), ValueError, "which Flax's LSTMCell does not"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_layers_that_flax_does_not_have(layer, error, message):
     with pytest.raises(error, match=message):
         to_flax(layer)
+
+
+def test_a_gru_that_nnx_does_not_have():
+    with pytest.raises(
+        ValueError, match=r"layer has bhn, which .* of flax.nnx does not"
+    ):
+        to_flax(GRU(D, H), nnx=True)
 
 
 def test_refused_arguments():

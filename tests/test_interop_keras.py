@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from conftest import DTYPES, draw
-from interchange import check, equal_weights
-from mlx_recurrent import RNN, Bidirectional, Stack
+from interchange import check, equal_weights, states_for
+from mlx_recurrent import GRU, LSTM, RNN, Bidirectional, Stack
 from mlx_recurrent.interop import from_keras, to_keras
 from networks import in_dtype
 from tolerances import agree
@@ -44,14 +44,13 @@ def built(layer, features=D):
     return layer
 
 
-def simple(units=H, features=D, **options):
-    return built(layers.SimpleRNN(units, **EVERYTHING, **options), features)
+def simple(units=H, features=D, kind=layers.SimpleRNN, **options):
+    return built(kind(units, **EVERYTHING, **options), features)
 
 
-def both(merge):
-    return built(
-        layers.Bidirectional(layers.SimpleRNN(H, **EVERYTHING), merge_mode=merge)
-    )
+def both(merge, kind=layers.SimpleRNN, **options):
+    one = kind(H, **EVERYTHING, **options)
+    return built(layers.Bidirectional(one, merge_mode=merge))
 
 
 def numpy_of(a):
@@ -85,7 +84,7 @@ def runner(layer, mask=None):
         outputs, given = tensors[0], tensors[1:]
         states = []
         for one in layer if isinstance(layer, list) else [layer]:
-            count = len(cells_of(one))
+            count = sum(count_of(cell) for _, cell in cells_of(one))
             outputs, *found = one(outputs, initial_state=given[:count], mask=mask)
             given = given[count:]
             states += found
@@ -95,21 +94,38 @@ def runner(layer, mask=None):
         total.backward()
         gradients = {"x": tensors[0].grad.numpy()}
         for name, cell in cells_of(layer):
-            gradients[f"{name}Wxh"] = cell.kernel.value.grad.numpy().T
-            gradients[f"{name}Whh"] = cell.recurrent_kernel.value.grad.numpy().T
-            if cell.use_bias:
-                gradients[f"{name}bias"] = cell.bias.value.grad.numpy()
+            for ours, gradient in gradients_of(cell).items():
+                gradients[f"{name}{ours}"] = gradient
         return numpy_of(outputs), [numpy_of(s) for s in states], gradients
 
     return run
 
 
-def states_for(rng, layer):
-    if isinstance(layer, Stack):
-        return [states_for(rng, inner) for inner in layer.layers]
-    if isinstance(layer, Bidirectional):
-        return tuple(states_for(rng, one) for one in (layer.forward, layer.backward))
-    return draw(rng, (N, layer.hidden_size), mx.float32, 0.5)
+def count_of(cell):
+    return 2 if isinstance(cell, layers.LSTMCell) else 1
+
+
+def gradients_of(cell):
+    """The gradients of a cell's weights by our names: a GRU's gates are z, r, h."""
+    is_gru = isinstance(cell, layers.GRUCell)
+
+    def rows(variable):
+        gradient = variable.value.grad.numpy()
+        if not is_gru:
+            return gradient.T
+        z, r, h = np.split(gradient, 3, axis=-1)
+        return np.concatenate([r, z, h], axis=-1).T
+
+    simple = isinstance(cell, layers.SimpleRNNCell)
+    names = ("Wxh", "Whh") if simple else ("Wx", "Wh")
+    weights = (cell.kernel, cell.recurrent_kernel)
+    found = {name: rows(a) for name, a in zip(names, weights, strict=True)}
+    if cell.use_bias and is_gru and cell.reset_after:
+        found["b"], state = rows(cell.bias).T
+        found["bhn"] = state[-cell.units :]
+    elif cell.use_bias:
+        found["b" if is_gru else "bias"] = rows(cell.bias)
+    return found
 
 
 # In float64 Keras on PyTorch has float32's precision.
@@ -129,6 +145,31 @@ CASES = {
         {},
     ),
     "list": (lambda: [simple(4), simple(H, 4, use_bias=False)], {}),
+    "GRU": (lambda: simple(kind=layers.GRU), {}),
+    "GRU, reset before": (lambda: simple(kind=layers.GRU, reset_after=False), {}),
+    "GRU without bias": (lambda: simple(kind=layers.GRU, use_bias=False), {}),
+    "LSTM": (lambda: simple(kind=layers.LSTM), {}),
+    "LSTM without": (
+        lambda: simple(kind=layers.LSTM, unit_forget_bias=False, use_bias=False),
+        {},
+    ),
+    "LSTM cell": (lambda: built(layers.RNN(layers.LSTMCell(H), **EVERYTHING)), {}),
+    "cells, stacked": (
+        lambda: built(
+            layers.RNN([layers.GRUCell(4), layers.SimpleRNNCell(H)], **EVERYTHING)
+        ),
+        {},
+    ),
+    "list of all": (
+        lambda: [
+            simple(4, kind=layers.LSTM),
+            simple(3, 4, kind=layers.GRU),
+            simple(H, 3, kind=layers.SimpleRNN),
+        ],
+        {},
+    ),
+    "both, GRU": (lambda: both("concat", layers.GRU, reset_after=False), {}),
+    "both, LSTM": (lambda: both("sum", layers.LSTM), {"merge": "sum"}),
     **{
         f"both, {mode}": (
             lambda mode=mode: both(mode),
@@ -150,7 +191,7 @@ def test_agreement(rng, name, lengths, std):
     theirs = make()
     layer = from_keras(theirs)
     x = draw(rng, (N, L, D), mx.float32, std)
-    hidden = states_for(rng, layer)
+    hidden = states_for(rng, layer, N)
     mask = None if lengths is None else np.arange(L) < np.array(lengths)[:, None]
     check(rng, layer, x, hidden, runner(theirs, mask), lengths, **of_network)
 
@@ -164,7 +205,7 @@ def test_masks_with_gaps(rng, name):
     make, of_network = CASES[name]
     theirs = make()
     layer = from_keras(theirs)
-    x, hidden = draw(rng, (N, L, D), mx.float32), states_for(rng, layer)
+    x, hidden = draw(rng, (N, L, D), mx.float32), states_for(rng, layer, N)
     mask = rng.random((N, L)) < 0.6
     mask[:, 0] = True
     check(rng, layer, x, hidden, runner(theirs, mask), mask=mask, **of_network)
@@ -184,8 +225,17 @@ def outputs_of(model, x):
         lambda: Bidirectional(RNN(D, H), merge=None),
         lambda: Stack([RNN(D, 4), Bidirectional(RNN(4, H))], dropout=0.25),
         lambda: Stack([RNN(D, 4), RNN(4, H, nonlinearity=nn.Sigmoid())]),
+        lambda: GRU(D, H, input_dropout=0.25),
+        lambda: GRU(D, H, reset_after=False, recurrent_dropout=0.5),
+        lambda: Bidirectional(GRU(D, H, bias=False), merge="sum"),
+        lambda: LSTM(D, H, input_dropout=0.25, recurrent_dropout=0.5),
+        lambda: Stack([LSTM(D, 4, bias=False), Bidirectional(LSTM(4, H))]),
+        lambda: Stack([LSTM(D, 4), GRU(4, 3), RNN(3, H)]),
     ],
-    ids=["dropouts", "no bias", "both ways", "pair", "stack with dropout", "stack"],
+    ids=[
+        *("dropouts", "no bias", "both ways", "pair", "stack with dropout", "stack"),
+        *("GRU", "GRU reset before", "GRU both ways", "LSTM", "LSTM stack", "all"),
+    ],
 )
 def test_round_trip(layer, dtype):
     layer = in_dtype(layer(), dtype)
@@ -197,7 +247,8 @@ def test_round_trip(layer, dtype):
     again = from_keras(model)
     equal_weights(again, layer)
     first = layer.layers[0] if isinstance(layer, Stack) else layer
-    if isinstance(first, RNN):
+    if isinstance(first, (RNN, GRU, LSTM)):
+        assert getattr(again, "reset_after", 0) == getattr(layer, "reset_after", 0)
         for option in ("input_dropout", "recurrent_dropout"):
             other = again.layers[0] if isinstance(again, Stack) else again
             assert getattr(other, option) == getattr(first, option)
@@ -221,15 +272,34 @@ def test_models_agree(rng):
     ways = to_keras(Bidirectional(RNN(D, H)), return_sequences=False)
     last = mx.concatenate(from_keras(ways)(x, return_state="only"), axis=-1)
     agree(last, outputs_of(ways, x))
+    for one in (GRU(D, H), GRU(D, H, reset_after=False), LSTM(D, H)):
+        theirs = outputs_of(to_keras(one), x)
+        agree(one(x, return_state=True)[0], theirs)
     # One direction of several cells.
     cells = [layers.SimpleRNNCell(4), layers.SimpleRNNCell(H)]
     ways = built(layers.Bidirectional(layers.RNN(cells, return_sequences=True)))
     agree(from_keras(ways)(x), outputs_of(ways, x))
 
 
+def test_trained_models(rng):
+    """After some steps of training in Keras: the same numbers here, and back there."""
+    model = sequential(
+        layers.LSTM(4, return_sequences=True, name="a"),
+        layers.Bidirectional(layers.GRU(3, return_sequences=True), name="b"),
+        layers.Dense(2, name="out"),
+    )
+    x, y = (rng.standard_normal((N, L, n)).astype(np.float32) for n in (D, 2))
+    model.compile("adam", "mse")
+    model.fit(x, y, epochs=2, batch_size=1, verbose=0)
+    stack = from_keras([model.get_layer("a"), model.get_layer("b")])
+    theirs = model.get_layer("b")(model.get_layer("a")(x))
+    agree(stack(mx.array(x)), mx.array(numpy_of(theirs)))
+    agree(stack(mx.array(x)), outputs_of(to_keras(stack), x))
+
+
 def test_saved_models(rng, tmp_path):
     x = draw(rng, (N, L, D), mx.float32)
-    model = to_keras(Stack([RNN(D, 4), RNN(4, H)]))
+    model = to_keras(Stack([RNN(D, 4), LSTM(4, 3), GRU(3, H)]))
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     equal_weights(from_keras(loaded), from_keras(model))
@@ -298,7 +368,12 @@ def test_activation_of_ones_own(rng):
         from_keras(simple(), nonlinearity=mx.sin)
 
 
+@keras.saving.register_keras_serializable()
 class Other(layers.SimpleRNN):
+    pass
+
+
+class OtherCell(layers.LSTMCell):
     pass
 
 
@@ -316,18 +391,27 @@ def noisy():
 @pytest.mark.parametrize(
     "layer, error, message",
     [
-        (lambda: layers.LSTM(H), TypeError, r"layer must be .* but is keras\S+\.LSTM$"),
-        (lambda: layers.GRUCell(H), TypeError, r"but is keras\S+\.GRUCell$"),
-        (lambda: Other(H), TypeError, r"but is \S+\.Other$"),
+        (lambda: layers.ConvLSTM1D(H, 3), TypeError, r"layer must be .*\.ConvLSTM1D$"),
         (
-            lambda: layers.RNN([built_cell(), layers.LSTMCell(H)]),
-            TypeError,
-            r"layer\.cell\.cells\[1\] must be .* but is keras\S+\.LSTMCell$",
+            lambda: simple(kind=layers.LSTM, activation="relu"),
+            ValueError,
+            r"layer\.cell has the activation relu, where an mlx_recurrent.LSTM has",
         ),
         (
-            lambda: layers.Bidirectional(layers.GRU(H)),
+            lambda: simple(kind=layers.GRU, recurrent_activation="hard_sigmoid"),
+            ValueError,
+            r"layer\.cell has the recurrent_activation hard_sigmoid, where an mlx_",
+        ),
+        (lambda: Other(H), TypeError, r"but is \S+\.Other$"),
+        (
+            lambda: layers.RNN([built_cell(), OtherCell(H)]),
             TypeError,
-            r"layer\.forward_layer must be a Keras SimpleRNN or RNN, but is \S+\.GRU$",
+            r"layer\.cell\.cells\[1\] must be .* but is \S+\.OtherCell$",
+        ),
+        (
+            lambda: layers.Bidirectional(Other(H)),
+            TypeError,
+            r"layer\.forward_layer must be a Keras SimpleRNN, GRU, LSTM or RNN, but is",
         ),
         (
             lambda: keras.Sequential([simple(), layers.Dense(3)]),
@@ -483,11 +567,11 @@ LARGER = {
             several("a"), layers.Dropout(0.1), rnn("b"), layers.Dense(2)
         ),
     ),
-    "another cell": ("LSTM", ["rnn"], lambda: sequential(several(), layers.LSTM(4))),
+    "another cell": ("Other", ["rnn"], lambda: sequential(several(), Other(4))),
     "gru": (
-        "GRU",
-        ["rnn"],
-        lambda: sequential(layers.GRU(D, return_sequences=True), rnn()),
+        "Dense",
+        ["gru"],
+        lambda: sequential(layers.GRU(H, name="gru"), layers.Dense(2)),
     ),
     "each step": (
         "TimeDistributed",
@@ -553,7 +637,7 @@ def test_larger_models(name):
         last = numpy_of(theirs(x))
         if theirs.return_sequences:
             last = last[:, -1]
-        if isinstance(layer, RNN):
+        if isinstance(layer, (RNN, GRU)):
             agree(layer(mx.array(x), return_state="only"), mx.array(last))
 
 
@@ -593,7 +677,7 @@ def test_a_model_without():
         TypeError, match=r"Dense 'dense\S*', and there is no such layer"
     ):
         from_keras(sequential(layers.Dense(2)))
-    lstm = sequential(layers.Bidirectional(layers.LSTM(H)), layers.Dense(2))
+    lstm = sequential(layers.Bidirectional(Other(H)), layers.Dense(2))
     with pytest.raises(TypeError, match="and there is no such layer in the model"):
         from_keras(lstm)
     steps = keras.Sequential(
@@ -655,9 +739,19 @@ def test_a_layer_that_is_not_built():
         (
             Stack([Stack([RNN(D, H)])]),
             TypeError,
-            r"layers\[0\] must be an mlx_recurrent\.RNN, but is",
+            r"layers\[0\] must be an mlx_recurrent\.RNN, GRU or LSTM, but is",
         ),
-        (nn.RNN(D, H), TypeError, r"layer must be an mlx_recurrent\.RNN, but is mlx"),
+        (nn.LSTM(D, H), TypeError, r"must be an mlx_recurrent\.RNN, GRU .* but is mlx"),
+        (
+            LSTM(D, H, learn_hidden=True),
+            ValueError,
+            r"layer has learn_hidden, which keras\.layers\.LSTM does not have",
+        ),
+        (
+            Bidirectional(GRU(D, H), LSTM(D, H)),
+            ValueError,
+            r"layer\.backward must be a GRU as forward is for keras\.layers\.Bidirec",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -7,10 +7,10 @@ import pytest
 from mlx.utils import tree_flatten
 
 from conftest import DTYPES, draw
-from interchange import check, equal_weights
-from mlx_recurrent import RNN, Bidirectional, Stack
-from mlx_recurrent.interop import Reversed, from_torch, to_torch
-from networks import in_dtype
+from interchange import check, equal_weights, states_for
+from mlx_recurrent import GRU, LSTM, RNN, Bidirectional, Stack
+from mlx_recurrent.interop import Reversed, from_torch, to_torch, torch_weights
+from networks import each_layer, in_dtype
 from tolerances import agree
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -25,6 +25,7 @@ def to_torch_dtype(dtype):
 def names_of(layer):
     """PyTorch's name of each of our parameters."""
     kinds = {"Wxh": "weight_ih", "Whh": "weight_hh", "bias": "bias_ih"}
+    kinds |= {"Wx": "weight_ih", "Wh": "weight_hh", "b": "bias_ih", "bhn": "bias_hh"}
     names = {}
     for name, _ in tree_flatten(layer.parameters()):
         parts = name.split(".")
@@ -38,13 +39,19 @@ def runner(module, layer, lengths=None):
     """The module as `check` calls it."""
 
     def run(x, hidden, c, last):
-        x, hidden = (torch.tensor(np.stack(a), requires_grad=True) for a in (x, hidden))
+        count = 2 if isinstance(module, torch.nn.LSTM) else 1
+        x = torch.tensor(x, requires_grad=True)
+        hidden = [
+            torch.tensor(np.stack(hidden[i::count]), requires_grad=True)
+            for i in range(count)
+        ]
         given = x if module.batch_first else x.transpose(0, 1)
         if lengths is not None:
             given = torch.nn.utils.rnn.pack_padded_sequence(
                 given, lengths, module.batch_first, enforce_sorted=False
             )
-        outputs, states = module(given, hidden)
+        outputs, states = module(given, hidden[0] if count == 1 else tuple(hidden))
+        states = [states] if count == 1 else states
         if lengths is not None:
             outputs, _ = torch.nn.utils.rnn.pad_packed_sequence(
                 outputs, module.batch_first, total_length=L
@@ -52,27 +59,20 @@ def runner(module, layer, lengths=None):
         if not module.batch_first:
             outputs = outputs.transpose(0, 1)
         total = (outputs * torch.tensor(c)).sum()
-        (total + (states * torch.tensor(np.stack(last))).sum()).backward()
-        gradients = {
-            name: getattr(module, theirs).grad
-            for name, theirs in names_of(layer).items()
-        }
-        return outputs.detach().numpy(), states.detach().numpy(), {
-            name: a.numpy() for name, a in {"x": x.grad, **gradients}.items()
-        }  # fmt: skip
+        for i, state in enumerate(states):
+            total = total + (state * torch.tensor(np.stack(last[i::count]))).sum()
+        total.backward()
+        gradients = {"x": x.grad.numpy()}
+        for name, theirs in names_of(layer).items():
+            gradient = getattr(module, theirs).grad.numpy()
+            # Of two biases the second counts where the reset multiplies it.
+            gradients[name] = gradient[-H:] if name.endswith("bhn") else gradient
+        flat = [None] * len(last)
+        for i, state in enumerate(states):
+            flat[i::count] = list(state.detach().numpy())
+        return outputs.detach().numpy(), flat, gradients
 
     return run
-
-
-def states_for(rng, layer, dtype, size=H):
-    """States of a layer, in its structure."""
-
-    def state():
-        return draw(rng, (N, size), dtype, 0.5)
-
-    if isinstance(layer, Stack):
-        return [states_for(rng, inner, dtype) for inner in layer.layers]
-    return (state(), state()) if isinstance(layer, Bidirectional) else state()
 
 
 @pytest.mark.parametrize("std", [1.0, 10.0], ids=["random", "saturating"])
@@ -89,10 +89,13 @@ def states_for(rng, layer, dtype, size=H):
     ],
     ids=str,
 )
-def test_agreement(rng, seed, options, lengths, std):
+@each_layer
+def test_agreement(rng, seed, kind, options, lengths, std):
     torch.manual_seed(seed)
     options = {"batch_first": True, **options}
-    module = torch.nn.RNN(D, H, **options)
+    if kind is not RNN:
+        options.pop("nonlinearity", None)
+    module = getattr(torch.nn, kind.__name__)(D, H, **options)
     dtype = mx.float64 if options.get("dtype") else mx.float32
     layer = from_torch(module)
     x = draw(rng, (N, L, D), dtype, std)
@@ -101,7 +104,7 @@ def test_agreement(rng, seed, options, lengths, std):
         rng,
         layer,
         x,
-        states_for(rng, layer, dtype),
+        states_for(rng, layer, N, dtype),
         runner(module, layer, lengths),
         lengths,
         activation=activation,
@@ -110,14 +113,14 @@ def test_agreement(rng, seed, options, lengths, std):
     again = to_torch(layer, batch_first=options["batch_first"])
     assert again.state_dict().keys() == module.state_dict().keys()
     equal_weights(from_torch(again), layer)
-    assert again.nonlinearity == activation
+    assert kind is not RNN or again.nonlinearity == activation
     for theirs in (module, again):
         theirs.zero_grad()
     check(
         rng,
         layer,
         x,
-        states_for(rng, layer, dtype),
+        states_for(rng, layer, N, dtype),
         runner(again, layer, lengths),
         lengths,
         activation=activation,
@@ -133,8 +136,18 @@ def test_agreement(rng, seed, options, lengths, std):
         lambda: Bidirectional(RNN(D, H)),
         lambda: Stack.build(D, H, 2, bidirectional=True, dropout=0.25),
         lambda: Stack.build(D, H, 3, nonlinearity=nn.relu),
+        lambda: GRU(D, H),
+        lambda: GRU(D, H, bias=False),
+        lambda: Stack.build(D, H, 2, bidirectional=True, dropout=0.25, layer=GRU),
+        lambda: LSTM(D, H),
+        lambda: Bidirectional(LSTM(D, H, bias=False)),
+        lambda: Stack.build(D, H, 2, bidirectional=True, layer=LSTM),
     ],
-    ids=["one", "relu", "both ways", "stack of both", "stack"],
+    ids=[
+        *("one", "relu", "both ways", "stack of both", "stack"),
+        *("GRU", "GRU without bias", "stack of GRUs both ways"),
+        *("LSTM", "LSTM both ways", "stack of LSTMs both ways"),
+    ],
 )
 def test_round_trip(layer, dtype):
     layer = in_dtype(layer(), dtype)
@@ -143,8 +156,28 @@ def test_round_trip(layer, dtype):
     again = from_torch(module)
     equal_weights(again, layer)
     assert type(again) is type(layer)
-    state = from_torch(module.state_dict(), nonlinearity=module.nonlinearity)
+    nonlinearity = getattr(module, "nonlinearity", None)
+    state = from_torch(module.state_dict(), nonlinearity=nonlinearity)
     equal_weights(state, layer)
+    # Into a layer that is there, by its own names.
+    held = {f"a.b.{name}": a for name, a in module.state_dict().items()}
+    found = torch_weights({"a.c": mx.zeros(1), **held}, layer, "a.b")
+    equal_weights_of(found, layer)
+    assert {a.dtype for a in found.values()} == {dtype}
+
+
+@each_layer
+def test_biases_are_added(rng, kind):
+    """By hand: of a pair the sum, but for what a GRU's reset multiplies."""
+    module = getattr(torch.nn, kind.__name__)(D, H)
+    given, state = (
+        getattr(module, f"bias_{side}_l0").detach().numpy() for side in ("ih", "hh")
+    )
+    layer = from_torch(module)
+    if kind is GRU:
+        assert np.array_equal(layer.bhn, state[2 * H :])
+        state = np.concatenate([state[: 2 * H], np.zeros(H, np.float32)])
+    assert np.array_equal(layer.b if kind is GRU else layer.bias, given + state)
 
 
 def test_weights_are_copies():
@@ -154,6 +187,25 @@ def test_weights_are_copies():
     with torch.no_grad():
         module.weight_ih_l0.zero_()
     assert mx.array_equal(layer.Wxh, before)
+
+
+@pytest.mark.parametrize("kind", [GRU, LSTM])
+def test_gated_cells(rng, kind):
+    cell = getattr(torch.nn, f"{kind.__name__}Cell")(D, H)
+    layer = from_torch(cell)
+    equal_weights(from_torch(cell.state_dict()), layer)
+    equal_weights_of(torch_weights(cell.state_dict(), layer), layer)
+    again = to_torch(layer, cell=True)
+    assert type(again) is type(cell)
+    x, states = draw(rng, (N, D), mx.float32), states_for(rng, layer, N)
+    states = states if kind is LSTM else [states]
+    mine = layer.step(x, *states)
+    x, *states = (torch.tensor(np.array(a)) for a in (x, *states))
+    for theirs in (cell, again):
+        other = theirs(x, tuple(states) if kind is LSTM else states[0])
+        pairs = zip(mine, other, strict=True) if kind is LSTM else [(mine, other)]
+        for a, b in pairs:
+            agree(a, mx.array(b.detach().numpy()))
 
 
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
@@ -242,6 +294,114 @@ def test_state_dict_of_arrays(tmp_path):
     equal_weights(from_torch(loaded), from_torch(module))
 
 
+def equal_weights_of(found, layer):
+    """Arrays by our names are a layer's."""
+    own = dict(tree_flatten(layer.parameters()))
+    assert found.keys() == own.keys()
+    for name, a in found.items():
+        assert mx.array_equal(a, own[name]), name
+
+
+def test_porting_a_model(rng):
+    """As the models of others are ported: by their weights' names in a file."""
+
+    class Ported(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = Stack.build(D, H, 2, bidirectional=True, layer=LSTM)
+            self.out = nn.Linear(2 * H, 2)
+
+        def __call__(self, x):
+            return self.out(self.rnn(x))
+
+        def sanitize(self, weights):
+            rest = {k: v for k, v in weights.items() if not k.startswith("rnn.")}
+            own = torch_weights(weights, self.rnn, prefix="rnn")
+            return rest | {f"rnn.{name}": a for name, a in own.items()}
+
+    theirs = torch.nn.LSTM(D, H, 2, bidirectional=True, batch_first=True)
+    out = torch.nn.Linear(2 * H, 2)
+    weights = {f"rnn.{k}": mx.array(v.numpy()) for k, v in theirs.state_dict().items()}
+    weights |= {f"out.{k}": mx.array(v.numpy()) for k, v in out.state_dict().items()}
+    model = Ported()
+    model.load_weights(list(model.sanitize(weights).items()))
+    x = draw(rng, (N, L, D), mx.float32)
+    with torch.no_grad():
+        expected = out(theirs(torch.tensor(np.array(x)))[0])
+    agree(model(x), mx.array(expected.numpy()))
+    # A file in half the precision.
+    half = {k: v.astype(mx.float16) for k, v in weights.items()}
+    own = torch_weights(half, model.rnn, "rnn.")
+    assert {a.dtype for a in own.values()} == {mx.float16}
+
+
+@pytest.mark.parametrize(
+    "weights, layer, prefix, error, message",
+    [
+        (
+            "LSTM",
+            LSTM(D, 4),
+            "",
+            ValueError,
+            r"layer, a LSTM, must have \{'Wx': \(16, 5",
+        ),
+        (
+            "LSTM",
+            GRU(D, H),
+            "",
+            ValueError,
+            r"layer, a GRU, .*\(24, 6\) with biases, of",
+        ),
+        ("GRU", GRU(D, H, bias=False), "", ValueError, r"layer, a GRU, must have \{'W"),
+        ("GRU", GRU(D, H, reset_after=False), "", ValueError, "has reset_after=False,"),
+        (
+            "GRU",
+            Stack.build(D, H, 2, layer=GRU),
+            "",
+            ValueError,
+            "must hold weight_ih_l1, but",
+        ),
+        ("two", LSTM(D, H), "", ValueError, "layer, but hold 'bias_hh_l1', for which"),
+        (
+            "LSTM",
+            LSTM(D, H),
+            "rnn",
+            ValueError,
+            "layer's weights in weights, but is 'r",
+        ),
+        ("LSTM", LSTM(D, H), 3, TypeError, "prefix must be a string, but is int"),
+        ("no dict", LSTM(D, H), "", TypeError, "weights must be a dict of arrays, but"),
+        (
+            "LSTM",
+            nn.LSTM(D, H),
+            "",
+            TypeError,
+            "layer must be an mlx_recurrent.RNN, GR",
+        ),
+        ("LSTM", Reversed(LSTM(D, H)), "", TypeError, "layer must be an mlx_recurrent"),
+        (
+            "empty",
+            LSTM(D, H),
+            "",
+            ValueError,
+            "weights must hold weights, but is empty",
+        ),
+        ("projected", LSTM(D, H), "", ValueError, "weights must have no projections"),
+    ],
+)
+def test_refused_weights(weights, layer, prefix, error, message):
+    weights = {
+        "LSTM": lambda: torch.nn.LSTM(D, H).state_dict(),
+        "GRU": lambda: torch.nn.GRU(D, H).state_dict(),
+        "two": lambda: torch.nn.LSTM(D, H, 2).state_dict(),
+        "projected": lambda: torch.nn.LSTM(D, H, proj_size=3).state_dict(),
+        "no dict": lambda: [mx.zeros(3)],
+        "empty": dict,
+    }[weights]()
+    with pytest.raises(error, match=message):
+        torch_weights(weights, layer, prefix)
+
+
 class Larger(torch.nn.Module):
     """A model with recurrent layers in it."""
 
@@ -295,12 +455,10 @@ FOUND = r" \(of a larger model give a layer's prefix: "
         ("state", "encodr.rnn", ValueError, f"'encodr.rnn'{FOUND}'encoder.rnn', '"),
         ("module", "out", TypeError, f"'out' is torch.*Linear{FOUND}'"),
         ("state", "out", ValueError, f"holds 'out.weight'{FOUND}'"),
-        ("module", "lstm", TypeError, "'lstm' is torch.*LSTM"),
-        ("state", "lstm", ValueError, r"weight_hh_l0 must be \(H, H\).*torch.nn.LSTM"),
         ("parallel", "decoder", ValueError, f"{FOUND}'module.decoder', 'module.e"),
         ("plain", "rnn", ValueError, f"'rnn'{FOUND}''"),
         ("plain state", "rnn", ValueError, f"'rnn'{FOUND}''"),
-        ("without", "rnn", ValueError, "but is 'rnn', and there is no torch.nn.RNN in"),
+        ("without", "rnn", ValueError, "is 'rnn', and there is no torch.nn.RNN, GRU"),
         ("checkpoint", "", ValueError, "holds a dict as 'model': give the one with"),
         ("checkpoint", "rnn", ValueError, "holds a dict as 'model': give the one with"),
         ("state", None, TypeError, "prefix must be a string, but is NoneType"),
@@ -379,8 +537,27 @@ class Other(torch.nn.RNN):
 @pytest.mark.parametrize(
     "module, error, message",
     [
-        (lambda: torch.nn.LSTM(D, H), TypeError, r"but is torch\.nn\.\S+\.LSTM$"),
-        (lambda: torch.nn.GRUCell(D, H), TypeError, r"but is torch\.nn\.\S+\.GRUCell$"),
+        (
+            lambda: torch.nn.LSTM(D, H, proj_size=3),
+            ValueError,
+            r"module must have no projections \(proj_size\), .* has proj_size=3",
+        ),
+        (
+            lambda: torch.nn.LSTM(D, H, proj_size=3).state_dict(),
+            ValueError,
+            r"module must have no projections .* but has weight_hr_l0",
+        ),
+        (
+            lambda: {
+                **torch.nn.LSTM(D, H).state_dict(),
+                **{
+                    name.replace("l0", "l1"): a
+                    for name, a in torch.nn.GRU(H, H).state_dict().items()
+                },
+            },
+            ValueError,
+            "layers of one kind, but holds those of GRU and LSTM",
+        ),
         (lambda: torch.nn.Linear(D, H), TypeError, r"but is torch\.nn\.\S+\.Linear$"),
         (lambda: Other(D, H), TypeError, r"but is \S+\.Other$"),
         (patched, TypeError, r"but is torch\.nn\.\S+\.RNN with another forward$"),
@@ -427,19 +604,14 @@ class Other(torch.nn.RNN):
             r"but holds 'encoder\.rnn\.weight_ih_l0'",
         ),
         (
-            lambda: torch.nn.LSTM(D, H).state_dict(),
-            ValueError,
-            r"weight_hh_l0 must be \(H, H\), but is \(24, 6\), as a torch\.nn\.LSTM",
-        ),
-        (
-            lambda: torch.nn.GRU(D, H).state_dict(),
-            ValueError,
-            r"weight_hh_l0 must be \(H, H\), but is \(18, 6\), as a torch\.nn\.GRU",
-        ),
-        (
             lambda: state(weight_hh_l0=np.zeros((H, 4))),
             ValueError,
-            r"weight_hh_l0 must be \(6, 6\), but is \(6, 4\)",
+            r"weight_hh_l0 must be \(H, H\), .* but they are \(6, 4\) and \(6, 5\)",
+        ),
+        (
+            lambda: state(weight_hh_l0=np.zeros((4 * H, H))),
+            ValueError,
+            r"weight_hh_l0 must be .* but they are \(24, 6\) and \(6, 5\)",
         ),
         (
             lambda: state(bias_hh_l0=np.zeros(4)),
@@ -492,6 +664,10 @@ def test_hooks_that_change_no_outputs():
 def test_refused_nonlinearities():
     with pytest.raises(ValueError, match='nonlinearity must be "tanh" or "relu", but'):
         from_torch(state(), nonlinearity="gelu")
+    with pytest.raises(
+        ValueError, match=r"None for a torch.nn.LSTM, which has its own"
+    ):
+        from_torch(torch.nn.LSTM(D, H).state_dict(), nonlinearity="relu")
     with pytest.raises(ValueError, match="nonlinearity must be None for a module"):
         from_torch(torch.nn.RNN(D, H), nonlinearity="relu")
 
@@ -559,6 +735,26 @@ def odd(**arrays):
             r"layers\[1\] has dtype float16 and layers\[0\] float32",
         ),
         (
+            GRU(D, H, reset_after=False),
+            ValueError,
+            "layer has reset_after=False, which torch.nn.GRU does not have",
+        ),
+        (
+            LSTM(D, H, learn_hidden=True),
+            ValueError,
+            "layer has learn_hidden, which torch.nn.LSTM does not have",
+        ),
+        (
+            LSTM(D, H, zoneout=(0.0, 0.5)),
+            ValueError,
+            "layer has zoneout, which torch.nn.LSTM does not have",
+        ),
+        (
+            Stack([LSTM(D, H), GRU(H, H)]),
+            ValueError,
+            r"layers\[1\] has layers of the kind GRU and layers\[0\] LSTM, but torch",
+        ),
+        (
             Stack([RNN(D, H), Bidirectional(RNN(H, H))]),
             ValueError,
             r"layers\[1\] must run in as many directions as layers\[0\]",
@@ -566,12 +762,13 @@ def odd(**arrays):
         (
             Stack([Stack([RNN(D, H)])]),
             TypeError,
-            r"layers\[0\] must be an mlx_recurrent.RNN, but is mlx_recurrent\S*Stack",
+            r"layers\[0\] must be an mlx_recurrent.RNN, GRU or LSTM, but is \S*Stack",
         ),
         (
             nn.RNN(D, H),
             TypeError,
-            "layer must be an mlx_recurrent.RNN, Bidirectional or Stack, but is mlx.nn",
+            "layer must be an mlx_recurrent.RNN, GRU or LSTM, Bidirectional or Stack, "
+            "but is mlx.nn",
         ),
         (
             odd(bias=mx.zeros((1, H))),
@@ -610,7 +807,7 @@ def test_a_layer_of_pytorch_among_those_of_mlx(make):
 
 
 def test_refused_arguments():
-    with pytest.raises(TypeError, match="RNN for cell=True, but is mlx_recurrent"):
+    with pytest.raises(TypeError, match="LSTM for cell=True, but is mlx_rec"):
         to_torch(Stack.build(D, H, 2), cell=True)
     with pytest.raises(TypeError, match="batch_first must be"):
         to_torch(RNN(D, H), batch_first="yes")

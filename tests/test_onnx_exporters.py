@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlx_recurrent.interop import from_onnx
+from interchange import equal_weights
+from mlx_recurrent import LSTM, RNN
+from mlx_recurrent.interop import from_onnx, from_torch
+from networks import each_layer
 from tolerances import agree
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
@@ -92,17 +95,15 @@ def branches(kind):
 
 
 WITHOUT = {
-    "LSTM": (
-        [recurrent("LSTM", "the lstm")],
-        "but LSTM 'the lstm', another layer: mlx.nn has",
-    ),
-    "GRU": ([recurrent("GRU", "")], "but GRU 'Y', another layer: mlx.nn has a GRU"),
     "another domain": (
         [recurrent("RNN", "rnn", "com.example")],
         "but RNN 'rnn' of the domain 'com.example'; only ONNX's own",
     ),
     "If": ([branches("RNN")], r"but RNN 'inner' in the node 'the if' \(If\); only"),
-    "LSTM in If": ([branches("LSTM")], r"but LSTM 'inner' in the node 'the if' \(If\)"),
+    "LSTM in If": (
+        [branches("LSTM")],
+        r"but LSTM 'inner' in the node 'the if' \(If\); on",
+    ),
     "Loop": ([LOOP], "but Loop 'the loop', a loop over steps; take the layer itself"),
     "Scan": ([SCAN], "but Scan 'the scan', a loop over steps; take the layer itself"),
     "function": (
@@ -114,7 +115,7 @@ WITHOUT = {
     "unrolled, turned": (steps("Transpose"), "but 3 products with the same weights"),
     "nothing": (
         [helper.make_node("Relu", ["X"], ["Y"])],
-        r"has no RNN node: export with dynamo=False .*from_torch, from_keras",
+        r"has no RNN, GRU or LSTM node: export with dynamo=False .*from_torch, from_",
     ),
 }
 
@@ -152,20 +153,26 @@ def test_what_there_is_in_place_of_an_rnn_node_is_named(what):
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("layers", [1, 2])
-def test_pytorchs_export(tmp_path, rng, layers, bidirectional, batch_first, hidden):
+@each_layer
+def test_pytorchs_export(
+    tmp_path, rng, kind, layers, bidirectional, batch_first, hidden
+):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    model = torch.nn.RNN(
+    model = getattr(torch.nn, kind.__name__)(
         D,
         H,
         layers,
-        nonlinearity="relu",
+        **({"nonlinearity": "relu"} if kind is RNN else {}),
         bidirectional=bidirectional,
         batch_first=batch_first,
         dropout=0.5 if layers > 1 else 0,
     )
     both = 1 + bidirectional
     x = torch.from_numpy(rng.standard_normal((N, L, D)).astype(np.float32))
-    h = torch.from_numpy(rng.standard_normal((layers * both, N, H)).astype(np.float32))
+    count = 2 if kind is LSTM else 1
+    shape = (count, layers * both, N, H)
+    given_states = torch.from_numpy(rng.standard_normal(shape).astype(np.float32))
+    h = tuple(given_states) if kind is LSTM else given_states[0]
     given = x if batch_first else x.swapaxes(0, 1)
     arguments = (given, h) if hidden else (given,)
     model.eval()
@@ -177,12 +184,54 @@ def test_pytorchs_export(tmp_path, rng, layers, bidirectional, batch_first, hidd
         y, last = model(*arguments)
     states = None
     if hidden:
-        states = list(mx.array(h.numpy()))
+        states = [mx.array(each.numpy()) for each in given_states]
+        states = [tuple(a[i] for a in states) for i in range(layers * both)]
+        states = states if kind is LSTM else [state[0] for state in states]
         if bidirectional:
             states = [tuple(states[i : i + 2]) for i in range(0, 2 * layers, 2)]
         states = states if layers > 1 else states[0]
-    outputs, ends = layer(mx.array(x.numpy()), states, return_state=True)
+    apart = states if isinstance(layer, LSTM) and hidden else [states]
+    outputs, ends = layer(mx.array(x.numpy()), *apart, return_state=True)
     y = y if batch_first else y.swapaxes(0, 1)
     agree(outputs, mx.array(y.numpy()), "outputs")
-    ends = [a for _, a in tree_flatten(ends)] if layers * both > 1 else [ends]
-    agree(mx.stack(ends), mx.array(last.numpy()), "states")
+    ends = [a for _, a in tree_flatten(ends)]
+    for i, each in enumerate(last if kind is LSTM else [last]):
+        agree(mx.stack(ends[i::count]), mx.array(each.numpy()), "states")
+    equal_weights(layer, from_torch(model))
+
+
+@each_layer
+def test_pytorchs_export_of_packed_sequences(tmp_path, rng, kind):
+    """Rows of different lengths: PyTorch's own outputs of them."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+    class Packed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = getattr(torch.nn, kind.__name__)(D, H, 2, bidirectional=True)
+
+        def forward(self, x, lengths):
+            packed = torch.nn.utils.rnn.pack_padded_sequence(x, lengths)
+            outputs, states = self.rnn(packed)
+            outputs, _ = torch.nn.utils.rnn.pad_packed_sequence(outputs)
+            return outputs, states
+
+    model, lengths = Packed().eval(), [L, 4, 1]
+    x = torch.from_numpy(rng.standard_normal((L, N, D)).astype(np.float32))
+    arguments = (x, torch.tensor(lengths))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's own
+        torch.onnx.export(
+            model,
+            arguments,
+            tmp_path / "model.onnx",
+            dynamo=False,
+            input_names=["x", "lengths"],
+            dynamic_axes={"x": [0, 1], "lengths": [0]},
+        )
+    layer = from_onnx(tmp_path / "model.onnx")
+    with torch.no_grad():
+        y, _ = model(*arguments)
+    mine = layer(mx.array(x.swapaxes(0, 1).numpy()), lengths=lengths)
+    agree(mine, mx.array(y.swapaxes(0, 1).numpy()))
+    equal_weights(layer, from_torch(model.rnn))

@@ -176,7 +176,7 @@ STATES = {
         lambda rnn, x, h: rnn(x, h[:2]),
         {"h": 3},
         {"layers": 2},
-        "the input 'h' of 3 states, of which the RNN nodes take 2 alone",
+        "the input 'h' of 3 states, of which the recurrent nodes take 2 alone",
     ),
     "a computed one": (
         lambda rnn, x, h: rnn(x, h * 2),

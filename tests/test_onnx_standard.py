@@ -1,4 +1,4 @@
-"""The operator RNN as the standard has it.
+"""The operators RNN, GRU and LSTM as the standard has them.
 
 The truth is what ONNX's own cases state, ONNX's reference evaluator, ONNX Runtime, or
 loops over plain MLX operations.
@@ -13,7 +13,7 @@ import pytest
 
 import reference
 from conftest import array, draw
-from mlx_recurrent import Bidirectional
+from mlx_recurrent import GRU, LSTM, Bidirectional
 from mlx_recurrent.interop import from_onnx
 from tolerances import DIFFERENCE, agree, equal, largest, wide
 
@@ -37,14 +37,32 @@ DIRECTIONS = ["forward", "reverse", "bidirectional"]
 
 
 def outputs_of(layer, x, hidden=None, lengths=None):
-    """Y and Y_h as the operator of layout 0 shapes them, for x (N, L, D)."""
+    """Y, Y_h and Y_c as the operator of layout 0 shapes them, for x (N, L, D).
+
+    The hidden states are an array or a pair of directions; of an LSTM a pair of such.
+    """
+    pair = isinstance(layer, Bidirectional)
+    one = layer.forward if pair else getattr(layer, "backward", layer)
+    if isinstance(one, LSTM):
+        states = (
+            hidden if hidden is None or not pair else list(zip(*hidden, strict=True))
+        )
+        apart = states or [None] if layer is one else [states]
+        y, last = layer(x, *apart, lengths=lengths, return_state=True)
+        lasts = [mx.stack(a) for a in zip(*last, strict=True)] if pair else last
+        lasts = lasts if pair else [a[None] for a in last]
+        return (shaped(layer, y), *lasts)
     y, last = layer(x, hidden, lengths=lengths, return_state=True)
+    return shaped(layer, y), mx.stack(last) if pair else last[None]
+
+
+def shaped(layer, y):
+    """Y of what a layer gives."""
     pair = isinstance(layer, Bidirectional)
     if pair and layer.merge == "concat":
         y = mx.split(y, 2, axis=-1)
     y = mx.stack(y) if pair else y[None]
-    last = mx.stack(last) if pair else last[None]
-    return mx.moveaxis(mx.swapaxes(y, 1, 2), 0, 1), last
+    return mx.moveaxis(mx.swapaxes(y, 1, 2), 0, 1)
 
 
 def conformance_cases():
@@ -52,11 +70,11 @@ def conformance_cases():
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ONNX's own
-        from onnx.backend.test.case.node import rnn  # noqa: F401, makes them
+        from onnx.backend.test.case.node import gru, lstm, rnn  # noqa: F401, makes them
     return [
         case
         for case in node._NodeTestCases
-        if [made.op_type for made in case.model.graph.node] == ["RNN"]
+        if {made.op_type for made in case.model.graph.node} <= {"RNN", "GRU", "LSTM"}
     ]
 
 
@@ -69,6 +87,13 @@ def test_the_standards_cases_are_those_that_are_known():
         "test_simple_rnn_with_initial_bias",
         "test_rnn_seq_length",
         "test_simple_rnn_batchwise",
+        "test_gru_defaults",
+        "test_gru_seq_length",
+        "test_gru_batchwise",
+        "test_lstm_defaults",
+        "test_lstm_with_initial_bias",
+        "test_lstm_with_peepholes",
+        "test_lstm_batchwise",
     }
 
 
@@ -83,13 +108,18 @@ def test_conformance(case):
         x = given.pop("X")
         for name, a in given.items():  # weights that the cases give as inputs
             model.graph.initializer.append(numpy_helper.from_array(a, name))
+        if "P" in given:
+            with pytest.raises(ValueError, match=r"with P: .*has no peepholes"):
+                from_onnx(model.SerializeToString())
+            continue
         layer = from_onnx(model.SerializeToString())
         batch_first = any(a.name == "layout" and a.i for a in node.attribute)
         x = x if batch_first else np.swapaxes(x, 0, 1)
-        y, last = outputs_of(layer, array(x, mx.float32))
+        y, *lasts = outputs_of(layer, array(x, mx.float32))
         if batch_first:
-            y, last = mx.transpose(y, (2, 0, 1, 3)), mx.swapaxes(last, 0, 1)
-        for name, mine in (("Y", y), ("Y_h", last)):
+            y = mx.transpose(y, (2, 0, 1, 3))
+            lasts = [mx.swapaxes(last, 0, 1) for last in lasts]
+        for name, mine in zip(("Y", "Y_h", "Y_c"), (y, *lasts), strict=False):
             if name in expected:
                 agree(mine, array(expected[name], mx.float32), name)
 
@@ -116,6 +146,62 @@ def test_the_reference_evaluator_agrees(rng, direction, dtype, layout):
             other_last = other_last.swapaxes(0, 1)
         agree(y, array(other_y, dtype), "Y")
         agree(last, array(other_last, dtype), "Y_h")
+
+
+@pytest.mark.parametrize("lengths", [None, [L, 1, 4]], ids=["full", "lengths"])
+@pytest.mark.parametrize("operator", ["GRU", "GRU, reset before", "LSTM"])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_onnx_runtime_agrees_of_gates(rng, direction, operator, lengths):
+    """Values and states; and the gradients are those of the weights' own order."""
+    pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+    attributes = {"linear_before_reset": 1} if operator == "GRU" else {}
+    operator = operator.partition(",")[0]
+    both = 2 if direction == "bidirectional" else 1
+    model = single(rng, direction, True, operator=operator, **attributes)
+    layer = from_onnx(model)
+    x = draw(rng, (N, L, D), mx.float32)
+    states = [
+        draw(rng, (both, N, H), mx.float32) for _ in range(1 + (operator == "LSTM"))
+    ]
+    given = [list(s) if both == 2 else s[0] for s in states]
+    mine = outputs_of(layer, x, given if operator == "LSTM" else given[0], lengths)
+    inputs = {
+        "X": np.array(mx.swapaxes(x, 0, 1)),
+        "sequence_lens": np.array(lengths or [L] * N, np.int32),
+    }
+    names = ("initial_h", "initial_c")
+    inputs |= {n: np.array(s) for n, s in zip(names, states, strict=False)}
+    for a, b in zip(mine, in_runtime(model, inputs), strict=True):
+        agree(a, array(b, mx.float32))
+
+
+def test_what_gates_have_fixed_is_refused(rng):
+    """By name, with what the layer has in its place."""
+    for operator, keywords, said in (
+        ("LSTM", {"clip": 3.0}, "'rnn' with clip: an mlx_recurrent.LSTM clips nothing"),
+        ("GRU", {"clip": 3.0}, "the GRU node 'rnn' with clip"),
+        (
+            "LSTM",
+            {"input_forget": 1},
+            "with input_forget: an mlx_recurrent.LSTM has an",
+        ),
+        (
+            "GRU",
+            {"activations": ["HardSigmoid", "Tanh"]},
+            "with activations: an mlx_recurrent.GRU has sigmoid, tanh, but they are",
+        ),
+        (
+            "LSTM",
+            {"activations": ["Sigmoid", "Tanh", "Relu"]},
+            "with activations: an mlx_recurrent.LSTM has sigmoid, tanh, tanh, but they",
+        ),
+    ):
+        with pytest.raises(ValueError, match=said):
+            from_onnx(single(rng, operator=operator, **keywords))
+    own = {"activations": ["sigmoid", "Tanh", "Tanh"], "input_forget": 0}
+    assert type(from_onnx(single(rng, operator="LSTM", **own))) is LSTM
+    layer = from_onnx(single(rng, operator="GRU", linear_before_reset=0))
+    assert type(layer) is GRU and not layer.reset_after and layer.bhn is None
 
 
 # Per function: alpha, beta and what the standard says it is.

@@ -12,6 +12,8 @@ from tolerances import agree, equal
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 
 
+from onnx import helper  # noqa: E402
+
 from onnx_models import (  # noqa: E402
     BOTH,
     INTEGERS,
@@ -22,8 +24,10 @@ from onnx_models import (  # noqa: E402
     N,
     graph,
     in_evaluator,
+    model_of,
     node,
     rnn,
+    weights,
     zero_state,
 )
 
@@ -100,7 +104,7 @@ def test_a_state_of_which_each_layer_has_a_part(rng):
     equal(from_onnx(model, node="rnn2").Whh, from_onnx(model).layers[1].Whh)
     for second, said in (
         ("h1", "'rnn2' with initial_h: it is .* 'h' .*, given twice"),
-        ("", "input 'h' of 2 states, of which the RNN nodes take 1 alone"),
+        ("", "input 'h' of 2 states, of which the recurrent nodes take"),
         ("h", "'rnn2' with initial_h: it is the input 'h', where"),
         ("y1_h", "'rnn2' with initial_h: it is the last state of 'rnn1', where"),
     ):
@@ -202,3 +206,54 @@ def test_lengths_are_integers_from_the_start(rng):
     model = graph(rng, nodes, {"Y": [None] * 4}, inputs={"ends": ["N"]})
     with pytest.raises(ValueError, match=r"of the input 'ends' by .*\(Cast\)"):
         from_onnx(model)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_both_states_of_an_lstm_in_one_input(rng, turned):
+    """As streaming models keep them; and as one output."""
+    parts = "c h" if turned else "h c"
+    nodes = [
+        node("Split", "state ones", parts, axis=0),
+        helper.make_node(
+            "LSTM",
+            ["X", "W", "R", "B", "", "h", "c"],
+            ["Y", "hn", "cn"],
+            "lstm",
+            hidden_size=H,
+        ),
+        node("Concat", "hn cn", "last", axis=0),
+    ]
+    outputs = {"Y": [None] * 4, "last": [2, "N", H]}
+    model = model_of(
+        nodes,
+        {"X": ["L", "N", D], "state": [2, "N", H]},
+        outputs,
+        {**weights(rng, operator="LSTM"), "ones": INTEGERS["ones"]},
+    )
+    if turned:
+        with pytest.raises(
+            ValueError, match=r"'lstm' with initial_c: .*in another order"
+        ):
+            from_onnx(model)
+        return
+    x, state = draw(rng, (N, L, D), mx.float32), draw(rng, (2, N, H), mx.float32)
+    inputs = {"X": np.array(mx.swapaxes(x, 0, 1)), "state": np.array(state)}
+    y, last = in_evaluator(model, inputs)
+    mine, ends = from_onnx(model)(x, *state, return_state=True)
+    agree(mx.swapaxes(mine, 0, 1), array(y[:, 0], mx.float32))
+    agree(mx.stack(ends), array(last, mx.float32))
+
+
+def test_a_constant_cell_state_becomes_cell0(rng):
+    c = draw(rng, (1, 1, H), mx.float32)
+    lstm = helper.make_node(
+        "LSTM", ["X", "W", "R", "B", "", "", "c"], ["Y"], "lstm", hidden_size=H
+    )
+    constants = {**weights(rng, operator="LSTM"), "c": c}
+    model = model_of([lstm], {"X": ["L", "N", D]}, {"Y": [None] * 4}, constants)
+    layer = from_onnx(model)
+    equal(layer.cell0, c[0, 0])
+    assert not layer.hidden0.any()
+    x = draw(rng, (1, L, D), mx.float32)
+    (y,) = in_evaluator(model, {"X": np.array(mx.swapaxes(x, 0, 1))})
+    agree(layer(x, return_state=True)[0][0], array(y[:, 0, 0], mx.float32))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mlx.utils import tree_flatten, tree_map
 
 from conftest import array, draw, name_of
-from mlx_recurrent import RNN, Bidirectional, Stack, accelerate
+from mlx_recurrent import GRU, LSTM, RNN, Bidirectional, Stack, accelerate
 from mlx_recurrent.interop import Reversed, from_onnx, to_onnx
 from mlx_recurrent.interop.activations import (
     Affine,
@@ -35,6 +35,11 @@ def both(merge):
     )
 
 
+def gated(make):
+    """A network without nonlinearities to choose."""
+    return lambda nonlinearity=None, **keywords: make(**keywords)
+
+
 NETWORKS = {
     "rnn": lambda **keywords: RNN(D, H, **keywords),
     "no bias": lambda **keywords: RNN(D, H, False, **keywords),
@@ -51,6 +56,24 @@ NETWORKS = {
     ),
     "mixed": lambda **keywords: Stack(
         [both("concat")(**keywords), Reversed(RNN(2 * H, 3)), RNN(3, 5)]
+    ),
+    "GRU": gated(lambda **keywords: GRU(D, H, **keywords)),
+    "GRU, reset before": gated(lambda **k: GRU(D, H, reset_after=False, **k)),
+    "GRUs both ways": gated(lambda **k: Bidirectional(GRU(D, H, False, **k))),
+    "LSTM": gated(lambda **keywords: LSTM(D, H, **keywords)),
+    "LSTM reversed": gated(lambda **keywords: Reversed(LSTM(D, H, **keywords))),
+    "LSTMs both ways": gated(
+        lambda **keywords: Stack.build(
+            D, H, 2, bidirectional=True, layer=LSTM, **keywords
+        )
+    ),
+    "all": gated(
+        lambda **keywords: Stack(
+            [LSTM(D, H, **keywords), GRU(H, 3), RNN(3, 5), LSTM(5, D, False)]
+        )
+    ),
+    "LSTMs, residual": gated(
+        lambda **keywords: Stack.build(D, H, 2, residual=True, layer=LSTM, **keywords)
     ),
 }
 NONLINEARITIES = {
@@ -73,6 +96,11 @@ NONLINEARITIES = {
 }
 
 
+IN_EVALUATOR = [
+    name for name in NETWORKS if name not in ("GRUs both ways", "LSTMs both ways")
+]
+
+
 def drawn(rng, states):
     """States like these, with other values."""
     if isinstance(states, mx.array):
@@ -82,6 +110,25 @@ def drawn(rng, states):
 
 def stacked(state):
     return state if isinstance(state, mx.array) else mx.stack(state)
+
+
+def ends_of(layer, state):
+    """The states of a layer as a node has them: h, and c of an LSTM."""
+    if isinstance(layer, Bidirectional):
+        ways = zip((layer.forward, layer.backward), state, strict=True)
+        both = [ends_of(one, each) for one, each in ways]
+        return [mx.stack(pair) for pair in zip(*both, strict=True)]
+    if isinstance(layer, Reversed):
+        return ends_of(layer.backward, state)
+    return list(state) if isinstance(layer, LSTM) else [state]
+
+
+def all_ends(layer, state):
+    """The same for every layer of a stack, with the paths of layers."""
+    if not isinstance(layer, Stack):
+        return [("", ends_of(layer, state))]
+    layers = zip(layer.layers, state, strict=True)
+    return [(f"layers.{i}.", ends_of(*each)) for i, each in enumerate(layers)]
 
 
 def compare(
@@ -105,24 +152,23 @@ def compare(
         inputs["sequence_lens"] = lengths.astype(np.int32)
     if hidden:
         state = drawn(rng, layer(x, return_state=True)[1])
-        states = state if isinstance(state, list) else [state]
-        for i, each in enumerate(states):
-            path = f"layers.{i}." if isinstance(state, list) else ""
-            inputs[f"{path}initial_h"] = np.array(stacked(each))
+        for path, ends in all_ends(layer, state):
+            for name, each in zip("hc", ends, strict=False):
+                inputs[f"{path}initial_{name}"] = np.array(each)
     model = to_onnx(
         layer, layout=layout, sequence_lens=lens, initial_h=hidden, sizes=sizes
     )
     y, *lasts = run(model, inputs)
-    outputs, last = layer(x, state, lengths=lengths, return_state=True)
+    apart = state if isinstance(layer, LSTM) and hidden else [state]
+    outputs, last = layer(x, *apart, lengths=lengths, return_state=True)
     if isinstance(outputs, tuple):
         y = np.moveaxis(y, 2 if layout else 1, 0)
         outputs = mx.stack(outputs)
     y = y if layout else np.swapaxes(y, -3, -2)
     agree(outputs, array(y, dtype), "Y")
-    for mine, theirs in zip(
-        last if isinstance(last, list) else [last], lasts, strict=True
-    ):
-        agree(stacked(mine), array(theirs, dtype), "Y_h")
+    ends = [a for _, of_layer in all_ends(layer, last) for a in of_layer]
+    for mine, theirs in zip(ends, lasts, strict=True):
+        agree(mine, array(theirs, dtype), "Y_h or Y_c")
 
 
 def same(a, b):
@@ -136,6 +182,7 @@ def same(a, b):
         assert a.merge == b.merge
         same(a.forward, b.forward)
         same(a.backward, b.backward)
+    assert getattr(a, "reset_after", True) == getattr(b, "reset_after", True)
     ours, others = (dict(tree_flatten(layer.parameters())) for layer in (a, b))
     assert ours.keys() == others.keys()
     for name in ours:
@@ -154,9 +201,10 @@ def test_onnx_runtime_agrees(rng, network, layout, lens, hidden):
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float64])
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", IN_EVALUATOR)
 def test_the_reference_evaluator_agrees(rng, network, dtype):
-    # The evaluator knows no lengths, and of the activations tanh and affine.
+    # The evaluator knows no lengths, of the activations tanh and affine, and of gates
+    # one direction.
     layer = in_dtype(NETWORKS[network](), dtype)
     for std in (1, 30):
         compare(rng, layer, in_evaluator, dtype, layout=1, hidden=True, std=std)
@@ -187,7 +235,9 @@ def test_directions_with_nonlinearities_of_their_own(rng, first, other):
         equal(back(x), layer(x))
 
 
-@pytest.mark.parametrize("network", ["rnn", "concat", "stack"])
+@pytest.mark.parametrize(
+    "network", ["rnn", "concat", "stack", "GRU", "LSTM", "LSTMs both ways"]
+)
 def test_a_learned_state_is_part_of_the_model(rng, network):
     pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
     layer = NETWORKS[network](learn_hidden=True)
@@ -291,6 +341,17 @@ def test_a_learned_state_of_two_nodes(rng):
     same(layer, from_onnx(to_onnx(layer)))
 
 
+def test_directions_of_two_kinds(rng):
+    """Two nodes, side by side."""
+    pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+    for layer in (
+        Bidirectional(GRU(D, H), RNN(D, H)),
+        Bidirectional(GRU(D, H), GRU(D, H, reset_after=False)),
+    ):
+        compare(rng, layer, in_runtime, hidden=True, lens=True)
+        same(layer, from_onnx(to_onnx(layer)))
+
+
 def test_stacks_in_a_stack_are_read_as_one():
     layer = Stack([Stack.build(D, H, 2, residual=True), RNN(H, 3)])
     back = from_onnx(to_onnx(layer))
@@ -317,7 +378,23 @@ def odd_bias():
             r"layers\[1\]\.forward has the nonlinearity .*Softmax.* ONNX's activations",
         ),
         (lambda: both(lambda a, b: a)(), ValueError, "layer has the merge <lambda>"),
-        (odd_bias, ValueError, r"layer has bias of shape \(6, 4\)"),
+        (odd_bias, ValueError, r"layer.bias must be \(4,\) .* but is \(6, 4\)"),
+        (lambda: LSTM(D, H, zoneout=(0.0, 0.5)), ValueError, "layer has zoneout"),
+        (
+            lambda: Bidirectional(LSTM(D, H), RNN(D, H)),
+            ValueError,
+            "layer has an LSTM beside another layer, which one node of ONNX's cannot",
+        ),
+        (
+            lambda: Bidirectional(GRU(D, H), RNN(D, H), "sum"),
+            ValueError,
+            "layer has directions with GRU and RNN, which one node of ONNX's cannot",
+        ),
+        (
+            lambda: Bidirectional(GRU(D, H), GRU(D, H, reset_after=False), "sum"),
+            ValueError,
+            r"layer has directions with .*linear_before_reset.* which one node",
+        ),
         (
             lambda: Bidirectional(RNN(D, H), RNN(D, 5)),
             ValueError,
@@ -326,7 +403,7 @@ def odd_bias():
         (
             lambda: Bidirectional(RNN(D, H), RNN(D, H, nonlinearity=nn.relu6), "sum"),
             ValueError,
-            "layer has directions with nonlinearities with 2 different clips",
+            r"layer has directions with nothing and \{'clip': 6.0\}, which one node of",
         ),
         (
             lambda: in_dtype(RNN(D, H, nonlinearity=nn.LeakyReLU(0.1)), mx.float64),
@@ -436,7 +513,17 @@ def test_one_row_and_one_step_are_sizes_too():
         same(layer, from_onnx(model))
 
 
-@pytest.mark.parametrize("network", ["rnn", "residual", "both, residual"])
+@pytest.mark.parametrize(
+    "network",
+    [
+        "rnn",
+        "residual",
+        "both, residual",
+        "GRU",
+        "GRU, reset before",
+        "LSTMs both ways",
+    ],
+)
 def test_openvino_takes_lengths_where_sizes_are_fixed(rng, network):
     openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from mlx_recurrent.interop.flax import from_flax, to_flax
     from mlx_recurrent.interop.keras import from_keras, to_keras
     from mlx_recurrent.interop.onnx import from_onnx, to_onnx
-    from mlx_recurrent.interop.torch import from_torch, to_torch
+    from mlx_recurrent.interop.torch import from_torch, to_torch, torch_weights
 
 __all__ = [
     "Reversed",
@@ -24,13 +24,15 @@ __all__ = [
     "to_keras",
     "to_onnx",
     "to_torch",
+    "torch_weights",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{name.partition('_')[2]}"), name)
+    (framework,) = {"torch", "keras", "flax", "onnx"} & set(name.split("_"))
+    return getattr(import_module(f"{__name__}.{framework}"), name)
 
 
 def __dir__() -> list[str]:

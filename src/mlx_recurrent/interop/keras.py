@@ -4,12 +4,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx.nn.layers import activations
 from mlx.nn.layers.linear import Identity
 
 from mlx_recurrent.functional.dispatch import Nonlinearity, recognise
 from mlx_recurrent.functional.judging import judge_flag, type_name
 from mlx_recurrent.interop.activations import describe
+from mlx_recurrent.interop.gates import KINDS, Kind, Sides, kind_of, weight_sizes
 from mlx_recurrent.interop.parts import (
     Layer,
     array_of,
@@ -19,12 +21,19 @@ from mlx_recurrent.interop.parts import (
     judge_own,
     judge_type,
     judge_used,
-    layer_of,
+    made_of,
+    singles_of,
     weights_of,
 )
 from mlx_recurrent.layers.bidirectional import Bidirectional
+from mlx_recurrent.layers.gru import GRU
+from mlx_recurrent.layers.lstm import LSTM
 from mlx_recurrent.layers.rnn import RNN
 from mlx_recurrent.layers.stack import Stack
+
+_LAYERS: dict[Kind, str] = {RNN: "SimpleRNN", GRU: "GRU", LSTM: "LSTM"}
+# What our own compute, of what Keras leaves open.
+_FIXED = {"activation": "tanh", "recurrent_activation": "sigmoid"}
 
 
 def leaky_relu(a: mx.array) -> mx.array:
@@ -88,7 +97,7 @@ _OTHERS: dict[str, Nonlinearity] = {
     "softsign": activations.softsign,
 }
 _KINDS = (
-    "a Keras layer that is recurrent and simple (SimpleRNN, SimpleRNNCell, RNN, "
+    "a recurrent layer of Keras (SimpleRNN, GRU, LSTM, a cell of these, RNN, "
     "StackedRNNCells, Bidirectional, or a Sequential or list of these)"
 )
 _BUILT_IN_NAMES = {"identity": "linear"}
@@ -104,16 +113,20 @@ def from_keras(layer: Any, *, nonlinearity: Nonlinearity | None = None) -> Layer
     call: the layer returns the whole sequence unless ``return_state`` is ``"only"``.
 
     Args:
-        layer (Layer or list): A ``SimpleRNN``, a ``SimpleRNNCell``, an ``RNN`` of such
-            cells, a ``Bidirectional`` of these, or a ``Sequential`` or list of them,
-            between whose layers may be ``Dropout`` of one rate. All of them built. Of a
-            larger model take its recurrent layers, ``model.get_layer("rnn")``.
-        nonlinearity (callable, optional): What stands here for activations that no
-            function of MLX equals, such as one's own. Default: ``None``.
+        layer (Layer or list): A ``SimpleRNN``, ``GRU`` or ``LSTM``, a cell of these
+            (``LSTMCell``), an ``RNN`` of such cells, a ``Bidirectional`` of these, or a
+            ``Sequential`` or list of them, between whose layers may be ``Dropout`` of
+            one rate. All of them built. Of a larger model take its recurrent layers,
+            ``model.get_layer("rnn")``.
+        nonlinearity (callable, optional): What stands here for activations of a
+            ``SimpleRNN`` that no function of MLX equals, such as one's own.
+            Default: ``None``.
 
     Returns:
-        RNN or Bidirectional or Stack: The layer. Several, or stacked cells, are a
-        stack.
+        Module: An :class:`mlx_recurrent.RNN`, :class:`mlx_recurrent.GRU` (with its
+        ``reset_after``) or :class:`mlx_recurrent.LSTM`, or a
+        :class:`mlx_recurrent.Bidirectional`; several, or stacked cells, are a
+        :class:`mlx_recurrent.Stack`.
 
     Raises:
         ImportError: If Keras is not installed.
@@ -132,7 +145,7 @@ def from_keras(layer: Any, *, nonlinearity: Nonlinearity | None = None) -> Layer
     """
     keras = framework("keras", "from_keras")
     _judge_kinds(keras, layer)
-    converted = _read(keras, layer, "layer", nonlinearity, {})
+    converted: Layer = _Reader(keras, nonlinearity).read(layer, "layer")
     judge_used(nonlinearity, converted)
     return converted
 
@@ -141,13 +154,14 @@ def to_keras(layer: Layer, *, return_sequences: bool = True) -> Any:
     """Make a layer Keras's, built and with its weights.
 
     Args:
-        layer (RNN or Bidirectional or Stack): The layer.
+        layer (RNN or GRU or LSTM or Bidirectional or Stack): The layer.
         return_sequences (bool, optional): Whether the Keras layer returns the whole
             sequence, as the layer does, or its last output. Default: ``True``.
 
     Returns:
-        Layer: A ``SimpleRNN``, a ``Bidirectional`` of two, or for a stack a
-        ``Sequential`` of those, with ``Dropout`` between them where the stack has it.
+        Layer: A ``SimpleRNN``, ``GRU`` or ``LSTM``, a ``Bidirectional`` of two, or for
+        a stack a ``Sequential`` of those, with ``Dropout`` between them where the stack
+        has it.
 
     Raises:
         ImportError: If Keras is not installed.
@@ -180,48 +194,13 @@ def to_keras(layer: Layer, *, return_sequences: bool = True) -> Any:
     return keras.Sequential([keras.Input((None, D), dtype=dtype), *written])
 
 
-def _read(
-    keras: Any,
-    layer: Any,
-    name: str,
-    nonlinearity: Nonlinearity | None,
-    seen: dict[int, str],
-) -> Layer:
-    """Make a layer of one of Keras's, of any of the kinds that there are."""
-    known = keras.layers
-    kind = type(layer)  # a subclass may do anything
-    if kind is keras.Sequential or isinstance(layer, (list, tuple)):
-        return _read_several(keras, layer, name, nonlinearity, seen)
-    if kind is known.StackedRNNCells:
-        return Stack(
-            [
-                _read(keras, cell, f"{name}.cells[{i}]", nonlinearity, seen)
-                for i, cell in enumerate(layer.cells)
-            ]
-        )
-    if kind is known.SimpleRNNCell:
-        return _read_cell(keras, layer, name, nonlinearity, seen)
-    if kind in (known.SimpleRNN, known.RNN):
-        _judge_call(layer, name)
-        if layer.go_backwards:
-            raise ValueError(
-                f"{name} has go_backwards=True, but here reverse=True is an argument "
-                "of the call, with outputs at their inputs' places: convert it with "
-                "go_backwards=False"
-            )
-        return _read(keras, layer.cell, f"{name}.cell", nonlinearity, seen)
-    if kind is known.Bidirectional:
-        return _read_both(keras, layer, name, nonlinearity, seen)
-    raise TypeError(f"{name} must be {_KINDS}, but is {type_name(layer)}")
-
-
 def _judge_kinds(keras: Any, model: Any) -> None:
     """Raise a ``TypeError`` for a layer in the way, and for a model that is no row.
 
     It says how to take what is recurrent out of a model.
     """
     known = keras.layers
-    kinds = {known.SimpleRNN, known.SimpleRNNCell, known.RNN, known.StackedRNNCells}
+    kinds = {*_loops(keras), *_cells(keras), known.StackedRNNCells}
     kinds.add(known.Bidirectional)
     for name, layer in _leaves(keras, model, "layer"):
         if type(layer) in kinds:
@@ -283,84 +262,160 @@ def _is_recurrent(keras: Any, layer: Any) -> bool:
     kind = type(layer)
     if kind is known.Bidirectional:
         return _is_recurrent(keras, layer.forward_layer)
-    if kind is known.RNN:
+    if kind in _loops(keras):
         return _is_recurrent(keras, layer.cell)
     if kind is known.StackedRNNCells:
         return all(_is_recurrent(keras, cell) for cell in layer.cells)
-    return kind in (known.SimpleRNN, known.SimpleRNNCell)
+    return kind in _cells(keras)
 
 
-def _read_several(
-    keras: Any,
-    layers: Any,
-    name: str,
-    nonlinearity: Nonlinearity | None,
-    seen: dict[int, str],
-) -> Stack:
-    """Make a stack of a Sequential or of a list."""
-    if not isinstance(layers, (list, tuple)):
-        layers, name = layers.layers, f"{name}.layers"
-    read: list[Layer] = []
-    rates: list[float] = []
-    for i, layer in enumerate(layers):
-        if type(layer) is keras.layers.InputLayer:
-            continue
-        if type(layer) is keras.layers.Dropout and len(rates) == len(read) - 1:
-            if layer.noise_shape is not None:
+class _Reader:
+    """Layers of Keras's.
+
+    Args:
+        keras (module): Keras.
+        nonlinearity (callable, optional): As :func:`from_keras` takes it.
+    """
+
+    def __init__(self, keras: Any, nonlinearity: Nonlinearity | None) -> None:
+        self.keras, self.nonlinearity = keras, nonlinearity
+        self.seen: dict[int, str] = {}
+
+    def read(self, layer: Any, name: str) -> Any:
+        """Make a layer of one of any of the kinds that there are."""
+        keras, kind = self.keras, type(layer)  # a subclass may do anything
+        if kind is keras.Sequential or isinstance(layer, (list, tuple)):
+            return self._several(layer, name)
+        if kind is keras.layers.StackedRNNCells:
+            return Stack(
+                [
+                    self.read(cell, f"{name}.cells[{i}]")
+                    for i, cell in enumerate(layer.cells)
+                ]
+            )
+        if (ours := _cells(keras).get(kind)) is not None:
+            return self._cell(layer, ours, name)
+        if kind in _loops(keras):
+            _judge_call(layer, name)
+            if layer.go_backwards:
                 raise ValueError(
-                    f"{name}[{i}] has noise_shape, which a Stack's dropout does "
-                    "not have"
+                    f"{name} has go_backwards=True, but here reverse=True is an "
+                    "argument of the call, with outputs at their inputs' places: "
+                    "convert it with go_backwards=False"
                 )
-            rates.append(layer.rate)
-            continue
-        if len(rates) < len(read):
-            rates.append(0.0)
-        inner = f"{name}[{i}]"
-        read.append(_read(keras, layer, inner, nonlinearity, seen))
-        if any(
-            type(other) is not keras.layers.Dropout for other in layers[i + 1 :]
-        ) and not getattr(layer, "return_sequences", True):
-            raise ValueError(
-                f"{inner} has return_sequences=False, but the layer after it takes a "
-                "sequence"
-            )
-    if len(rates) == len(read) and read:
-        raise ValueError(
-            f"{name} must not end with Dropout, which a Stack has between layers only: "
-            "give a list of the layers before it"
-        )
-    if len(set(rates)) > 1:
-        raise ValueError(
-            f"{name} must have one rate of dropout between its layers, as a Stack has, "
-            f"but has {rates}"
-        )
-    return Stack(read, rates[0] if rates else 0.0)
+            return self.read(layer.cell, f"{name}.cell")
+        if kind is keras.layers.Bidirectional:
+            return self._both(layer, name)
+        raise TypeError(f"{name} must be {_KINDS}, but is {type_name(layer)}")
 
-
-def _read_both(
-    keras: Any,
-    layer: Any,
-    name: str,
-    nonlinearity: Nonlinearity | None,
-    seen: dict[int, str],
-) -> Bidirectional:
-    """Make both directions of Keras's."""
-    directions = []
-    for part, backwards in (("forward_layer", False), ("backward_layer", True)):
-        inner, at = getattr(layer, part), f"{name}.{part}"
-        if type(inner) not in (keras.layers.SimpleRNN, keras.layers.RNN):
-            raise TypeError(
-                f"{at} must be a Keras SimpleRNN or RNN, but is {type_name(inner)}"
-            )
-        _judge_call(inner, at)
-        if inner.go_backwards is not backwards:
+    def _several(self, layers: Any, name: str) -> Stack:
+        """Make a stack of a Sequential or of a list."""
+        if not isinstance(layers, (list, tuple)):
+            layers, name = layers.layers, f"{name}.layers"
+        dropout = self.keras.layers.Dropout
+        read: list[Layer] = []
+        rates: list[float] = []
+        for i, layer in enumerate(layers):
+            if type(layer) is self.keras.layers.InputLayer:
+                continue
+            if type(layer) is dropout and len(rates) == len(read) - 1:
+                if layer.noise_shape is not None:
+                    raise ValueError(
+                        f"{name}[{i}] has noise_shape, which a Stack's dropout does "
+                        "not have"
+                    )
+                rates.append(layer.rate)
+                continue
+            if len(rates) < len(read):
+                rates.append(0.0)
+            read.append(self.read(layer, f"{name}[{i}]"))
+            is_last = all(type(other) is dropout for other in layers[i + 1 :])
+            if not is_last and not getattr(layer, "return_sequences", True):
+                raise ValueError(
+                    f"{name}[{i}] has return_sequences=False, but the layer after it "
+                    "takes a sequence"
+                )
+        if len(rates) == len(read) and read:
             raise ValueError(
-                f"{at} must have go_backwards={backwards}: with directions exchanged "
-                "Keras returns the steps in reverse"
+                f"{name} must not end with Dropout, which a Stack has between layers "
+                "only: give a list of the layers before it"
             )
-        directions.append(_read(keras, inner.cell, f"{at}.cell", nonlinearity, seen))
-    merge = _MERGES.get(layer.merge_mode, layer.merge_mode)
-    return Bidirectional(directions[0], directions[1], merge)
+        if len(set(rates)) > 1:
+            raise ValueError(
+                f"{name} must have one rate of dropout between its layers, as a Stack "
+                f"has, but has {rates}"
+            )
+        return Stack(read, rates[0] if rates else 0.0)
+
+    def _both(self, layer: Any, name: str) -> Bidirectional:
+        """Make both directions of Keras's."""
+        directions = []
+        for part, backwards in (("forward_layer", False), ("backward_layer", True)):
+            inner, at = getattr(layer, part), f"{name}.{part}"
+            if type(inner) not in _loops(self.keras):
+                raise TypeError(
+                    f"{at} must be a Keras SimpleRNN, GRU, LSTM or RNN, but is "
+                    f"{type_name(inner)}"
+                )
+            _judge_call(inner, at)
+            if inner.go_backwards is not backwards:
+                raise ValueError(
+                    f"{at} must have go_backwards={backwards}: with directions "
+                    "exchanged Keras returns the steps in reverse"
+                )
+            directions.append(self.read(inner.cell, f"{at}.cell"))
+        merge = _MERGES.get(layer.merge_mode, layer.merge_mode)
+        return Bidirectional(directions[0], directions[1], merge)
+
+    def _cell(self, cell: Any, kind: Kind, name: str) -> Layer:
+        """Make a layer of a cell."""
+        if not cell.built:
+            raise ValueError(
+                f"{name} is not built, so that it has no weights: call the Keras layer "
+                "once or use its build()"
+            )
+
+        def values(variable: Any) -> mx.array:
+            judge_own(variable, f"{name}.{variable.name}", self.seen)
+            # The backend's own: of it Keras would make NumPy's with a warning.
+            return array_of(f"{name}.{variable.name}", variable.value)
+
+        options = {
+            "input_dropout": cell.dropout,
+            "recurrent_dropout": cell.recurrent_dropout,
+        }
+        if kind is RNN:
+            options["nonlinearity"] = self._nonlinearity(cell, name)
+        else:
+            for which, fixed in _FIXED.items():
+                if (own := getattr(cell, which)) is not getattr(
+                    self.keras.activations, fixed
+                ):
+                    raise ValueError(
+                        f"{name} has the {which} {describe(own)}, where an "
+                        f"mlx_recurrent.{kind.__name__} has {fixed}"
+                    )
+        with mx.stream(mx.cpu):
+            kernels = [values(a).T for a in (cell.kernel, cell.recurrent_kernel)]
+            biases = [] if cell.bias is None else [values(cell.bias)]
+            if kind is GRU:
+                options["reset_after"] = cell.reset_after
+                if biases and cell.reset_after:  # of both sides
+                    biases = list(biases[0])
+        made: Layer = made_of(kind, Sides(*kernels, *biases), "keras", **options)
+        return made
+
+    def _nonlinearity(self, cell: Any, name: str) -> Nonlinearity | None:
+        """Return what a cell's activation is in MLX."""
+        for known, function in (_NATIVE | _OTHERS).items():
+            if getattr(self.keras.activations, known, None) is cell.activation:
+                return function
+        if self.nonlinearity is not None:
+            return self.nonlinearity
+        raise ValueError(
+            f"{name} has the activation {describe(cell.activation)}, which no function "
+            "of MLX is known to equal: give one as nonlinearity"
+        )
 
 
 def _judge_call(layer: Any, name: str) -> None:
@@ -372,48 +427,14 @@ def _judge_call(layer: Any, name: str) -> None:
         )
 
 
-def _read_cell(
-    keras: Any,
-    cell: Any,
-    name: str,
-    nonlinearity: Nonlinearity | None,
-    seen: dict[int, str],
-) -> RNN:
-    """Make a layer of a SimpleRNNCell."""
-    if not cell.built:
-        raise ValueError(
-            f"{name} is not built, so that it has no weights: call the Keras layer "
-            "once or use its build()"
-        )
-
-    def values(variable: Any) -> mx.array:
-        judge_own(variable, f"{name}.{variable.name}", seen)
-        # The backend's own: of it Keras would make NumPy's with a warning.
-        return array_of(f"{name}.{variable.name}", variable.value)
-
-    return layer_of(
-        values(cell.kernel).T,
-        values(cell.recurrent_kernel).T,
-        None if cell.bias is None else values(cell.bias),
-        _nonlinearity(keras, cell, name, nonlinearity),
-        input_dropout=cell.dropout,
-        recurrent_dropout=cell.recurrent_dropout,
-    )
+def _cells(keras: Any) -> dict[type, Kind]:
+    """Return ours for each of Keras's cells."""
+    return {getattr(keras.layers, f"{_LAYERS[kind]}Cell"): kind for kind in KINDS}
 
 
-def _nonlinearity(
-    keras: Any, cell: Any, name: str, nonlinearity: Nonlinearity | None
-) -> Nonlinearity | None:
-    """Return what a cell's activation is in MLX."""
-    for known, function in (_NATIVE | _OTHERS).items():
-        if getattr(keras.activations, known, None) is cell.activation:
-            return function
-    if nonlinearity is not None:
-        return nonlinearity
-    raise ValueError(
-        f"{name} has the activation {describe(cell.activation)}, which no function of "
-        "MLX is known to equal: give one as nonlinearity"
-    )
+def _loops(keras: Any) -> set[type]:
+    """Return Keras's layers that run a cell."""
+    return {keras.layers.RNN, *(getattr(keras.layers, n) for n in _LAYERS.values())}
 
 
 def _write(keras: Any, layer: Any, name: str, return_sequences: bool) -> Any:
@@ -441,6 +462,11 @@ def _write(keras: Any, layer: Any, name: str, return_sequences: bool) -> Any:
             f"{name}.backward must have {forward.units} hidden features as forward has "
             f"for keras.layers.Bidirectional, but has {backward.units}"
         )
+    if type(forward) is not type(backward):
+        raise ValueError(
+            f"{name}.backward must be a {kind_of(layer.forward).__name__} as forward "
+            "is for keras.layers.Bidirectional, but is another layer"
+        )
     both = keras.layers.Bidirectional(
         forward,
         merge_mode=_MERGE_MODES.get(merge, merge) if merge else None,
@@ -457,10 +483,15 @@ def _write(keras: Any, layer: Any, name: str, return_sequences: bool) -> Any:
 def _write_single(
     keras: Any, layer: Any, name: str, return_sequences: bool, **options: Any
 ) -> tuple[Any, list[Any]]:
-    """Make a SimpleRNN, and its weights in Keras's order."""
-    target = "keras.layers.SimpleRNN"
-    judge_layer(layer, name, target, ("input_dropout", "recurrent_dropout"))
-    weights, dtype = weights_of(layer, name)
+    """Make one of Keras's layers, and its weights in Keras's order."""
+    known = _LAYERS.get(kind_of(layer)) if isinstance(layer, KINDS) else "SimpleRNN"
+    judge_layer(
+        layer,
+        name,
+        f"keras.layers.{known}",
+        ("input_dropout", "recurrent_dropout", "reset_after=False"),
+    )
+    sides, dtype = weights_of(layer, name, "keras")
     if dtype == "float64" and keras.backend.backend() == "jax":
         # JAX would make float32 of it.
         if not framework("jax", "to_keras").config.jax_enable_x64:
@@ -468,36 +499,45 @@ def _write_single(
                 f"{name} has weights in float64, which Keras on JAX holds only where "
                 "jax_enable_x64 is set"
             )
-    choice = recognise(layer.nonlinearity)
-    if choice is not None:
-        activation = _BUILT_IN_NAMES.get(str(choice.activation), choice.activation)
-    else:
-        others = [*_OTHERS.items(), ("log_softmax", activations.log_softmax)]
-        same = [key for key, f in others if f is layer.nonlinearity]
-        if not same:
-            raise ValueError(
-                f"{name} has the nonlinearity {describe(layer.nonlinearity)}, which no "
-                "activation of Keras is known to equal"
-            )
-        activation = same[0]
+    biases = [] if sides.bx is None else [sides.bx]
+    if isinstance(layer, RNN):
+        options["activation"] = _activation(layer, name)
+    if isinstance(layer, GRU):
+        options["reset_after"] = layer.reset_after
+        if biases and layer.reset_after:
+            biases = [np.stack([sides.bx, sides.bh])]
     if dtype in ("float16", "bfloat16"):
         # The default needs a decomposition that backends lack for these.
         options["recurrent_initializer"] = "glorot_uniform"
-    single = keras.layers.SimpleRNN(
+    single = getattr(keras.layers, str(known))(
         layer.hidden_size,
-        activation=activation,
-        use_bias="bias" in weights,
+        use_bias=bool(biases),
         dropout=layer.input_dropout,
         recurrent_dropout=layer.recurrent_dropout,
         return_sequences=return_sequences,
         dtype=dtype,
         **options,
     )
-    kernels = [weights["Wxh"].T, weights["Whh"].T]
-    return single, kernels + ([weights["bias"]] if "bias" in weights else [])
+    return single, [sides.Wx.T, sides.Wh.T, *biases]
+
+
+def _activation(layer: RNN, name: str) -> str:
+    """Return Keras's name for a layer's nonlinearity."""
+    choice = recognise(layer.nonlinearity)
+    if choice is not None:
+        activation = str(choice.activation)
+        return _BUILT_IN_NAMES.get(activation, activation)
+    others = [*_OTHERS.items(), ("log_softmax", activations.log_softmax)]
+    same = [key for key, f in others if f is layer.nonlinearity]
+    if not same:
+        raise ValueError(
+            f"{name} has the nonlinearity {describe(layer.nonlinearity)}, which no "
+            "activation of Keras is known to equal"
+        )
+    return same[0]
 
 
 def _features(layer: Any) -> int:
     """Return the number of input features of a layer or of both directions."""
-    single = layer.forward if isinstance(layer, Bidirectional) else layer
-    return int(single.Wxh.shape[1])
+    _, single = next(singles_of(layer))
+    return weight_sizes(single)[0]

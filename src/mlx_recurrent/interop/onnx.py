@@ -1,4 +1,4 @@
-"""Models of ONNX with the operator ``RNN``."""
+"""Models of ONNX with the operators ``RNN``, ``GRU`` and ``LSTM``."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -12,10 +12,10 @@ from mlx_recurrent.functional.judging import (
     shown,
     type_name,
 )
+from mlx_recurrent.interop.gates import KINDS
 from mlx_recurrent.interop.parts import framework
 from mlx_recurrent.interop.reversed import Reversed
 from mlx_recurrent.layers.bidirectional import Bidirectional
-from mlx_recurrent.layers.rnn import RNN
 from mlx_recurrent.layers.stack import Stack
 
 if TYPE_CHECKING:
@@ -30,25 +30,25 @@ def from_onnx(
     *,
     node: str | Sequence[str] | None = None,
 ) -> Any:
-    r"""Make layers of the ``RNN`` nodes of an ONNX model.
+    """Make layers of the nodes ``RNN``, ``GRU`` and ``LSTM`` of an ONNX model.
 
-    .. math::
-
-        h_t = f(W x_t + W_b + R h_{t-1} + R_b)
-
-    ``W`` and ``R`` become ``Wxh`` and ``Whh``, the sum of both biases ``bias``. A node
-    becomes an :class:`mlx_recurrent.RNN`, a :class:`Reversed` (direction ``reverse``)
-    or an :class:`mlx_recurrent.Bidirectional`, whose ``merge`` is what the graph makes
-    of the two directions: ``None`` where it leaves them as they are. Nodes that follow
-    each other become an :class:`mlx_recurrent.Stack`.
+    ``W`` and ``R`` become the weights, their gates in the layer's order, and the sum of
+    both biases the bias; of a ``GRU`` with ``linear_before_reset`` the part that the
+    reset multiplies is ``bhn``, and without it ``reset_after`` is ``False``. A node
+    becomes an :class:`mlx_recurrent.RNN`, :class:`mlx_recurrent.GRU` or
+    :class:`mlx_recurrent.LSTM`, a :class:`Reversed` of it (direction ``reverse``) or an
+    :class:`mlx_recurrent.Bidirectional`, whose ``merge`` is what the graph makes of the
+    two directions: ``None`` where it leaves them as they are. Nodes that follow each
+    other become an :class:`mlx_recurrent.Stack`.
 
     The layers are called as all are, with sequences ``NLD``, whatever the layout in the
-    graph. Its inputs ``sequence_lens`` and ``initial_h`` are ``lengths`` and ``hidden``
-    of the call. A constant ``initial_h`` becomes the parameter ``hidden0``.
+    graph. Its inputs ``sequence_lens``, ``initial_h`` and ``initial_c`` are ``lengths``
+    and the states of the call. Constant states become the parameters ``hidden0`` and
+    ``cell0``.
 
     Args:
         model (str or bytes or ModelProto): A file, its content, or the model.
-        node (str or list(str), optional): The names of the RNN nodes to take, one after
+        node (str or list(str), optional): The names of the nodes to take, one after
             another, of a model that has others too. A node without a name has that of
             its first output. ``None`` takes the whole graph, which must then hold
             nothing else that changes numbers. Default: ``None``.
@@ -97,16 +97,18 @@ def to_onnx(
     Its input ``X`` and output ``Y`` are sequences with any number ``N`` of rows and
     ``L`` of steps, or those in ``sizes``. ``Y`` is what the call of the layers returns;
     the pair of a :class:`mlx_recurrent.Bidirectional` without ``merge`` is one array
-    with the directions before the rows, as the operator gives it. The output ``Y_h`` is
-    the last state, ``(N, H)``, or ``(2, N, H)`` of both directions; of a
-    :class:`mlx_recurrent.Stack` there is one for each layer, ``layers.0.Y_h`` and so
-    on.
+    with the directions before the rows, as the operator gives it; of an
+    :class:`mlx_recurrent.LSTM` it is the hidden states. The output ``Y_h`` is the last
+    state, ``(N, H)``, or ``(2, N, H)`` of both directions, and ``Y_c`` behind it an
+    LSTM's cell state; of a :class:`mlx_recurrent.Stack` there are those of each layer,
+    ``layers.0.Y_h`` and so on.
 
-    Dropout, which acts in training alone, is left out; a learned state (``hidden0``) is
-    part of the model.
+    Dropout, which acts in training alone, is left out; learned states (``hidden0``,
+    ``cell0``) are part of the model.
 
     Args:
-        layer (Module): An :class:`mlx_recurrent.RNN`, a :class:`Reversed`, an
+        layer (Module): An :class:`mlx_recurrent.RNN`, :class:`mlx_recurrent.GRU` or
+            :class:`mlx_recurrent.LSTM`, a :class:`Reversed`, an
             :class:`mlx_recurrent.Bidirectional`, or an :class:`mlx_recurrent.Stack` of
             them.
         path (str, optional): A file to write it to, in one go: an older one stays whole
@@ -120,8 +122,8 @@ def to_onnx(
             ``sequence_lens``, the rows' lengths, ``(N,)``. OpenVINO leaves it out,
             without a word, where ``sizes`` does not hold both. Default: ``False``.
         initial_h (bool, optional): Whether the model has the states before the first
-            step as inputs, named and shaped like the last ones: ``initial_h``, or
-            ``layers.0.initial_h`` and so on. Default: ``False``.
+            step as inputs, named and shaped like the last ones: ``initial_h`` (and
+            ``initial_c``), or ``layers.0.initial_h`` and so on. Default: ``False``.
         sizes (dict, optional): The sizes ``"N"`` and ``"L"``, or one of them, of a
             model that takes no others. Default: ``None``.
 
@@ -156,9 +158,9 @@ def to_onnx(
             f"opset must be an integer from {FIRST_OPSET} to {latest}, the latest of "
             f"onnx {onnx.__version__}, but is {shown(opset)}"
         )
-    if not isinstance(layer, (RNN, Reversed, Bidirectional, Stack)):
+    if not isinstance(layer, (*KINDS, Reversed, Bidirectional, Stack)):
         raise TypeError(
-            "layer must be an RNN, Reversed, Bidirectional or Stack of this package, "
+            "layer must be an RNN, GRU, LSTM, Reversed, Bidirectional or Stack, "
             f"but is {type_name(layer)}"
         )
     if path is not None and not isinstance(path, (str, os.PathLike)):

@@ -1,4 +1,4 @@
-"""An ONNX graph with RNN nodes, followed node by node."""
+"""An ONNX graph with recurrent nodes, followed node by node."""
 
 import itertools
 import math
@@ -13,15 +13,19 @@ import onnx
 from onnx import NodeProto, external_data_helper, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from mlx_recurrent.interop.gates import LISTED
 from mlx_recurrent.interop.onnx import LARGEST
 from mlx_recurrent.interop.onnx_operators import RULES, of_one_number
 from mlx_recurrent.interop.onnx_tensors import (
+    OPERATORS,
+    SEQUENCE_LENS,
     Axis,
     Dims,
     Fixed,
     Last,
     Opaque,
     Output,
+    P,
     Padding,
     Parts,
     Run,
@@ -103,25 +107,25 @@ class Graph:
         """Raise a ``ValueError`` that names the model."""
         raise ValueError(f"{self.name} {why}")
 
-    def refuse_without_rnn(self) -> NoReturn:
-        """Raise a ``ValueError`` that says what there is in place of RNN nodes."""
+    def refuse_without_run(self) -> NoReturn:
+        """Raise a ``ValueError`` that says what there is in place of such nodes."""
         inner = [
             _within(f.node, f" in the function {f.name!r}") for f in self.functions
         ]
         nodes = [*_within(self.graph.node), *itertools.chain(*inner)]
+        own = f"; only ONNX's own, in the graph itself, are read: {_LAYERS}"
+        loop = f", a loop over steps; {_LAYERS}"
         for kind, why in (
-            ("RNN", f"; only ONNX's own, in the graph itself, are read: {_LAYERS}"),
-            ("GRU", ", another layer: mlx.nn has a GRU"),
-            ("LSTM", ", another layer: mlx.nn has an LSTM"),
-            ("Loop", f", a loop over steps; {_LAYERS}"),
-            ("Scan", f", a loop over steps; {_LAYERS}"),
+            *((kind, own) for kind in OPERATORS),
+            ("Loop", loop),
+            ("Scan", loop),
         ):
             for node, where in nodes:
                 if node.op_type == kind:
-                    own = node.domain and f" of the domain {node.domain!r}"
-                    label = label_of(node)
+                    domain = node.domain and f" of the domain {node.domain!r}"
                     self.refuse(
-                        f"has no RNN node, but {kind} {label!r}{own}{where}{why}"
+                        f"has no {LISTED} node, but {kind} {label_of(node)!r}{domain}"
+                        f"{where}{why}"
                     )
         made = {node.output[0]: node for node, _ in nodes if node.output}
         weights: Counter[str] = Counter()
@@ -136,8 +140,8 @@ class Graph:
         (_, times) = weights.most_common(1)[0] if weights else ("", 0)
         loop = f", but {times} products with the same weights, a loop that was unrolled"
         self.refuse(
-            f"has no RNN node{loop if times > 1 else ''}: export with dynamo=False "
-            f"(PyTorch), or {_LAYERS}"
+            f"has no {LISTED} node{loop if times > 1 else ''}: export with "
+            f"dynamo=False (PyTorch), or {_LAYERS}"
         )
 
     def _follow(self) -> None:
@@ -179,7 +183,7 @@ class Graph:
         made = [reason] * len(node.output)
         if node.domain not in ("", "ai.onnx"):
             return made
-        if kind == "RNN":
+        if kind in OPERATORS:
             return self._run(node, inputs)
         found: Value | list[Value] | None = None
         if kind == "Constant":
@@ -205,7 +209,7 @@ class Graph:
     def _run(self, node: NodeProto, inputs: list[Value]) -> list[Value]:
         attributes = attributes_of(node)
         batch_first = attributes.get("layout", 0) == 1
-        inputs = inputs + [None] * (6 - len(inputs))
+        inputs = inputs + [None] * (P + 1 - len(inputs))
         x, obstacle = inputs[0], ""
         if isinstance(x, Tracked) and len(x.axes) == 3:
             batch, time = x.axes[:2] if batch_first else x.axes[1::-1]
@@ -218,7 +222,7 @@ class Graph:
                 obstacle = f"whose X has not the axes of {before.label!r} in its places"
             elif x.masked not in (
                 None,
-                Padding(whole_input_of(inputs[4]), time, batch),
+                Padding(whole_input_of(inputs[SEQUENCE_LENS]), time, batch),
             ):
                 obstacle = "whose X is masked, but not by its own sequence_lens"
         else:
@@ -237,7 +241,8 @@ class Graph:
         ends = (direction, batch, features)
         if batch_first:
             ends = (batch, direction, features)
-        return [Tracked(axes, Output(run, axes)), Tracked(ends, Last(run, ends))]
+        lasts = [Tracked(ends, Last(run, ends, state)) for state in run.states]
+        return [Tracked(axes, Output(run, axes)), *lasts]
 
     def _constant(self, tensor: onnx.TensorProto) -> Fixed:
         def load() -> np.ndarray:

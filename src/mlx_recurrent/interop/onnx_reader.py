@@ -1,36 +1,42 @@
-"""The RNN nodes of an ONNX graph as layers."""
+"""The recurrent nodes of an ONNX graph as layers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import mlx.core as mx
 import numpy as np
 import onnx
-from mlx.utils import tree_flatten
 
 from mlx_recurrent.functional.judging import shown
-from mlx_recurrent.functional.values import evaluate
 from mlx_recurrent.interop.activations import Activation, complete, nonlinearity_of
+from mlx_recurrent.interop.gates import Sides, gates_in, own_of
 from mlx_recurrent.interop.onnx_graph import Graph
 from mlx_recurrent.interop.onnx_operators import entries_of
 from mlx_recurrent.interop.onnx_tensors import (
     DIRECTIONS,
+    SEQUENCE_LENS,
+    STATES,
     WHOLE,
     Axis,
+    B,
     Expression,
     Fixed,
     Joined,
     Last,
     Order,
     Output,
+    P,
     Part,
     Parts,
+    R,
     Run,
     Source,
     Spread,
     Tracked,
+    W,
+    X,
     last_run,
     padding_of,
     whole_input_of,
@@ -39,6 +45,8 @@ from mlx_recurrent.interop.onnx_tensors import (
 from mlx_recurrent.interop.parts import layer_of
 from mlx_recurrent.interop.reversed import Reversed
 from mlx_recurrent.layers.bidirectional import Bidirectional
+from mlx_recurrent.layers.gru import GRU
+from mlx_recurrent.layers.lstm import LSTM
 from mlx_recurrent.layers.rnn import RNN
 from mlx_recurrent.layers.stack import Stack
 
@@ -48,6 +56,9 @@ _DTYPES = {
     "float16": mx.float16,
     "bfloat16": mx.bfloat16,
 }
+
+# A last state: of a node, which one, and in which direction.
+_End: TypeAlias = tuple[Run, int, int]
 
 
 @dataclass(frozen=True)
@@ -81,7 +92,7 @@ class Reader:
         self._judge_runs()
         ends, lasts = self._ends()
         states: list[Expression] = [
-            Output(run) for entries in lasts.values() for run, _ in entries
+            Output(run) for entries in lasts.values() for run, _, _ in entries
         ]
         steps: list[Step] = []
         for i, end in enumerate(ends + states):
@@ -94,20 +105,20 @@ class Reader:
             if others := {run for step in found for run in step.runs} - known:
                 label = next(iter(others)).label
                 self._refuse_rest(
-                    f"has RNN nodes that do not follow each other: {label!r} and "
+                    f"has recurrent nodes that do not follow each other: {label!r} and "
                     f"{steps[-1].forward.label!r}"
                 )
         self._judge_ends(ends, steps)
         self._judge_lasts(lasts, steps)
         for run in known:
             if run.obstacle:
-                self._refuse_rest(f"has the RNN node {run.label!r}, {run.obstacle}")
+                self._refuse_rest(f"has {run.named}, {run.obstacle}")
         return self._built(steps, whole=True)
 
-    def _ends(self) -> tuple[list[Expression], dict[str, list[tuple[Run, int]]]]:
+    def _ends(self) -> tuple[list[Expression], dict[str, list[_End]]]:
         """Return what the graph gives: outputs, and last states by their names."""
         ends: list[Expression] = []
-        lasts: dict[str, list[tuple[Run, int]]] = {}
+        lasts: dict[str, list[_End]] = {}
         for output in self.graph.graph.output:
             value, name = self.graph.values.get(output.name), output.name
             has = f"has the output {name!r}"
@@ -130,7 +141,7 @@ class Reader:
         return ends, lasts
 
     def chosen(self, names: Sequence[str]) -> Any:
-        """Return the layers of RNN nodes by their names, in their order."""
+        """Return the layers of nodes by their names, in their order."""
         self._judge_runs()
         runs = [self._named(name) for name in names]
         last: Expression = Output(runs[-1])
@@ -158,10 +169,10 @@ class Reader:
                 break
             steps.insert(0, step)
         if missing := set(runs) - {run for step in steps for run in step.runs}:
-            label = next(run.label for run in runs if run in missing)
+            label = next(run.named for run in runs if run in missing)
             self.graph.refuse(
-                f"has the RNN node {label!r}, which does not lead to "
-                f"{runs[-1].label!r} through the nodes in node"
+                f"has {label}, which does not lead to {runs[-1].label!r} through the "
+                "nodes in node"
             )
         return self._built(steps)
 
@@ -206,8 +217,8 @@ class Reader:
                 or (len(merges) > 1 and merges != {None, "concat"})
             ):
                 self._refuse_rest(
-                    "has outputs that are different results of the RNN node "
-                    f"{last.forward.label!r}, where a layer has one"
+                    f"has outputs that are different results of {last.forward.named}, "
+                    "where a layer has one"
                 )
         for run, halves in parts.items():
             if run not in whole and len(halves) < run.directions:
@@ -215,11 +226,12 @@ class Reader:
                     f"has an output that is one direction of {run.label!r} alone"
                 )
 
-    def _judge_lasts(
-        self, lasts: dict[str, list[tuple[Run, int]]], steps: list[Step]
-    ) -> None:
+    def _judge_lasts(self, lasts: dict[str, list[_End]], steps: list[Step]) -> None:
         """Refuse last states in another order than the layers', or a direction's."""
-        order = [entry for run in _runs_of(steps) for entry in _directions_of(run)]
+        runs = _runs_of(steps)
+        order = [
+            end for state in STATES for run in runs for end in _ends_of(run, state)
+        ]
         for name, entries in lasts.items():
             if entries != [entry for entry in order if entry in entries]:
                 self._refuse_rest(
@@ -227,8 +239,8 @@ class Reader:
                     "the layers'"
                 )
         given = {entry for entries in lasts.values() for entry in entries}
-        for run in {run for run, _ in given}:
-            if not given.issuperset(_directions_of(run)):
+        for run, state in {(run, state) for run, state, _ in given}:
+            if not given.issuperset(_ends_of(run, state)):
                 self._refuse_rest(
                     "has an output that is the last state of one direction of "
                     f"{run.label!r} alone"
@@ -244,7 +256,7 @@ class Reader:
                 raise
             # The layers' own words, where their sizes do not fit.
             raise ValueError(
-                f"{self.graph.name} has RNN nodes that are no network: {error}"
+                f"{self.graph.name} has recurrent nodes that are no network: {error}"
             ) from error
 
     def _network_of(self, steps: list[Step]) -> Any:
@@ -272,50 +284,83 @@ class Reader:
             if (D == H) is not step.residual:
                 does = "is" if step.residual else "is not"
                 self.graph.refuse(
-                    f"has the RNN node {step.forward.label!r}, whose input {does} "
+                    f"has {step.forward.named}, whose input {does} "
                     "added to its outputs: a Stack does so wherever both have the "
                     "same number of features, or nowhere"
                 )
         return stack
 
-    def _layers(self, run: Run) -> list[RNN]:
+    def _layers(self, run: Run) -> list[Any]:
         """Return a layer for each direction of a node."""
-        W = self._weights(run, 1, "W")
-        R = self._weights(run, 2, "R")
-        B = None if run.inputs[3] is None else self._weights(run, 3, "B")
-        directions = run.directions
-        if W.ndim != 3 or W.shape[0] != directions:
-            self._refuse_shape(run, "W", f"({directions}, H, D)", W)
-        _, H, _ = W.shape
-        if R.shape != (directions, H, H):
-            self._refuse_shape(run, "R", f"({directions}, {H}, {H})", R)
-        if B is not None and B.shape != (directions, 2 * H):
-            self._refuse_shape(run, "B", f"({directions}, {2 * H})", B)
+        kind, directions = run.kind, run.directions
+        given = self._weights(run, W, "W")
+        state = self._weights(run, R, "R")
+        bias = None if run.inputs[B] is None else self._weights(run, B, "B")
+        G = gates_in(kind)
+        times = "" if G == 1 else f"{G} "
+        if given.ndim != 3 or given.shape[0] != directions or given.shape[1] % G:
+            self._refuse_shape(run, "W", f"({directions}, {times}H, D)", given)
+        rows = given.shape[1]
+        H = rows // G
+        if state.shape != (directions, rows, H):
+            self._refuse_shape(run, "R", f"({directions}, {rows}, {H})", state)
+        if bias is not None and bias.shape != (directions, 2 * rows):
+            self._refuse_shape(run, "B", f"({directions}, {2 * rows})", bias)
         size = run.attributes.get("hidden_size", H)
         if size != H:
             self._refuse_run(run, f"hidden_size {size}", f"W has {H}")
-        activations = self._activations(run)
-        hidden0 = self._hidden0(run, directions, H)
+        options = self._options(run)
+        starts = {
+            name: self._start(run, place, H)
+            for place, name in zip(run.states, kind._start_names(), strict=True)
+        }
         layers = []
         for i in range(directions):
-            bias = None
-            if B is not None:
-                bias = mx.add(B[i, :H], B[i, H:], stream=mx.cpu)
-                evaluate(bias)
-            row = None if hidden0 is None else hidden0[i]
-            layer = layer_of(
-                W[i],
-                R[i],
-                bias,
-                nonlinearity_of(activations[i]),
-                learn_hidden=row is not None,
-            )
-            if row is not None:
-                layer.hidden0 = mx.array(row)
-            weights: Any = tree_flatten(layer.parameters())  # type: ignore[no-untyped-call]
-            evaluate(*dict(weights).values())
-            layers.append(layer)
+            with mx.stream(mx.cpu):  # which has float64 too
+                biases = () if bias is None else mx.split(bias[i], 2)
+                sides = Sides(given[i], state[i], *biases)
+                reset_after = options[i].get("reset_after", True)
+                own = own_of(kind, sides, "onnx", reset_after)
+                if any(rows is not None for rows in starts.values()):
+                    zeros = mx.zeros((directions, H), given.dtype)
+                    for name, found in starts.items():
+                        own[name] = (zeros if found is None else found)[i]
+            layers.append(layer_of(kind, own, **options[i]))
         return layers
+
+    def _options(self, run: Run) -> list[dict[str, Any]]:
+        """Return the arguments of each direction's layer."""
+        if run.kind is RNN:
+            return [
+                {"nonlinearity": nonlinearity_of(activation)}
+                for activation in self._activations(run)
+            ]
+        attributes, name = run.attributes, run.kind.__name__
+        own = {GRU: ["sigmoid", "tanh"], LSTM: ["sigmoid", "tanh", "tanh"]}[run.kind]
+        given = [
+            a.decode("utf-8", "replace") for a in attributes.get("activations", ())
+        ]
+        if given and [a.lower() for a in given] != own * run.directions:
+            self._refuse_run(
+                run,
+                "activations",
+                f"an mlx_recurrent.{name} has {', '.join(own)}, but they are "
+                f"{', '.join(given)}",
+            )
+        if "clip" in attributes:
+            self._refuse_run(run, "clip", f"an mlx_recurrent.{name} clips nothing")
+        if attributes.get("input_forget"):
+            why = "an mlx_recurrent.LSTM has an input gate of its own"
+            self._refuse_run(run, "input_forget", why)
+        peepholes = run.inputs[P]
+        if peepholes is not None and not (
+            isinstance(peepholes, Fixed) and not peepholes.array.any()
+        ):
+            self._refuse_run(run, "P", "an mlx_recurrent.LSTM has no peepholes")
+        if run.kind is LSTM:
+            return [{}] * run.directions
+        after = attributes.get("linear_before_reset", 0) != 0
+        return [{"reset_after": after}] * run.directions
 
     def _weights(self, run: Run, i: int, name: str) -> mx.array:
         value = run.inputs[i]
@@ -348,7 +393,7 @@ class Reader:
             if str(error).startswith(self.graph.name):
                 raise
             raise ValueError(
-                f"{self.graph.name} has the RNN node {run.label!r}, of which {error}"
+                f"{self.graph.name} has {run.named}, of which {error}"
             ) from error
 
     def _consumed(self, run: Run, which: str, takes: list[bool]) -> list[float | None]:
@@ -374,12 +419,14 @@ class Reader:
             )
         return skipping
 
-    def _hidden0(self, run: Run, directions: int, H: int) -> mx.array | None:
-        value = run.inputs[5]
+    def _start(self, run: Run, place: int, H: int) -> mx.array | None:
+        """Return the constant state before each direction's first step, if any."""
+        value, name = run.inputs[place], STATES[place]
+        directions = run.directions
         if value is None or (isinstance(value, Spread) and isinstance(value.of, Axis)):
             if value is None:
                 return None
-            self._refuse_run(run, "initial_h", "it is the size of an axis")
+            self._refuse_run(run, name, "it is the size of an axis")
         if isinstance(value, (Fixed, Spread)):
             fixed = value if isinstance(value, Fixed) else value.of
             assert isinstance(fixed, Fixed)
@@ -399,23 +446,25 @@ class Reader:
             if states is None or dtype is None:
                 self._refuse_run(
                     run,
-                    "initial_h",
+                    name,
                     "it is a constant with another state for each row, where a layer "
-                    "has one for all (hidden0): make it an input of the graph",
+                    "has one for all (learn_hidden): make it an input of the graph",
                 )
             return mx.array(np.ascontiguousarray(states[:, 0]), dtype=dtype)
-        return None  # the call's hidden
+        return None  # the call's
 
     def _judge_states(self, steps: list[Step], whole: bool) -> None:
         """Refuse states that are no inputs of their own, in the layers' order."""
         taken: dict[Source, list[Part]] = {}
         runs = _runs_of(steps)
-        used = {whole_input_of(run.inputs[i]) for run in runs for i in (0, 4)}
-        for run in runs:
-            value, why = run.inputs[5], ""
+        used = {
+            whole_input_of(run.inputs[i]) for run in runs for i in (X, SEQUENCE_LENS)
+        }
+        for run, place in ((run, place) for place in STATES for run in runs):
+            value, why = run.inputs[place], ""
             if value is None or isinstance(value, (Fixed, Spread)):
                 continue
-            source, parts = self._states(run)
+            source, parts = self._states(run, place)
             before = taken.setdefault(source, [])
             if source.name in used:
                 why = "the same input as X or sequence_lens"
@@ -426,20 +475,20 @@ class Reader:
             elif (before + parts) != sorted(before + parts, key=lambda p: p.index):
                 why = "in another order than that of the layers and directions"
             if why:
-                self._refuse_run(run, "initial_h", f"it {why_of(value)}, {why}")
+                self._refuse_run(run, STATES[place], f"it {why_of(value)}, {why}")
             before += parts
         for source, parts in taken.items():
             axis = parts[0].axis
             size = 1 if axis == WHOLE else source.axes[axis].size
             if whole and size is not None and len(parts) < size:
                 self.graph.refuse(
-                    f"has the input {source.name!r} of {size} states, of which the RNN "
-                    f"nodes take {len(parts)} alone as initial_h"
+                    f"has the input {source.name!r} of {size} states, of which the "
+                    f"recurrent nodes take {len(parts)} alone"
                 )
 
-    def _states(self, run: Run) -> tuple[Source, list[Part]]:
+    def _states(self, run: Run, place: int) -> tuple[Source, list[Part]]:
         """Return the input that a node's states are of, and which parts of it."""
-        value, parts = run.inputs[5], None
+        value, parts = run.inputs[place], None
         places = (1, 0, 2) if run.attributes.get("layout", 0) == 1 else (0, 1, 2)
         if isinstance(value, Tracked) and len(value.axes) == 3:
             _, rows, features = (value.axes[i] for i in places)
@@ -452,19 +501,19 @@ class Reader:
                 if rows.order is _order_of(run):
                     return source, parts
                 self._refuse_run(
-                    run, "initial_h", "its rows are in another order than those of X"
+                    run, STATES[place], "its rows are in another order than those of X"
                 )
         self._refuse_run(
             run,
-            "initial_h",
-            f"it {why_of(value)}, where a layer's call takes hidden: it must be an "
+            STATES[place],
+            f"it {why_of(value)}, where a layer's call takes states: it must be an "
             "input of its own, with rows and features in their order",
         )
 
     def _judge_lengths(self, steps: list[Step]) -> None:
         seen: dict[str, Run] = {}
         for run in _runs_of(steps):
-            value = run.inputs[4]
+            value = run.inputs[SEQUENCE_LENS]
             if isinstance(value, Spread) and value.of is run.time:
                 value = None
             if isinstance(value, Fixed) and run.time.size is not None:
@@ -486,13 +535,13 @@ class Reader:
         if len(seen) > 1:
             labels = " and ".join(repr(run.label) for run in seen.values())
             self.graph.refuse(
-                f"has the RNN nodes {labels} with different sequence_lens, where the "
-                "lengths of a call are those of every layer"
+                f"has the recurrent nodes {labels} with different sequence_lens, where "
+                "the lengths of a call are those of every layer"
             )
 
     def _judge_runs(self) -> None:
         if not self.graph.runs:
-            self.graph.refuse_without_rnn()
+            self.graph.refuse_without_run()
         for run in self.graph.runs:
             if run.direction not in DIRECTIONS:
                 self._refuse_run(
@@ -508,18 +557,18 @@ class Reader:
             if name in (run.node.name, run.label):
                 return run
         raise ValueError(
-            f"node must be an RNN node of {self.graph.name}, of {self._all()}, but is "
-            f"{shown(name)}"
+            f"node must be a recurrent node of {self.graph.name}, of {self._all()}, "
+            f"but is {shown(name)}"
         )
 
     def _all(self) -> str:
         return ", ".join(repr(run.label) for run in self.graph.runs)
 
     def _refuse_rest(self, why: str) -> NoReturn:
-        self.graph.refuse(f"{why}; node= takes RNN nodes alone, of {self._all()}")
+        self.graph.refuse(f"{why}; node= takes recurrent nodes alone, of {self._all()}")
 
     def _refuse_run(self, run: Run, what: str, why: str) -> NoReturn:
-        self.graph.refuse(f"has the RNN node {run.label!r} with {what}: {why}")
+        self.graph.refuse(f"has {run.named} with {what}: {why}")
 
     def _refuse_shape(
         self, run: Run, name: str, rule: str, found: mx.array
@@ -535,25 +584,25 @@ def _runs_of(steps: Sequence[Step]) -> list[Run]:
 
 def _order_of(run: Run) -> Order | None:
     """Return the order of a node's rows: X's or, where X is unknown, the lengths'."""
-    lengths = run.inputs[4]
+    lengths = run.inputs[SEQUENCE_LENS]
     if run.obstacle and isinstance(lengths, Tracked) and lengths.axes:
         return lengths.axes[0].order
     return run.batch.order
 
 
-def _directions_of(run: Run) -> list[tuple[Run, int]]:
-    return [(run, i) for i in range(run.directions)]
+def _ends_of(run: Run, state: int) -> list[_End]:
+    return [(run, state, i) for i in range(run.directions)]
 
 
-def _states_of(of: Expression) -> list[tuple[Run, int]]:
+def _states_of(of: Expression) -> list[_End]:
     """Return the directions whose last states these are, if it is nothing else."""
-    found: list[tuple[Run, int]] = []
+    found: list[_End] = []
     entries = of.entries if isinstance(of, Parts) else ()
     if isinstance(of, Last):
         entries = (Part(of, WHOLE, 0),)
     for part in entries:
         if not isinstance(part.of, Last):
             return []
-        states = _directions_of(part.of.run)
+        states = _ends_of(part.of.run, part.of.state)
         found += states if part.axis == WHOLE else [states[part.index]]
     return found

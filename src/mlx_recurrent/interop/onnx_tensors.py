@@ -1,7 +1,7 @@
-"""What is known of the tensors of an ONNX graph with RNN nodes.
+"""What is known of the tensors of an ONNX graph with recurrent nodes.
 
 Each is known by what became of the sequence on the way to it: its axes, by identity,
-and which RNN nodes it went through.
+and which such nodes it went through.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,14 @@ from typing import Any, TypeAlias
 import numpy as np
 from onnx import NodeProto, helper
 
+from mlx_recurrent.interop.gates import KINDS, Kind
+
 DIRECTIONS = ("forward", "reverse", "bidirectional")
+OPERATORS = {kind.__name__: kind for kind in KINDS}
+# The inputs of the operators by their places.
+X, W, R, B, SEQUENCE_LENS, INITIAL_H, INITIAL_C, P = range(8)
+# The states' inputs, the order of their outputs.
+STATES = {INITIAL_H: "initial_h", INITIAL_C: "initial_c"}
 # What a graph is followed up to, so that a small file cannot ask for much memory: the
 # axes that NumPy has, and parts of inputs and states put together.
 MOST_AXES = 64
@@ -42,11 +49,11 @@ class Axis:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """An RNN node.
+    """An RNN, GRU or LSTM node.
 
     Args:
         node (NodeProto): The node.
-        inputs (list): What is known of its inputs, six of them.
+        inputs (list): What is known of its inputs, eight of them.
         time (Axis): The axis of time.
         batch (Axis): The axis of rows.
         obstacle (str): Why its input is none that a layer could have. Default: ``""``.
@@ -61,6 +68,19 @@ class Run:
     @property
     def label(self) -> str:
         return label_of(self.node)
+
+    @property
+    def named(self) -> str:
+        return f"the {self.node.op_type} node {self.label!r}"
+
+    @property
+    def kind(self) -> Kind:
+        return OPERATORS[self.node.op_type]
+
+    @property
+    def states(self) -> tuple[int, ...]:
+        """The places of the inputs of its states."""
+        return tuple(STATES)[: len(self.kind._start_names())]
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -93,7 +113,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Output:
-    """What an RNN node gives for each step."""
+    """What a node gives for each step."""
 
     run: Run
     axes: tuple[Axis, ...] = ()
@@ -101,10 +121,11 @@ class Output:
 
 @dataclass(frozen=True)
 class Last:
-    """The last state that an RNN node gives."""
+    """The last state that a node gives, by the place of the input of the first."""
 
     run: Run
     axes: tuple[Axis, ...]
+    state: int = INITIAL_H
 
 
 @dataclass(frozen=True)
@@ -284,7 +305,7 @@ def whole_input_of(value: Value) -> str:
 
 def padding_of(run: Run) -> Padding:
     """Return what a node leaves out by its lengths."""
-    return Padding(whole_input_of(run.inputs[4]), run.time, run.batch)
+    return Padding(whole_input_of(run.inputs[SEQUENCE_LENS]), run.time, run.batch)
 
 
 def last_run(of: Expression) -> Run | None:

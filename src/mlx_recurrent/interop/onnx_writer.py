@@ -10,9 +10,23 @@ from onnx import TensorProto, helper
 from mlx_recurrent.functional.judging import dtype_name
 from mlx_recurrent.functional.values import values_of
 from mlx_recurrent.interop.activations import Activation, activation_of, describe
-from mlx_recurrent.interop.parts import judge_layer, judge_type
+from mlx_recurrent.interop.gates import (
+    LISTED,
+    Single,
+    kind_of,
+    sides_of,
+    weight_sizes,
+)
+from mlx_recurrent.interop.parts import (
+    called,
+    judge_layer,
+    judge_weights,
+    singles_of,
+)
 from mlx_recurrent.interop.reversed import Reversed
 from mlx_recurrent.layers.bidirectional import Bidirectional
+from mlx_recurrent.layers.gru import GRU
+from mlx_recurrent.layers.lstm import LSTM
 from mlx_recurrent.layers.rnn import RNN
 from mlx_recurrent.layers.stack import Stack
 
@@ -25,8 +39,11 @@ _TYPES = {
 # The operator itself; bfloat16 came later.
 FIRST_OPSET = 14
 _BFLOAT16_OPSET = 22
-# Options that act in training alone: a model of ONNX's is evaluated.
-_TRAINING = ("input_dropout", "recurrent_dropout", "hidden0")
+# Options that the operators have, or that act in training alone: a model of ONNX's is
+# evaluated.
+_TRAINING = ("input_dropout", "recurrent_dropout", "learn_hidden", "reset_after=False")
+# What is written for a state before the first step, and after the last one.
+_STATES = {"hidden0": ("initial_h", "Y_h"), "cell0": ("initial_c", "Y_c")}
 
 
 class Writer:
@@ -45,12 +62,12 @@ class Writer:
         self.layout, self.initial_h = layout, initial_h
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[TensorProto] = []
-        self.layers = _single_layers(network, "")
+        self.layers = _single_layers(network)
         # Of each layer of a stack: whether its input is added, and could be.
         self.residuals: dict[str, tuple[bool, bool]] = {}
         self.dtype = self._common_dtype()
         self.type = _TYPES[self.dtype]
-        D = self.layers[0][1].Wxh.shape[1]
+        D, _ = weight_sizes(self.layers[0][1])
         self.inputs = [self._value("X", self._sequence_axes(D))]
         self.outputs: list[onnx.ValueInfoProto] = []
         self.lengths = "sequence_lens" if sequence_lens else ""
@@ -106,16 +123,21 @@ class Writer:
             return self._bidirectional(layer, x, path)
         reverse = isinstance(layer, Reversed)
         single = layer.backward if isinstance(layer, Reversed) else layer
-        H = single.Whh.shape[0]
+        H = _width(single)
         name = f"{path}backward." if reverse else path
         direction = "reverse" if reverse else "forward"
-        h = self._hidden([(name, single)], f"{path}initial_h", x)
-        if h and self.initial_h:
-            h = self._add("Unsqueeze", [h, self._integers([0])], f"{path}initial")
-        y, state = self._node([(name, single)], x, h, direction, path)
+        starts = self._starts([(name, single)], path, x)
+        if self.initial_h:
+            zero = self._integers([0])
+            starts = [
+                self._add("Unsqueeze", [start, zero], f"{start}_of_one")
+                for start in starts
+            ]
+        y, *lasts = self._node([(name, single)], x, starts, direction, path)
         y = self._add("Squeeze", [y, self._integers([1])], f"{path}outputs")
-        self._add("Squeeze", [state, self._integers([0])], f"{path}Y_h")
-        return y, [H], [self._value(f"{path}Y_h", ["N", H])]
+        for last, (_, end) in zip(lasts, _STATES.values(), strict=False):
+            self._add("Squeeze", [last, self._integers([0])], f"{path}{end}")
+        return y, [H], self._ends(lasts, path, "N", H)
 
     def _stack(
         self, stack: Stack, x: str, D: int, path: str
@@ -131,7 +153,7 @@ class Writer:
                 self.residuals[inner] = added, axes == [D]
             elif added:
                 raise ValueError(
-                    f"{_called(inner)} is a Stack in a Stack with residual, which adds "
+                    f"{called(inner)} is a Stack in a Stack with residual, which adds "
                     "its input to its outputs: no model that from_onnx reads has that"
                 )
             if added:
@@ -148,31 +170,40 @@ class Writer:
             (f"{path}forward.", layer.forward),
             (f"{path}backward.", layer.backward),
         ]
-        H, also_H = (single.Whh.shape[0] for _, single in pair)
+        H, also_H = (_width(single) for _, single in pair)
         if callable(layer.merge):
             raise ValueError(
-                f"{_called(path)} has the merge {describe(layer.merge)}, which no node "
+                f"{called(path)} has the merge {describe(layer.merge)}, which no node "
                 'of ONNX\'s is known to stand for: it must be "concat", "sum", "mul", '
                 '"mean" or None'
             )
-        clips = {_activation(name, single).clip for name, single in pair}
-        if H == also_H and len(clips) == 1:
+        kinds = [kind_of(single).__name__ for _, single in pair]
+        common = [_common(name, single) for name, single in pair]
+        unlike = f"{H} and {also_H} hidden features" if H != also_H else ""
+        if not unlike and kinds[0] == kinds[1] and common[0] == common[1]:
             return self._both(pair, layer.merge, x, H, path)
-        if layer.merge != "concat" or H != also_H:
-            self._refuse_unlike(path, H, also_H, len(clips))
+        if layer.merge != "concat" or unlike:
+            if not unlike and kinds[0] == kinds[1]:
+                unlike = f"{common[0] or 'nothing'} and {common[1] or 'nothing'}"
+            raise ValueError(
+                f"{called(path)} has directions with {unlike or ' and '.join(kinds)}, "
+                f"which one node of ONNX's cannot have"
+            )
         return self._apart(pair, x, H, path)
 
     def _both(
         self,
-        pair: list[tuple[str, RNN]],
+        pair: list[tuple[str, Single]],
         merge: Any,
         x: str,
         H: int,
         path: str,
     ) -> tuple[str, list[int], list[onnx.ValueInfoProto]]:
-        h = self._hidden(pair, f"{path}initial_h", x)
-        y, state = self._node(pair, x, h, "bidirectional", path, f"{path}Y_h")
-        states = [self._value(state, [2, "N", H])]
+        starts = self._starts(pair, path, x)
+        y, *lasts = self._node(pair, x, starts, "bidirectional", path)
+        for last, (_, end) in zip(lasts, _STATES.values(), strict=False):
+            self._rename(last, f"{path}{end}")
+        states = self._ends(lasts, path, 2, "N", H)
         if merge is None:
             return y, [2, H], states
         if merge == "concat":
@@ -193,44 +224,88 @@ class Writer:
         return y, [H], states
 
     def _apart(
-        self, pair: list[tuple[str, RNN]], x: str, H: int, path: str
+        self, pair: list[tuple[str, Single]], x: str, H: int, path: str
     ) -> tuple[str, list[int], list[onnx.ValueInfoProto]]:
-        """Write two nodes: one has a single clip for both directions."""
+        """Write two nodes: one has a single clip, for example, for both directions."""
+        if {kind_of(single) for _, single in pair} & {LSTM}:
+            raise ValueError(
+                f"{called(path)} has an LSTM beside another layer, which one node of "
+                "ONNX's cannot have"
+            )
         if self.initial_h:
-            h = self._hidden(pair, f"{path}initial_h", x)
+            (h,) = self._starts(pair, path, x)
             hs = [f"{path}forward.initial", f"{path}backward.initial"]
             self._add("Split", [h, self._integers([1, 1])], *hs, axis=0)
+            starts = [[h] for h in hs]
         else:
-            hs = [self._hidden([single], f"{single[0]}initial_h", x) for single in pair]
+            starts = [self._starts([single], single[0], x) for single in pair]
         ys, states = [], []
         for (name, single), first, direction in zip(
-            pair, hs, ("forward", "reverse"), strict=True
+            pair, starts, ("forward", "reverse"), strict=True
         ):
             y, state = self._node([(name, single)], x, first, direction, name)
             ys.append(self._add("Squeeze", [y, self._integers([1])], f"{name}outputs"))
             states.append(state)
         y = self._add("Concat", ys, f"{path}outputs", axis=2)
         self._add("Concat", states, f"{path}Y_h", axis=0)
-        return y, [2 * H], [self._value(f"{path}Y_h", [2, "N", H])]
+        return y, [2 * H], self._ends(states[:1], path, 2, "N", H)
+
+    def _ends(
+        self, lasts: list[str], path: str, *shape: int | str
+    ) -> list[onnx.ValueInfoProto]:
+        """Return the last states as results, as many as there are."""
+        ends = zip(lasts, _STATES.values(), strict=False)
+        return [self._value(f"{path}{end}", [*shape]) for _, (_, end) in ends]
 
     def _node(
         self,
-        singles: list[tuple[str, RNN]],
+        singles: list[tuple[str, Single]],
         x: str,
-        h: str,
+        starts: list[str],
         direction: str,
         path: str,
-        state: str = "",
-    ) -> tuple[str, str]:
-        """Write one RNN node; return its two outputs."""
-        activations = [_activation(name, single) for name, single in singles]
-        attributes: dict[str, Any] = {
-            "hidden_size": singles[0][1].Whh.shape[0],
-            "direction": direction,
-            "activations": [activation.name for activation in activations],
-        }
+    ) -> list[str]:
+        """Write one recurrent node; return its outputs."""
+        name, first = singles[0]
+        kind = kind_of(first)
+        attributes = {"hidden_size": _width(first), "direction": direction}
+        attributes |= _common(name, first) | self._activations(singles)
+        sides = [sides_of(single, "onnx") for _, single in singles]
+        biases = []
+        with mx.stream(mx.cpu):
+            for Wx, _, *both in sides:
+                zeros = mx.zeros((len(Wx),), self.dtype)
+                biases.append(mx.concatenate([zeros if b is None else b for b in both]))
+        biased = any(side.bx is not None for side in sides)
+        inputs = [
+            x,
+            self._stacked(f"{path}W", [side.Wx for side in sides]),
+            self._stacked(f"{path}R", [side.Wh for side in sides]),
+            self._stacked(f"{path}B", biases) if biased else "",
+            self.lengths,
+            *starts,
+        ]
+        while not inputs[-1]:
+            inputs.pop()
+        known = list(_STATES.values())[: len(kind._start_names())]
+        outputs = [f"{path}Y_steps", *(f"{path}{end}_last" for _, end in known)]
+        operator = kind.__name__
+        self.nodes.append(
+            helper.make_node(
+                operator, inputs, outputs, f"{path}{operator}", **attributes
+            )
+        )
+        return outputs
+
+    def _activations(self, singles: list[tuple[str, Single]]) -> dict[str, Any]:
+        """Return the attributes for nonlinearities, where layers have them."""
+        found = [(path, _activation(path, single)) for path, single in singles]
+        known = [(path, f) for path, f in found if f is not None]
+        attributes: dict[str, Any] = {}
+        if known:
+            attributes["activations"] = [f.name for _, f in known]
         for which in ("alpha", "beta"):
-            values = [getattr(activation, which) for activation in activations]
+            values = [getattr(f, which) for _, f in known]
             given = [value for value in values if value is not None]
             if given:
                 # One value for each direction, also where one has no use for it:
@@ -238,49 +313,37 @@ class Writer:
                 attributes[f"activation_{which}"] = [
                     float(given[0] if value is None else value) for value in values
                 ]
-        if activations[0].clip is not None:
-            attributes["clip"] = float(activations[0].clip)
-        self._judge_exact(singles, activations)
-        biased = any(single.bias is not None for _, single in singles)
-        inputs = [
-            x,
-            self._stacked(f"{path}W", [single.Wxh for _, single in singles]),
-            self._stacked(f"{path}R", [single.Whh for _, single in singles]),
-            self._biases(f"{path}B", singles) if biased else "",
-            self.lengths,
-            h,
-        ]
-        while not inputs[-1]:
-            inputs.pop()
-        outputs = [f"{path}Y_steps", state or f"{path}Y_last"]
-        self.nodes.append(
-            helper.make_node("RNN", inputs, outputs, f"{path}RNN", **attributes)
-        )
-        return outputs[0], outputs[1]
+        self._judge_exact(known)
+        return attributes
 
-    def _hidden(self, singles: list[tuple[str, RNN]], name: str, x: str) -> str:
-        """Return the states before the first step, an input or what was learned."""
-        H = singles[0][1].Whh.shape[0]
-        learned = [single.hidden0 for _, single in singles]
-        if self.initial_h:
-            for path, single in singles:
-                if single.hidden0 is not None:
-                    raise ValueError(
-                        f"initial_h must be False where {_called(path)} has "
-                        "learn_hidden, whose state the model would not hold"
-                    )
-            both = [2] if len(singles) == 2 else []
-            self.inputs.append(self._value(name, [*both, "N", H]))
-            return name
-        if all(row is None for row in learned):
-            return ""
-        rows = [mx.zeros((H,)) if row is None else row for row in learned]
-        states = self._stacked(f"{name}_row", [row[None] for row in rows])
-        sizes = self._add("Shape", [x], f"{name}_sizes")
-        batch = self._add("Gather", [sizes, self._integers([1])], f"{name}_batch")
-        one = self._integers([1])
-        shape = self._add("Concat", [one, batch, one], f"{name}_shape", axis=0)
-        return self._add("Expand", [states, shape], name)
+    def _starts(
+        self, singles: list[tuple[str, Single]], path: str, x: str
+    ) -> list[str]:
+        """Return the states before the first step, inputs or what was learned."""
+        H, starts = _width(singles[0][1]), []
+        for key in kind_of(singles[0][1])._start_names():
+            name = f"{path}{_STATES[key][0]}"
+            learned = [getattr(single, key) for _, single in singles]
+            starts.append("")
+            if self.initial_h:
+                for (at, _), row in zip(singles, learned, strict=True):
+                    if row is not None:
+                        raise ValueError(
+                            f"initial_h must be False where {called(at)} has "
+                            "learn_hidden, whose state the model would not hold"
+                        )
+                both = [2] if len(singles) == 2 else []
+                self.inputs.append(self._value(name, [*both, "N", H]))
+                starts[-1] = name
+            elif any(row is not None for row in learned):
+                rows = [mx.zeros((H,)) if row is None else row for row in learned]
+                states = self._stacked(f"{name}_row", [row[None] for row in rows])
+                one = self._integers([1])
+                sizes = self._add("Shape", [x], f"{name}_sizes")
+                batch = self._add("Gather", [sizes, one], f"{name}_batch")
+                shape = self._add("Concat", [one, batch, one], f"{name}_shape", axis=0)
+                starts[-1] = self._add("Expand", [states, shape], name)
+        return starts
 
     def _without_padding(self, x: str, path: str) -> str:
         # As the layers do: what is in the padding of an input reaches no output.
@@ -325,15 +388,6 @@ class Writer:
         arrays = [a.astype(self.dtype, stream=mx.cpu) for a in arrays]
         return self._constant(name, mx.stack(arrays, stream=mx.cpu))
 
-    def _biases(self, name: str, singles: list[tuple[str, RNN]]) -> str:
-        rows = []
-        for _, single in singles:
-            zeros = mx.zeros((single.Whh.shape[0],), self.dtype)
-            bias = zeros if single.bias is None else single.bias
-            both = [bias.astype(self.dtype, stream=mx.cpu), zeros]
-            rows.append(mx.concatenate(both, stream=mx.cpu))
-        return self._stacked(name, rows)
-
     def _constant(self, name: str, a: mx.array) -> str:
         kind = TensorProto.INT64 if a.dtype == mx.int64 else self.type
         if a.dtype == mx.bfloat16:
@@ -355,9 +409,8 @@ class Writer:
     def _common_dtype(self) -> mx.Dtype:
         arrays = [
             a
-            for _, layer in self.layers
-            for a in (layer.Wxh, layer.Whh, layer.bias, layer.hidden0)
-            if a is not None
+            for path, layer in self.layers
+            for a in judge_weights(layer, called(path)).values()
         ]
         dtype = mx.result_type(*arrays)
         if dtype not in _TYPES:
@@ -367,11 +420,9 @@ class Writer:
             )
         return dtype
 
-    def _judge_exact(
-        self, singles: list[tuple[str, RNN]], activations: list[Activation]
-    ) -> None:
+    def _judge_exact(self, activations: list[tuple[str, Activation]]) -> None:
         # The standard's parameters are float32, whatever the weights are.
-        for (path, _), activation in zip(singles, activations, strict=True):
+        for path, activation in activations:
             for which in ("alpha", "beta", "clip"):
                 value = getattr(activation, which)
                 if value is None:
@@ -381,7 +432,7 @@ class Writer:
                     self.dtype == mx.float64 and held != value
                 ):
                     raise ValueError(
-                        f"{_called(path)} has a nonlinearity with {which} {value}, "
+                        f"{called(path)} has a nonlinearity with {which} {value}, "
                         "which must be a finite float32 number: ONNX holds it as one"
                     )
 
@@ -392,70 +443,43 @@ class Writer:
         for path, (added, could) in self.residuals.items():
             if could and not added:
                 raise ValueError(
-                    f"{_called(path)} is in a Stack without residual, where others "
+                    f"{called(path)} is in a Stack without residual, where others "
                     "have it: no model that from_onnx reads has that"
                 )
 
-    def _refuse_unlike(self, path: str, H: int, also_H: int, clips: int) -> None:
-        if H != also_H:
-            unlike = f"{H} and {also_H} hidden features"
-        else:
-            unlike = f"nonlinearities with {clips} different clips"
-        raise ValueError(
-            f"{_called(path)} has directions with {unlike}, which ONNX's RNN cannot "
-            "have"
-        )
+
+def _single_layers(network: Any) -> list[tuple[str, Single]]:
+    """Return every layer of a network with its path, each found fit for ONNX."""
+    found = list(singles_of(network))
+    for path, layer in found:
+        judge_layer(layer, called(path), f"ONNX's {LISTED}", _TRAINING)
+        judge_weights(layer, called(path))
+        _activation(path, layer)
+    return found
 
 
-def _single_layers(layer: Any, path: str) -> list[tuple[str, RNN]]:
-    """Return every RNN of a network with its path, each found fit for ONNX's RNN."""
-    judge_type(layer, _called(path))
-    if isinstance(layer, Stack):
-        found = []
-        for i, inner in enumerate(layer.layers):
-            found += _single_layers(inner, f"{path}layers.{i}.")
-        return found
-    if isinstance(layer, Bidirectional):
-        return [
-            *_single_layers_of(layer.forward, f"{path}forward."),
-            *_single_layers_of(layer.backward, f"{path}backward."),
-        ]
-    if isinstance(layer, Reversed):
-        return _single_layers_of(layer.backward, f"{path}backward.")
-    return _single_layers_of(layer, path)
-
-
-def _single_layers_of(layer: Any, path: str) -> list[tuple[str, RNN]]:
-    name = _called(path)
-    judge_layer(layer, name, "ONNX's RNN", _TRAINING)
-    H = layer.Wxh.shape[0]
-    for what, a, shape in (
-        ("Whh", layer.Whh, (H, H)),
-        ("bias", layer.bias, (H,)),
-        ("hidden0", layer.hidden0, (H,)),
-    ):
-        if a is not None and a.shape != shape:
-            raise ValueError(
-                f"{name} has {what} of shape {a.shape}, which must be {shape}"
-            )
-    _activation(path, layer)
-    return [(path, layer)]
-
-
-def _activation(path: str, layer: RNN) -> Activation:
+def _activation(path: str, layer: Single) -> Activation | None:
+    """Return ONNX's name for a nonlinearity, where a layer has one."""
+    if not isinstance(layer, RNN):
+        return None
     activation = activation_of(layer.nonlinearity)
     if activation is None:
         raise ValueError(
-            f"{_called(path)} has the nonlinearity {describe(layer.nonlinearity)}, "
+            f"{called(path)} has the nonlinearity {describe(layer.nonlinearity)}, "
             "which is none of ONNX's activations"
         )
     return activation
 
 
-def _called(path: str) -> str:
-    """Return what a message calls a layer, such as ``layers[0].forward``."""
-    if not path:
-        return "layer"
-    words = path.rstrip(".").split(".")
-    name = "".join(f"[{word}]" if word.isdigit() else f".{word}" for word in words)
-    return name.lstrip(".")
+def _common(path: str, layer: Single) -> dict[str, Any]:
+    """Return the attributes that one node has for both of its directions."""
+    activation = _activation(path, layer)
+    if activation is not None:
+        return {} if activation.clip is None else {"clip": float(activation.clip)}
+    is_gru = isinstance(layer, GRU)
+    return {"linear_before_reset": int(layer.reset_after)} if is_gru else {}
+
+
+def _width(layer: Single) -> int:
+    """Return the number of hidden features."""
+    return weight_sizes(layer)[1]

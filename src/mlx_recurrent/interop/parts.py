@@ -1,6 +1,6 @@
 """What conversions share: a layer from arrays, and what stands in the way."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from importlib import import_module
 from typing import Any, TypeAlias
 
@@ -14,12 +14,24 @@ from mlx_recurrent.functional.dispatch import Nonlinearity
 from mlx_recurrent.functional.judging import dtype_name, type_name
 from mlx_recurrent.functional.values import evaluate, values_of
 from mlx_recurrent.interop.activations import describe
+from mlx_recurrent.interop.gates import (
+    KINDS,
+    LISTED,
+    Kind,
+    Sides,
+    Single,
+    kind_of,
+    own_of,
+    shapes_of,
+    sides_of,
+    weight_names,
+)
 from mlx_recurrent.interop.reversed import Reversed
 from mlx_recurrent.layers.bidirectional import Bidirectional
 from mlx_recurrent.layers.rnn import RNN
 from mlx_recurrent.layers.stack import Stack
 
-Layer: TypeAlias = RNN | Bidirectional | Stack
+Layer: TypeAlias = Single | Bidirectional | Stack
 
 _DTYPES = {
     dtype_name(dtype): dtype
@@ -27,8 +39,8 @@ _DTYPES = {
 }
 _LISTED = "float32, float64, float16 or bfloat16"
 
-# What mlx.nn.RNN does not have, and a framework may not have either.
-_OPTIONS = ("leak", "zoneout", "input_dropout", "recurrent_dropout", "hidden0")
+# What MLX's layers do not have, and a framework may not have either.
+_OPTIONS = ("leak", "zoneout", "input_dropout", "recurrent_dropout", "hidden0", "cell0")
 
 
 def framework(name: str, caller: str) -> Any:
@@ -133,29 +145,33 @@ def judge_own(array: Any, name: str, seen: dict[int, str]) -> None:
 
 
 def layer_of(
-    Wxh: mx.array | np.ndarray,
-    Whh: mx.array | np.ndarray,
-    bias: mx.array | np.ndarray | None,
-    nonlinearity: Nonlinearity | None,
+    kind: Kind,
+    own: Mapping[str, Any],
     **options: Any,
-) -> RNN:
-    """Make a layer that holds copies of these weights, computed.
+) -> Any:
+    """Make a layer that holds copies of these parameters, computed.
 
     Args:
-        Wxh (array): The input's weights, ``(H, D)``.
-        Whh (array): The state's weights, ``(H, H)``.
-        bias (array, optional): The bias, ``(H,)``.
-        nonlinearity (callable, optional): The nonlinearity. ``None`` is tanh.
-        options: More arguments of :class:`mlx_recurrent.RNN`.
+        kind (type): :class:`mlx_recurrent.RNN`, or another of its classes.
+        own (dict): The parameters by their names here, in shapes that fit.
+        options: More arguments of the class.
     """
-    H, D = Wxh.shape
-    layer = RNN(D, H, bias is not None, nonlinearity, **options)
-    layer.Wxh, layer.Whh = array_of("Wxh", Wxh), array_of("Whh", Whh)
-    if bias is not None:
-        layer.bias = array_of("bias", bias)
-    own: Any = tree_flatten(layer.parameters())  # type: ignore[no-untyped-call]
-    evaluate(*dict(own).values())  # for other threads
+    Wx, *others = weight_names(kind)
+    D, H = own[Wx].shape[1], own[others[0]].shape[1]
+    bias = not set(others[1:]).isdisjoint(own)
+    learns = "hidden0" in own or "cell0" in own
+    layer = kind(D, H, bias, learn_hidden=learns, **options)
+    for name, a in own.items():
+        setattr(layer, name, array_of(name, a))
+    parameters: Any = tree_flatten(layer.parameters())  # type: ignore[no-untyped-call]
+    evaluate(*dict(parameters).values())  # for other threads
     return layer
+
+
+def made_of(kind: Kind, sides: Sides, framework: str, **options: Any) -> Any:
+    """Make a layer of a framework's weights, as :func:`own_of` takes them."""
+    own = own_of(kind, sides, framework, options.get("reset_after", True))
+    return layer_of(kind, own, **options)
 
 
 def judge_used(nonlinearity: Nonlinearity | None, model: Module) -> None:
@@ -174,40 +190,67 @@ def judge_used(nonlinearity: Nonlinearity | None, model: Module) -> None:
         )
 
 
-def weights_of(layer: RNN, name: str) -> tuple[dict[str, np.ndarray], str]:
-    """Return a layer's weights by name, and the name of their dtype.
+def judge_weights(layer: Single, name: str) -> dict[str, mx.array]:
+    """Return a layer's parameters, found to fit together.
+
+    Args:
+        layer (RNN or GRU or LSTM): The layer.
+        name (str): What the caller calls it.
+
+    Raises:
+        ValueError: If their shapes do not fit.
+    """
+    kind = kind_of(layer)
+    Wx, *others = weight_names(kind)
+    own = {
+        key: a
+        for key in (Wx, *others, "hidden0", "cell0")
+        if (a := getattr(layer, key, None)) is not None
+    }
+    if own[Wx].ndim != 2:
+        raise ValueError(f"{name}.{Wx} must have two axes, but is {own[Wx].shape}")
+    shapes = shapes_of(kind, own[Wx])
+    for key, a in own.items():
+        if a.shape != shapes[key]:
+            raise ValueError(
+                f"{name}.{key} must be {shapes[key]} where {Wx} is {own[Wx].shape}, "
+                f"but is {a.shape}"
+            )
+    return own
+
+
+def weights_of(layer: Single, name: str, framework: str) -> tuple[Sides, str]:
+    """Return a layer's weights in a framework's order, and the name of their dtype.
 
     NumPy has no bfloat16: float32 holds those values.
 
     Args:
-        layer (RNN): The layer.
+        layer (RNN or GRU or LSTM): The layer.
         name (str): What the caller calls it.
+        framework (str): Whose order of the gates.
 
     Raises:
         ValueError: If the shapes do not fit, or the dtypes differ.
     """
-    weights = {"Wxh": layer.Wxh, "Whh": layer.Whh}
-    if layer.bias is not None:
-        weights["bias"] = layer.bias
-    if layer.Wxh.ndim != 2:
-        raise ValueError(f"{name}.Wxh must have two axes, but is {layer.Wxh.shape}")
-    H, D = layer.Wxh.shape
-    for key, shape in (("Whh", (H, H)), ("bias", (H,))):
-        if key in weights and weights[key].shape != shape:
-            raise ValueError(
-                f"{name}.{key} must be {shape} where Wxh is {(H, D)}, but is "
-                f"{weights[key].shape}"
-            )
-    dtypes = {key: dtype_name(a.dtype) for key, a in weights.items()}
+    dtypes = {
+        key: dtype_name(a.dtype)
+        for key, a in judge_weights(layer, name).items()
+        if key in weight_names(kind_of(layer))
+    }
     if len(set(dtypes.values())) > 1:
         raise ValueError(f"{name} must have weights of one dtype, but has {dtypes}")
-    dtype = dtypes["Wxh"]
+    (dtype,) = set(dtypes.values())
     if dtype not in _DTYPES:
         raise ValueError(f"{name} must have weights in {_LISTED}, but has {dtype}")
-    return {
-        key: values_of(a.astype(mx.float32) if dtype == "bfloat16" else a)
-        for key, a in weights.items()
-    }, dtype
+    with mx.stream(mx.cpu):
+        return Sides(
+            *(
+                None
+                if a is None
+                else values_of(a.astype(mx.float32) if dtype == "bfloat16" else a)
+                for a in sides_of(layer, framework)
+            )
+        ), dtype
 
 
 def dropout_of(stack: Stack) -> float:
@@ -225,6 +268,37 @@ def dropout_of(stack: Stack) -> float:
     return round(1 - stack.dropout._p_1, 15)
 
 
+def singles_of(layer: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the layers of one direction in a network, with their paths.
+
+    Args:
+        layer (Module): The network.
+        path (str, optional): Its own, such as ``"layers.0."``. Default: ``""``.
+
+    Raises:
+        ValueError: If a layer is of a subclass that calls something else.
+    """
+    judge_type(layer, called(path))
+    if isinstance(layer, Stack):
+        for i, inner in enumerate(layer.layers):
+            yield from singles_of(inner, f"{path}layers.{i}.")
+        return
+    if not isinstance(layer, (Bidirectional, Reversed)):
+        yield path, layer
+        return
+    for way in ("forward", "backward"):
+        if way in layer:
+            yield f"{path}{way}.", layer[way]
+
+
+def called(path: str) -> str:
+    """Return what a message calls the layer of a path, ``layers[0].forward``."""
+    words = path.rstrip(".").split(".") if path else []
+    start = "" if words[:1] == ["layers"] else "layer"
+    name = "".join(f"[{word}]" if word.isdigit() else f".{word}" for word in words)
+    return start + name if start else name[1:]
+
+
 def judge_type(layer: Any, name: str) -> None:
     """Judge whether a layer computes what its class of this package does.
 
@@ -235,7 +309,7 @@ def judge_type(layer: Any, name: str) -> None:
     Raises:
         ValueError: If it is of a subclass that calls something else.
     """
-    for base in (RNN, Bidirectional, Stack, Reversed):
+    for base in (*KINDS, Bidirectional, Stack, Reversed):
         if isinstance(layer, base) and type(layer).__call__ is not base.__call__:
             raise ValueError(
                 f"{name} must compute what {base.__name__} does, but its class "
@@ -243,29 +317,35 @@ def judge_type(layer: Any, name: str) -> None:
             )
 
 
-def judge_layer(layer: Any, name: str, target: str, carried: Collection[str]) -> RNN:
+def judge_layer(
+    layer: Any, name: str, target: str, carried: Collection[str] = ()
+) -> Single:
     """Return a layer whose every option another framework has.
 
     Args:
-        layer (RNN): The layer.
+        layer (RNN or GRU or LSTM): The layer.
         name (str): What the caller calls it, such as ``"layers[1].forward"``.
         target (str): The other framework's name for such a layer.
-        carried (list of str): The options, of those that :class:`mlx.nn.RNN` does not
-            have, which it has too.
+        carried (list of str): The options, of those that MLX's layers do not have,
+            which it has too. Default: ``()``.
 
     Raises:
-        TypeError: If it is not an :class:`mlx_recurrent.RNN`.
+        TypeError: If it is no :class:`mlx_recurrent.RNN` or another of its kind.
         ValueError: If the layer has another option, or a call of its own.
     """
-    if not isinstance(layer, RNN):
+    if not isinstance(layer, KINDS):
         raise TypeError(
-            f"{name} must be an mlx_recurrent.RNN, but is {type_name(layer)}"
+            f"{name} must be an mlx_recurrent.{LISTED}, but is {type_name(layer)}"
         )
     judge_type(layer, name)
-    for option in _OPTIONS:
-        if option not in carried and (
-            option in layer or getattr(layer, option, None) not in (None, 0.0)
-        ):
-            had = "learn_hidden" if option == "hidden0" else option
-            raise ValueError(f"{name} has {had}, which {target} does not have")
+    had = [
+        "learn_hidden" if option in ("hidden0", "cell0") else option
+        for option in _OPTIONS
+        if option in layer or getattr(layer, option, None) not in (None, 0.0)
+    ]
+    if not getattr(layer, "reset_after", True):
+        had.append("reset_after=False")
+    for option in had:
+        if option not in carried:
+            raise ValueError(f"{name} has {option}, which {target} does not have")
     return layer

@@ -11,15 +11,29 @@ from mlx.nn.layers import activations
 from mlx_recurrent.functional.dispatch import Nonlinearity, recognise
 from mlx_recurrent.functional.judging import judge_flag, shown, type_name
 from mlx_recurrent.interop.activations import describe
+from mlx_recurrent.interop.gates import (
+    KINDS,
+    LISTED,
+    Kind,
+    Sides,
+    Single,
+    gates_in,
+    kind_of,
+    own_of,
+    weight_names,
+)
 from mlx_recurrent.interop.parts import (
     Layer,
     array_of,
+    called,
     dropout_of,
     framework,
     judge_layer,
     judge_own,
     judge_type,
+    judge_weights,
     layer_of,
+    singles_of,
     weights_of,
 )
 from mlx_recurrent.layers.bidirectional import Bidirectional
@@ -30,9 +44,10 @@ _NONLINEARITIES: dict[str, Nonlinearity | None] = {
     "tanh": None,
     "relu": activations.relu,
 }
-# weight_ih_l0, weight_ih_l0_reverse; weight_ih of a cell.
+# weight_ih_l0, weight_ih_l0_reverse; weight_ih of a cell; weight_hr_l0 of a projection.
 _NAME = re.compile(
-    r"(weight|bias)_(ih|hh)(?:_l(?P<layer>[0-9]{1,18})(?P<reverse>_reverse)?)?"
+    r"(?:weight_(?:ih|hh|hr)|bias_(?:ih|hh))"
+    r"(?:_l(?P<layer>[0-9]{1,18})(?P<reverse>_reverse)?)?"
 )
 # The same in a larger model.
 _PLACE = re.compile(rf"(?:(.*)\.)?{_NAME.pattern}", re.DOTALL)
@@ -43,29 +58,34 @@ def from_torch(
 ) -> Layer:
     """Make a layer of PyTorch's.
 
-    The weights are copied; of the two biases the sum is kept. Inputs are batch first
-    here, whatever ``batch_first`` is there. The layer is in training mode where the
-    module is.
+    The weights are copied; of the two biases the sum is kept, and of a GRU the part of
+    the second that the reset multiplies, ``bhn``. Inputs are batch first here, whatever
+    ``batch_first`` is there, and states are one for each layer and direction. The layer
+    is in training mode where the module is.
 
     Args:
-        module (torch.nn.RNN or torch.nn.RNNCell or dict): The module, or a state dict
-            with its names, such as ``weight_ih_l0``, for arrays of PyTorch, NumPy or
-            MLX. With a prefix a larger model, or its state dict.
+        module (Module or dict): A ``torch.nn.RNN``, ``GRU`` or ``LSTM``, or a cell
+            (``torch.nn.LSTMCell``); or a state dict with its names, such as
+            ``weight_ih_l0``, for arrays of PyTorch, NumPy or MLX, whose shapes tell
+            which layer it is. With a prefix a larger model, or its state dict.
         prefix (str, optional): The layer's name in a larger model, such as
             ``"encoder.rnn"``, with or without a dot at its end. Default: ``""``.
-        nonlinearity (str, optional): ``"tanh"`` or ``"relu"``, for a state dict, which
-            does not tell it. ``None`` is tanh there. Default: ``None``.
+        nonlinearity (str, optional): ``"tanh"`` or ``"relu"``, for the state dict of a
+            ``torch.nn.RNN``, which does not tell it. ``None`` is tanh there.
+            Default: ``None``.
 
     Returns:
-        RNN or Bidirectional or Stack: A layer, or a stack of several. The dropout
-        between those is the stack's; a state dict does not tell it.
+        Module: An :class:`mlx_recurrent.RNN`, :class:`mlx_recurrent.GRU` or
+        :class:`mlx_recurrent.LSTM`, a :class:`mlx_recurrent.Bidirectional`, or a
+        :class:`mlx_recurrent.Stack` of several. The dropout between those is the
+        stack's; a state dict does not tell it.
 
     Raises:
         ImportError: If a module is given and PyTorch is not installed.
         TypeError: If it is another module, or an argument is of the wrong type.
         ValueError: If a name, a shape or a dtype does not fit, or if the module has
-            forward hooks or shares a weight between layers. It lists the layers that a
-            larger model has.
+            projections (``proj_size``), has forward hooks or shares a weight between
+            layers. It lists the layers that a larger model has.
 
     Example:
         >>> import torch
@@ -73,9 +93,7 @@ def from_torch(
         >>> from_torch(torch.nn.RNN(3, 8)).Wxh.shape
         (8, 3)
     """
-    if not isinstance(prefix, str):
-        raise TypeError(f"prefix must be a string, but is {type_name(prefix)}")
-    prefix = prefix.removesuffix(".")
+    prefix = _prefix(prefix)
     if isinstance(module, Mapping):
         if nonlinearity is not None and not (
             isinstance(nonlinearity, str) and nonlinearity in _NONLINEARITIES
@@ -83,8 +101,7 @@ def from_torch(
             raise ValueError(
                 f'nonlinearity must be "tanh" or "relu", but is {shown(nonlinearity)}'
             )
-        weights = _entries(module, prefix)
-        return _from_weights(weights, _NONLINEARITIES[nonlinearity or "tanh"], 0.0)
+        return _from_weights(_entries(module, prefix), nonlinearity, 0.0)
     torch = framework("torch", "from_torch")
     if nonlinearity is not None:
         raise ValueError(
@@ -92,6 +109,11 @@ def from_torch(
             f"{shown(nonlinearity)}"
         )
     module = _named(torch, module, prefix)
+    if getattr(module, "proj_size", 0):
+        raise ValueError(
+            "module must have no projections (proj_size), for which a layer has no "
+            f"place, but has proj_size={module.proj_size}"
+        )
     names = _names(torch, module)
     for name in names:
         if name not in module._parameters and not (
@@ -115,29 +137,88 @@ def from_torch(
     with torch.no_grad():
         layer = _from_weights(
             {name: getattr(module, name) for name in names},
-            _NONLINEARITIES[module.nonlinearity],
+            getattr(module, "nonlinearity", None),
             getattr(module, "dropout", 0.0),
         )
     layer.train(module.training)
     return layer
 
 
+def torch_weights(
+    weights: Mapping[str, Any], layer: Layer, prefix: str = ""
+) -> dict[str, mx.array]:
+    """Return weights under PyTorch's names by those that a layer has for them.
+
+    It is for a model's ``sanitize``, where weights come from a file. They are copied;
+    biases become what :func:`from_torch` makes of them. Their dtype stays.
+
+    Args:
+        weights (dict): Arrays of MLX, NumPy or PyTorch by name, of a whole model.
+        layer (RNN or GRU or LSTM or Bidirectional or Stack): The layer that they are
+            for.
+        prefix (str, optional): What their names begin with, such as
+            ``"encoder.rnn"``, with or without a dot at its end. Weights outside it are
+            left out. Default: ``""``.
+
+    Returns:
+        dict: The arrays by the layer's names, such as ``layers.0.forward.Wx``, without
+        the prefix.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If a weight is missing, is not the layer's, or does not fit.
+
+    Example:
+        >>> import mlx.core as mx
+        >>> from mlx_recurrent import LSTM
+        >>> from mlx_recurrent.interop import torch_weights
+        >>> shapes = {"weight_ih_l0": (32, 3), "weight_hh_l0": (32, 8)}
+        >>> held = {f"rnn.{name}": mx.zeros(shape) for name, shape in shapes.items()}
+        >>> sorted(torch_weights(held, LSTM(3, 8, bias=False), "rnn"))
+        ['Wh', 'Wx']
+    """
+    if not isinstance(weights, Mapping):
+        raise TypeError(
+            f"weights must be a dict of arrays, but is {type_name(weights)}"
+        )
+    given = _entries(weights, _prefix(prefix), "weights")
+    found: dict[str, mx.array] = {}
+    used: set[str] = set()
+    paths, _ = _rows(layer, "torch.nn", exact=False)
+    is_cell = "weight_ih" in given
+    for i, row in enumerate(paths):
+        for way, (path, single) in zip(("", "_reverse"), row, strict=False):
+            place = "" if is_cell else f"_l{i}{way}"
+            own = _fitting(given, place, single, called(path))
+            found |= {f"{path}{name}": a for name, a in own.items()}
+            used |= {f"{name}{place}" for name in _names_of(f"bias_ih{place}" in given)}
+    if unused := sorted(set(given) - used):
+        raise ValueError(
+            f"weights must be those of layer, but hold {shown(unused[0])}, for which "
+            "it has no place"
+        )
+    mx.eval(found)
+    return found
+
+
 def to_torch(layer: Layer, *, batch_first: bool = True, cell: bool = False) -> Any:
     """Make a layer PyTorch's.
 
-    The weights are copied; the second bias is zero. The module is in training mode
-    where the layer is.
+    The weights are copied; the second bias is zero, but where a GRU has one, ``bhn``.
+    The module is in training mode where the layer is.
 
     Args:
-        layer (RNN or Bidirectional or Stack): The layer. A stack's layers must be
-            alike, as those of one ``torch.nn.RNN`` are.
+        layer (Module): An :class:`mlx_recurrent.RNN`, :class:`mlx_recurrent.GRU` or
+            :class:`mlx_recurrent.LSTM`, a :class:`mlx_recurrent.Bidirectional` or a
+            :class:`mlx_recurrent.Stack`, whose layers must be alike, as those of one
+            ``torch.nn.RNN`` are.
         batch_first (bool, optional): Whether the module takes ``NLD``, as the layer
             does, or ``LND``. Default: ``True``.
-        cell (bool, optional): Whether to make a ``torch.nn.RNNCell``, of an
-            :class:`mlx_recurrent.RNN` alone. Default: ``False``.
+        cell (bool, optional): Whether to make a ``torch.nn.RNNCell``, ``GRUCell`` or
+            ``LSTMCell``, of a single layer alone. Default: ``False``.
 
     Returns:
-        torch.nn.RNN or torch.nn.RNNCell: The module.
+        torch.nn.Module: The module.
 
     Raises:
         ImportError: If PyTorch is not installed.
@@ -152,44 +233,46 @@ def to_torch(layer: Layer, *, batch_first: bool = True, cell: bool = False) -> A
     """
     torch = framework("torch", "to_torch")
     batch_first = judge_flag("batch_first", batch_first)
-    if judge_flag("cell", cell) and not isinstance(layer, RNN):
+    if judge_flag("cell", cell) and not isinstance(layer, KINDS):
         raise TypeError(
-            "layer must be an mlx_recurrent.RNN for cell=True, but is "
+            f"layer must be an mlx_recurrent.{LISTED} for cell=True, but is "
             f"{type_name(layer)}"
         )
-    target = "torch.nn.RNNCell" if cell else "torch.nn.RNN"
+    _, first = next(singles_of(layer), ("", None))
+    known = kind_of(first).__name__ if isinstance(first, KINDS) else "RNN"
+    target = f"torch.nn.{known}{'Cell' if cell else ''}"
     rows, dropout = _rows(layer, target)
     options: dict[str, Any] = {}
     tensors: dict[str, Any] = {}
-    first = ""
     for i, row in enumerate(rows):
-        for suffix, (name, single) in zip(("", "_reverse"), row, strict=False):
-            judge_layer(single, name, target, ())
-            weights, dtype = weights_of(single, name)
+        for way, (path, single) in zip(("", "_reverse"), row, strict=False):
+            name = called(path)
+            judge_layer(single, name, target)
+            sides, dtype = weights_of(single, name, "torch")
             found = {
-                "hidden_size": weights["Whh"].shape[0],
-                "bias": "bias" in weights,
+                "layers of the kind": kind_of(single).__name__,
+                "hidden_size": sides.Wh.shape[1],
+                "bias": sides.bx is not None,
                 "nonlinearity": _nonlinearity(single, name, target),
                 "dtype": dtype,
             }
-            first, options = first or name, options or found
+            options = options or found
             for option, value in found.items():
                 if value != options[option]:
                     raise ValueError(
-                        f"{name} has {option} {value} and {first} {options[option]}, "
-                        f"but {target} has one for all"
+                        f"{name} has {option} {value} and {called(rows[0][0][0])} "
+                        f"{options[option]}, but {target} has one for all"
                     )
-            place = "" if cell else f"_l{i}{suffix}"
-            tensors[f"weight_ih{place}"] = weights["Wxh"]
-            tensors[f"weight_hh{place}"] = weights["Whh"]
-            if "bias" in weights:
-                tensors[f"bias_ih{place}"] = weights["bias"]
-                tensors[f"bias_hh{place}"] = 0 * weights["bias"]
+            place = "" if cell else f"_l{i}{way}"
+            for kind, a in zip(_names_of(True), sides, strict=True):
+                if a is not None:
+                    tensors[f"{kind}{place}"] = torch.from_numpy(a.copy())
+    del options["layers of the kind"]
+    if known != "RNN":
+        del options["nonlinearity"]
     options["dtype"] = getattr(torch, options["dtype"])
-    options["input_size"] = rows[0][0][1].Wxh.shape[1]
-    kind = torch.nn.RNNCell
+    options["input_size"] = tensors["weight_ih" if cell else "weight_ih_l0"].shape[1]
     if not cell:
-        kind = torch.nn.RNN
         options |= {
             "num_layers": len(rows),
             "bidirectional": len(rows[0]) == 2,
@@ -197,16 +280,22 @@ def to_torch(layer: Layer, *, batch_first: bool = True, cell: bool = False) -> A
             "dropout": dropout,
         }
     # On the meta device nothing is drawn from PyTorch's random state.
+    kind = getattr(torch.nn, target.rpartition(".")[2])
     module = kind(**options, device="meta").to_empty(device="cpu")
-    module.load_state_dict(
-        {name: torch.from_numpy(a.copy()) for name, a in tensors.items()}
-    )
+    module.load_state_dict(tensors)
     return module.train(layer.training)
+
+
+def _prefix(prefix: Any) -> str:
+    if not isinstance(prefix, str):
+        raise TypeError(f"prefix must be a string, but is {type_name(prefix)}")
+    return prefix.removesuffix(".")
 
 
 def _named(torch: Any, module: Any, prefix: str) -> Any:
     """Return the recurrent layer of that name in a module: itself where it is empty."""
-    kinds = (torch.nn.RNN, torch.nn.RNNCell)
+    names = [f"{kind.__name__}{cell}" for kind in KINDS for cell in ("", "Cell")]
+    kinds = tuple(getattr(torch.nn, name) for name in names)
     found, layers = module, []
     if isinstance(module, torch.nn.Module):
         named = dict(module.named_modules(remove_duplicate=False))
@@ -225,7 +314,7 @@ def _named(torch: Any, module: Any, prefix: str) -> Any:
     ):
         layers = [name for name in layers if name != prefix]
         raise TypeError(
-            "module must be a torch.nn.RNN or a torch.nn.RNNCell, or a state dict, but "
+            f"module must be a torch.nn.{LISTED}, a cell of one, or a state dict, but "
             f"{prefix and shown(prefix) + ' '}is {type_name(found)}"
             + (" with another forward" if replaced else "")
             + (_listed(layers, prefix) if layers else "")
@@ -243,12 +332,14 @@ def _listed(layers: Iterable[str], prefix: str) -> str:
         ),
     )
     if not by_likeness:
-        return ", and there is no torch.nn.RNN in it"
+        return f", and there is no torch.nn.{LISTED} in it"
     listed = ", ".join(map(shown, by_likeness[:5])) + ", ..." * bool(by_likeness[5:])
     return f" (of a larger model give a layer's prefix: {listed})"
 
 
-def _entries(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+def _entries(
+    state: Mapping[str, Any], prefix: str, what: str = "module"
+) -> dict[str, Any]:
     """Return the entries of a state dict for the layer of that name, without it."""
     named = {str(name): value for name, value in state.items()}
     start = prefix and f"{prefix}."
@@ -263,19 +354,19 @@ def _entries(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     for name, value in named.items():
         if isinstance(value, Mapping):
             raise ValueError(
-                f"module must hold arrays, but holds a dict as {shown(name)}: give the "
-                "one with the weights"
+                f"{what} must hold arrays, but holds a dict as {shown(name)}: give "
+                "the one with the weights"
             )
     places = {m[1] or "": m for name in named if (m := _PLACE.fullmatch(name))}
     if not weights and prefix:
         raise ValueError(
-            f"prefix must be that of a layer's weights in module, but is "
+            f"prefix must be that of a layer's weights in {what}, but is "
             f"{shown(prefix)}{_listed(places, prefix)}"
         )
     if not weights:
-        raise ValueError("module must hold weights, but is empty")
+        raise ValueError(f"{what} must hold weights, but is empty")
     raise ValueError(
-        "module must hold the weights of one torch.nn.RNN or torch.nn.RNNCell, such as "
+        f"{what} must hold the weights of one torch.nn.{LISTED}, or of a cell, such as "
         f"weight_ih_l0, but holds {shown(start + unknown[0])}{_listed(places, prefix)}"
     )
 
@@ -283,15 +374,19 @@ def _entries(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 def _names(torch: Any, module: Any) -> list[str]:
     """Return the names of a module's weights."""
     places = [""]
-    if isinstance(module, torch.nn.RNN):
+    if isinstance(module, torch.nn.RNNBase):
         ways = ("", "_reverse") if module.bidirectional else ("",)
         places = [f"_l{i}{way}" for i in range(module.num_layers) for way in ways]
-    kinds = ("weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if module.bias else ()))
-    return [f"{kind}{place}" for place in places for kind in kinds]
+    return [f"{kind}{place}" for place in places for kind in _names_of(module.bias)]
+
+
+def _names_of(biased: bool) -> tuple[str, ...]:
+    """Return what PyTorch calls the sides' weights."""
+    return ("weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if biased else ()))
 
 
 def _from_weights(
-    weights: Mapping[str, Any], nonlinearity: Nonlinearity | None, dropout: float
+    weights: Mapping[str, Any], nonlinearity: str | None, dropout: float
 ) -> Layer:
     """Make a layer from weights by PyTorch's names."""
     found: set[tuple[str | None, str | None]] = {
@@ -312,92 +407,137 @@ def _from_weights(
         places = {(str(i), way) for i in range(count) for way in ways}
     if found - places:
         raise ValueError(
-            "module must hold the weights of one torch.nn.RNN or of one "
-            f"torch.nn.RNNCell, but holds both, or odd names: {shown(sorted(weights))}"
+            f"module must hold the weights of one torch.nn.{LISTED}, or of one cell, "
+            f"but holds both, or odd names: {shown(sorted(weights))}"
         )
-    rows = []
+    # A module has every bias or none.
+    biased = any(name.startswith("bias") for name in weights)
+    rows: list[Any] = []
+    kinds: set[str] = set()
     for i in range(count):
         layer = None if (None, None) in places else str(i)
-        row = [
-            _single(weights, layer, way, nonlinearity)
-            for way in (None, "_reverse")
-            if (layer, way) in places
-        ]
+        row = []
+        for way in (None, "_reverse"):
+            if (layer, way) not in places:
+                continue
+            place = "" if layer is None else f"_l{layer}{way or ''}"
+            kind, sides = _sides(weights, place, biased)
+            kinds.add(kind.__name__)
+            options = {}
+            if kind is RNN:
+                options["nonlinearity"] = _NONLINEARITIES[nonlinearity or "tanh"]
+            elif nonlinearity is not None:
+                raise ValueError(
+                    f"nonlinearity must be None for a torch.nn.{kind.__name__}, which "
+                    f"has its own, but is {shown(nonlinearity)}"
+                )
+            row.append(layer_of(kind, own_of(kind, sides, "torch"), **options))
         rows.append(row[0] if len(row) == 1 else Bidirectional(*row))
+    if len(kinds) > 1:
+        raise ValueError(
+            "module must hold the weights of layers of one kind, but holds those of "
+            f"{' and '.join(sorted(kinds))}"
+        )
     return Stack(rows, dropout) if len(rows) > 1 else rows[0]
 
 
-def _single(
-    weights: Mapping[str, Any],
-    layer: str | None,
-    way: str | None,
-    nonlinearity: Nonlinearity | None,
-) -> RNN:
-    """Make a layer of one direction from its entries."""
-    place = "" if layer is None else f"_l{layer}{way or ''}"
+def _sides(
+    weights: Mapping[str, Any], place: str, biased: bool, what: str = "module"
+) -> tuple[Kind, Sides]:
+    """Return the weights of one direction from its entries, and what they are of."""
+    if f"weight_hr{place}" in weights:
+        raise ValueError(
+            f"{what} must have no projections (proj_size), for which a layer has no "
+            f"place, but has weight_hr{place}"
+        )
 
-    def named_array(kind: str, shape: tuple[int, ...] | None = None) -> mx.array:
+    def named(kind: str, shape: tuple[int, ...] | None = None) -> mx.array:
         name = f"{kind}{place}"
         if name not in weights:
-            raise ValueError(f"module must hold {name}, but does not")
-        return array_of(name, weights[name], shape)
+            raise ValueError(f"{what} must hold {name}, but does not")
+        a = array_of(name, weights[name], shape)
+        if shape is None and a.ndim != 2:
+            raise ValueError(f"{name} must have two axes, but is {a.shape}")
+        return a
 
-    Wxh, Whh = named_array("weight_ih"), named_array("weight_hh")
-    for name, a in (("weight_ih", Wxh), ("weight_hh", Whh)):
-        if a.ndim != 2:
-            raise ValueError(f"{name}{place} must have two axes, but is {a.shape}")
-    H, size = Whh.shape
-    for gates, other in ((4, "LSTM"), (3, "GRU")):
-        if H == gates * size:
-            raise ValueError(
-                f"weight_hh{place} must be (H, H), but is {Whh.shape}, as a "
-                f"torch.nn.{other} has it"
-            )
-    Whh = array_of(f"weight_hh{place}", Whh, (Wxh.shape[0], Wxh.shape[0]))
-    bias = None
-    # A module has every bias or none.
-    if any(str(name).startswith("bias") for name in weights):
-        given, state = (named_array(kind, (H,)) for kind in ("bias_ih", "bias_hh"))
-        bias = mx.add(given, state, stream=mx.cpu)  # which adds float64 too
-    return layer_of(Wxh, Whh, bias, nonlinearity)
+    Wx, Wh = named("weight_ih"), named("weight_hh")
+    rows, H = Wh.shape
+    kinds = [kind for kind in KINDS if rows == gates_in(kind) * H]
+    if not kinds or Wx.shape[0] != rows:
+        raise ValueError(
+            f"weight_hh{place} must be (H, H), (3 H, H) of a GRU or (4 H, H) of an "
+            f"LSTM, where weight_ih{place} has as many rows, but they are {Wh.shape} "
+            f"and {Wx.shape}"
+        )
+    biases = [named(kind, (rows,)) for kind in _names_of(True)[2:] if biased]
+    return kinds[0], Sides(Wx, Wh, *biases)
 
 
-def _rows(layer: Layer, target: str) -> tuple[list[list[tuple[str, Any]]], float]:
-    """Return each layer's directions, with their names, and the dropout between."""
-    if not isinstance(layer, (RNN, Bidirectional, Stack)):
+def _fitting(
+    weights: Mapping[str, Any], place: str, layer: Any, name: str
+) -> dict[str, mx.array]:
+    """Return the parameters of one direction, in the shapes that the layer has."""
+    if not isinstance(layer, KINDS) or not getattr(layer, "reset_after", True):
+        judge_layer(layer, name, "PyTorch")
+    kind, sides = _sides(weights, place, f"bias_ih{place}" in weights, "weights")
+    own = own_of(kind, sides, "torch")
+    mine = judge_weights(layer, name)
+    needed, found = (
+        {key: of[key].shape for key in weight_names(kind_of(layer)) if key in of}
+        for of in (mine, own)
+    )
+    if kind is not kind_of(layer) or needed != found:
+        raise ValueError(
+            f"{name}, a {kind_of(layer).__name__}, must have {needed}, but weights "
+            f"hold weight_ih{place} {sides.Wx.shape} and weight_hh{place} "
+            f"{sides.Wh.shape}{'' if sides.bx is None else ' with biases'}, of "
+            f"{kind.__name__}"
+        )
+    return own
+
+
+def _rows(
+    layer: Any, target: str, exact: bool = True
+) -> tuple[list[list[tuple[str, Any]]], float]:
+    """Return each layer's directions, with their paths, and the dropout between.
+
+    Where the module is to do the same (``exact``) what it does not do is refused.
+    """
+    if not isinstance(layer, (*KINDS, Bidirectional, Stack)):
         raise TypeError(
-            "layer must be an mlx_recurrent.RNN, Bidirectional or Stack, but is "
+            f"layer must be an mlx_recurrent.{LISTED}, Bidirectional or Stack, but is "
             f"{type_name(layer)}"
         )
     judge_type(layer, "layer")
-    if not isinstance(layer, Stack):
-        return [_row(layer, "layer", target)], 0.0
-    if layer.residual:
+    stack = layer if isinstance(layer, Stack) else None
+    if exact and stack is not None and stack.residual:
         raise ValueError(f"layer has residual, which {target} does not have")
-    rows = [_row(inner, f"layers[{i}]", target) for i, inner in enumerate(layer.layers)]
-    for i, row in enumerate(rows):
-        if len(row) != len(rows[0]):
+    rows = []
+    for i, inner in enumerate([layer] if stack is None else stack.layers):
+        path = "" if stack is None else f"layers.{i}."
+        merge = getattr(inner, "merge", "concat")
+        if exact and merge != "concat":
+            merge = describe(merge) if callable(merge) else merge
             raise ValueError(
-                f"layers[{i}] must run in as many directions as layers[0], as in "
+                f'{called(path)} must have the merge "concat" for {target}, but has '
+                f"{merge!r}"
+            )
+        nested = isinstance(inner, Stack)
+        rows.append([(path, inner)] if nested else list(singles_of(inner, path)))
+        if len(rows[i]) != len(rows[0]):
+            raise ValueError(
+                f"{called(path)} must run in as many directions as layers[0], as in "
                 f"{target}"
             )
     # PyTorch warns of dropout that is between no layers.
-    return rows, dropout_of(layer) if len(rows) > 1 else 0.0
+    if not exact or stack is None or len(rows) == 1:
+        return rows, 0.0
+    return rows, dropout_of(stack)
 
 
-def _row(layer: Any, name: str, target: str) -> list[tuple[str, Any]]:
-    judge_type(layer, name)
-    if not isinstance(layer, Bidirectional):
-        return [(name, layer)]
-    if layer.merge != "concat":
-        merge = describe(layer.merge) if callable(layer.merge) else layer.merge
-        raise ValueError(
-            f'{name} must have the merge "concat" for {target}, but has {merge!r}'
-        )
-    return [(f"{name}.forward", layer.forward), (f"{name}.backward", layer.backward)]
-
-
-def _nonlinearity(layer: RNN, name: str, target: str) -> str:
+def _nonlinearity(layer: Single, name: str, target: str) -> str | None:
+    if not isinstance(layer, RNN):
+        return None
     choice = recognise(layer.nonlinearity)
     if choice is None or choice.activation not in _NONLINEARITIES:
         raise ValueError(

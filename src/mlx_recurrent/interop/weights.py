@@ -23,9 +23,18 @@ from mlx_recurrent.interop.activations import (
     describe,
     nonlinearity_of,
 )
+from mlx_recurrent.interop.gates import (
+    KINDS,
+    Kind,
+    gates_in,
+    kind_of,
+    shapes_of,
+    weight_names,
+)
 from mlx_recurrent.interop.parts import layer_of
 from mlx_recurrent.interop.reversed import Reversed
 from mlx_recurrent.layers.bidirectional import Bidirectional
+from mlx_recurrent.layers.gru import GRU
 from mlx_recurrent.layers.rnn import RNN
 from mlx_recurrent.layers.stack import Stack
 from mlx_recurrent.mlx_faults import safetensors_header
@@ -35,8 +44,9 @@ _KEY = "mlx_recurrent"
 _VERSION = 1
 _MERGES = ("concat", "sum", "mul", "mean", None)
 _FLOATING = (mx.float32, mx.float16, mx.bfloat16)
-_REQUIRED = ("Wxh", "Whh")
-_OPTIONAL = ("bias", "hidden0")
+# What a layer of each kind must have, and what it may have.
+_REQUIRED = {kind: frozenset(weight_names(kind)[:2]) for kind in KINDS}
+_ALLOWED = {kind: {*weight_names(kind), *kind._start_names()} for kind in KINDS}
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,8 @@ def write(layer: Any, path: str | os.PathLike[str]) -> None:
     """Write layers to a safetensors file, in one go.
 
     Args:
-        layer (Module): An :class:`mlx_recurrent.RNN`, :class:`Reversed`,
+        layer (Module): An :class:`mlx_recurrent.RNN`, :class:`mlx_recurrent.GRU`,
+            :class:`mlx_recurrent.LSTM`, :class:`Reversed`,
             :class:`mlx_recurrent.Bidirectional` or :class:`mlx_recurrent.Stack`.
         path (str): The file.
 
@@ -147,6 +158,11 @@ def _described(layer: Any) -> dict[str, Any]:
         }
     if isinstance(layer, Reversed):
         return {"kind": "Reversed", "backward": _described(layer.backward)}
+    kind = kind_of(layer)
+    if kind is GRU:
+        return {"kind": "GRU", "reset_after": layer.reset_after}
+    if kind is not RNN:
+        return {"kind": kind.__name__}
     activation = activation_of(layer.nonlinearity)
     if activation is None:
         raise ValueError(
@@ -167,16 +183,36 @@ def _structure(names: Iterable[str]) -> Any:
         inner = {head: _structure(rest) for head, rest in heads.items()}
         if all(isinstance(names, frozenset) for names in inner.values()):
             return inner
-    if missing := [name for name in _REQUIRED if name not in heads]:
-        if not heads:
-            raise ValueError("holds no arrays")
+    if not heads:
+        raise ValueError("holds no arrays")
+    near = [kind for kind in KINDS if heads.keys() >= _REQUIRED[kind]]
+    if not near:
+        required = [[n for n in weight_names(k)[:2] if n not in heads] for k in KINDS]
         raise ValueError(
-            f"has {_listed(names)}, which is no layer's: {', '.join(missing)} must be "
-            "there, or layers.0, forward and backward before it"
+            f"has {_listed(names)}, which is no layer's: "
+            f"{', '.join(min(required, key=len))} must be there, or layers.0, forward "
+            "and backward before it"
         )
-    if others := [n for n in names if n not in _REQUIRED + _OPTIONAL]:
-        raise ValueError(f"has {_listed(others)}, which no layer to convert has")
+    others = [[n for n in names if n not in _ALLOWED[kind]] for kind in near]
+    if all(others):
+        fewest = min(others, key=len)
+        raise ValueError(f"has {_listed(fewest)}, which no layer to convert has")
     return frozenset(heads)
+
+
+def _kind_at(names: frozenset[str], arrays: dict[str, mx.array], path: str) -> Kind:
+    """Return what layer the arrays at a path are of, by their names and shapes."""
+    kinds = [k for k in KINDS if _REQUIRED[k] <= names <= _ALLOWED[k]]
+    if len(kinds) == 1:
+        return kinds[0]
+    shape = arrays[f"{path}Wh"].shape
+    for kind in kinds:
+        if len(shape) == 2 and shape[0] == gates_in(kind) * shape[1]:
+            return kind
+    raise ValueError(
+        f"has {path}Wh of shape {shape}, which must be (3 H, H) of a GRU or (4 H, H) "
+        "of an LSTM"
+    )
 
 
 def _stacked(names: list[str]) -> list[Any]:
@@ -212,6 +248,8 @@ def _judge_used(structure: Any, unsaid: Unsaid) -> None:
     Raises:
         ValueError: If there are no two directions, or no layers one after another.
     """
+    if unsaid.activation is not None and not _has_rnn(structure):
+        raise ValueError("has no RNN: --nonlinearity must not be given")
     is_stack = isinstance(structure, list)
     if unsaid.residual and not is_stack:
         raise ValueError("has no stack of layers: --residual must not be given")
@@ -222,6 +260,13 @@ def _judge_used(structure: Any, unsaid: Unsaid) -> None:
             "has layers after one of two directions, which must be merged: --merge "
             "must not be none"
         )
+
+
+def _has_rnn(structure: Any) -> bool:
+    if isinstance(structure, frozenset):
+        return "Wxh" in structure
+    inner = structure.values() if isinstance(structure, dict) else structure
+    return any(map(_has_rnn, inner))
 
 
 def _has_pair(structure: Any) -> bool:
@@ -266,7 +311,7 @@ def _completed(
         if "forward" not in structure:
             return {"kind": "Reversed", **directions}
         merge = unsaid.merge
-        widths = [arrays[f"{path}{key}.Whh"].shape[-1] for key in structure]
+        widths = [_size(arrays, f"{path}{key}.", ("Whh", "Wh")) for key in structure]
         if following is not None and following == sum(widths):
             merge = "concat" if merge is None else merge
         if merge is None:
@@ -276,6 +321,13 @@ def _completed(
             )
         merge = None if merge == "none" else merge
         return {"kind": "Bidirectional", "merge": merge, **directions}
+    kind = _kind_at(structure, arrays, path)
+    if kind is GRU:
+        # With biases the names tell it; without them it is as MLX's layer.
+        after = "bhn" in structure or "b" not in structure
+        return {"kind": "GRU", "reset_after": after}
+    if kind is not RNN:
+        return {"kind": kind.__name__}
     if unsaid.activation is None:
         raise ValueError("does not say the nonlinearity: give --nonlinearity")
     return {"kind": "RNN", **unsaid.activation._asdict()}
@@ -286,7 +338,12 @@ def _input_size(structure: Any, arrays: dict[str, mx.array], path: str) -> int:
         return _input_size(structure[0], arrays, f"{path}layers.0.")
     if isinstance(structure, dict):
         path += "backward."
-    a = arrays[f"{path}Wxh"]
+    return _size(arrays, path, ("Wxh", "Wx"))
+
+
+def _size(arrays: dict[str, mx.array], path: str, names: tuple[str, ...]) -> int:
+    """Return the last axis of the array at a path that has one of these names."""
+    (a,) = (arrays[path + name] for name in names if path + name in arrays)
     return a.shape[-1] if a.ndim else 0
 
 
@@ -299,6 +356,8 @@ def _built(network: Any, structure: Any, arrays: dict[str, mx.array], path: str)
         "Bidirectional": {"merge", "forward", "backward"},
         "Reversed": {"backward"},
         "RNN": set(Activation._fields),
+        "GRU": {"reset_after"},
+        "LSTM": set(),
     }
     if (
         kind not in keys
@@ -321,7 +380,7 @@ def _built(network: Any, structure: Any, arrays: dict[str, mx.array], path: str)
             ],
             residual=network["residual"] is True,
         )
-    if kind == "RNN":
+    if kind not in kinds:
         return _layer(network, structure, arrays, path)
     if set(structure) != keys[kind] - {"merge"}:
         raise ValueError(f"has metadata {_KEY} of other directions than its arrays")
@@ -341,35 +400,39 @@ def _layer(
     names: frozenset[str],
     arrays: dict[str, mx.array],
     path: str,
-) -> RNN:
-    given = [network[field] for field in Activation._fields]
-    if not isinstance(given[0], str) or not all(
-        value is None or (isinstance(value, (int, float)) and value is not True)
-        for value in given[1:]
-    ):
-        raise ValueError(f"has metadata {_KEY} with the nonlinearity {given!r}")
-    activation = complete(*given)
-    held = {name: arrays[path + name] for name in names}
-    H = held["Wxh"].shape[0] if held["Wxh"].ndim == 2 else None
-    if H is None or H < 1:
+) -> Any:
+    """Return one layer, found to be what the names and shapes say."""
+    kind, options = _kind_at(names, arrays, path), {}
+    if kind is GRU and network["kind"] == "GRU":
+        options["reset_after"] = after = network["reset_after"]
+        fits = {"b", "bhn"} & names in ({"b", "bhn"} if after else {"b"}, set())
+    else:
+        fits = network["kind"] == kind.__name__
+    if not fits or options.get("reset_after", True) not in (True, False):
         raise ValueError(
-            f"has {path}Wxh of shape {held['Wxh'].shape}, which must be (H, D)"
+            f"has metadata {_KEY} that do not fit its arrays at {path or 'the root'}"
         )
-    for name, shape in (("Whh", (H, H)), ("bias", (H,)), ("hidden0", (H,))):
+    if kind is RNN:
+        given = [network[field] for field in Activation._fields]
+        if not isinstance(given[0], str) or not all(
+            value is None or (isinstance(value, (int, float)) and value is not True)
+            for value in given[1:]
+        ):
+            raise ValueError(f"has metadata {_KEY} with the nonlinearity {given!r}")
+        options["nonlinearity"] = nonlinearity_of(complete(*given))
+    held = {name: arrays[path + name] for name in names}
+    Wx, G = weight_names(kind)[0], gates_in(kind)
+    if held[Wx].ndim != 2 or len(held[Wx]) < G:
+        rows = "H" if G == 1 else f"{G} H"
+        raise ValueError(
+            f"has {path}{Wx} of shape {held[Wx].shape}, which must be ({rows}, D)"
+        )
+    for name, shape in shapes_of(kind, held[Wx]).items():
         if name in held and held[name].shape != shape:
             raise ValueError(
                 f"has {path}{name} of shape {held[name].shape}, which must be {shape}"
             )
-    layer = layer_of(
-        held["Wxh"],
-        held["Whh"],
-        held.get("bias"),
-        nonlinearity_of(activation),
-        learn_hidden="hidden0" in held,
-    )
-    if "hidden0" in held:
-        layer.hidden0 = held["hidden0"]
-    return layer
+    return layer_of(kind, held, **options)
 
 
 def _listed(names: Iterable[str]) -> str:
