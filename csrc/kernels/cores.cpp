@@ -4,7 +4,6 @@
 #include <sched.h>
 #if defined(__APPLE__)
 #include <sys/sysctl.h>
-#include <sys/types.h>
 #endif
 
 #include <cerrno>
