@@ -234,7 +234,7 @@ NB_MODULE(_native, m) {
   m.def("usable_cores", &kernels::usable_cores);
   m.def("cores_by_kind", [] {
     kernels::Cores cores = kernels::cores_by_kind();
-    return std::pair(cores.fast, cores.slow);
+    return nb::make_tuple(cores.fast, cores.slow);
   });
   m.def("cpu_quota", [] {
     double cores = kernels::cpu_quota();
