@@ -424,7 +424,7 @@ class Onnx(Peer):
             words.add("alpha")  # which is a float32 number there
         clips = {name in ("relu6", "clipped") for name in network.names}
         if len(clips) > 1 and network.split and network.merge != "concat":
-            words.add("clips")
+            words.add("clip")
         return words
 
     def to(self, network):

@@ -456,6 +456,7 @@ class Reader:
     def _judge_states(self, steps: list[Step], whole: bool) -> None:
         """Refuse states that are no inputs of their own, in the layers' order."""
         taken: dict[Source, list[Part]] = {}
+        used_as: dict[Source, dict[str, None]] = {}
         runs = _runs_of(steps)
         used = {
             whole_input_of(run.inputs[i]) for run in runs for i in (X, SEQUENCE_LENS)
@@ -466,6 +467,7 @@ class Reader:
                 continue
             source, parts = self._states(run, place)
             before = taken.setdefault(source, [])
+            used_as.setdefault(source, {})[STATES[place]] = None
             if source.name in used:
                 why = "the same input as X or sequence_lens"
             elif len({*before, *parts}) < len(before) + len(parts):
@@ -483,7 +485,8 @@ class Reader:
             if whole and size is not None and len(parts) < size:
                 self.graph.refuse(
                     f"has the input {source.name!r} of {size} states, of which the "
-                    f"recurrent nodes take {len(parts)} alone"
+                    f"recurrent nodes take {len(parts)} alone as "
+                    f"{' and '.join(used_as[source])}"
                 )
 
     def _states(self, run: Run, place: int) -> tuple[Source, list[Part]]:

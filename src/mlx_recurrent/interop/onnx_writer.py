@@ -184,7 +184,8 @@ class Writer:
             return self._both(pair, layer.merge, x, H, path)
         if layer.merge != "concat" or unlike:
             if not unlike and kinds[0] == kinds[1]:
-                unlike = f"{common[0] or 'nothing'} and {common[1] or 'nothing'}"
+                key = next(iter(common[0] | common[1]))
+                unlike = f"{key} {common[0].get(key)} and {common[1].get(key)}"
             raise ValueError(
                 f"{called(path)} has directions with {unlike or ' and '.join(kinds)}, "
                 f"which one node of ONNX's cannot have"
