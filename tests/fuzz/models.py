@@ -124,12 +124,12 @@ class OfTorch(Model):
     """Modules of PyTorch's, and state dicts."""
 
     def choose(self, choose):
-        kinds = ["RNN", "RNNCell", "LSTM", "GRU", "LSTMCell", "GRUCell", "Linear"]
+        kinds = ["RNN", "RNNCell", "Linear"]
         self.kind = choose.rarely("module", kinds, 0.5)
         self.nonlinearity = choose("nonlinearity", ["tanh", "relu"])
         self.options = {"bias": choose("bias", [True, False])}
         self.dtype = choose("dtype", ["float32", "float64", "float16", "bfloat16"])
-        if self.kind in ("RNN", "LSTM", "GRU"):
+        if self.kind == "RNN":
             for name, values in {
                 "num_layers": [1, 2, 3],
                 "bidirectional": [False, True],
@@ -137,8 +137,6 @@ class OfTorch(Model):
                 "dropout": [0.0, 0.5, 1.0],
             }.items():
                 self.options[name] = choose(name, values)
-        if self.kind == "LSTM" and self.H > 1:
-            self.options["proj_size"] = choose("proj_size", [0, 1])
         self.hook, self.tensor = choose.rarely("hook", [None, *HOOKS]), None
         self.given = choose("given", ["module", "state dict", "arrays"])
         self.extra = None
@@ -295,10 +293,9 @@ class OfKeras(Model):
     def choose(self, choose):
         kinds = ["SimpleRNN", "RNN", "stacked cells", "Bidirectional", "Sequential"]
         kinds += ["list", "cell"]
-        others = ["LSTM", "GRUCell", "Dense", "Bidirectional of LSTM"]
         self.kind = choose("layer", kinds)
-        if (other := choose.rarely("other", [None, *others], 0.1)) is not None:
-            self.kind = other
+        if choose.rarely("other", [None, "Dense"], 0.1) is not None:
+            self.kind = "Dense"
             self.words = {"layer", "forward_layer"}
         known = ["tanh", "relu", "sigmoid", "linear", "elu", "softsign", "gelu"]
         unknown = ["glu", "threshold", "own"]
@@ -372,14 +369,8 @@ class OfKeras(Model):
             model = known.Bidirectional(simple(), merge_mode=self.merge)
         elif kind in ("Sequential", "list"):
             return self._several(keras, simple)
-        elif kind == "LSTM":
-            model = known.LSTM(self.H)
-        elif kind == "GRUCell":
-            model = known.GRUCell(self.H)
-        elif kind == "Dense":
-            model = known.Dense(self.H)
         else:
-            model = known.Bidirectional(known.LSTM(self.H))
+            model = known.Dense(self.H)
         if not self.unbuilt:
             self._build(model)
         return model
@@ -450,7 +441,7 @@ class OfFlax(Model):
         # Of two that are one nnx's state has the first alone.
         shared = self.given == "module" and self.kind in ("Bidirectional", "Sequential")
         self.tied = shared and choose.rarely("tied", [False, True])
-        self.other = choose.rarely("other", [None, "GRUCell", "linen", "Linear"], 0.1)
+        self.other = choose.rarely("other", [None, "linen", "Linear"], 0.1)
         if self.given == "state":
             self.other = None
             return
