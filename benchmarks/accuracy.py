@@ -308,6 +308,18 @@ def truth_of(arrays: Arrays, cotangent: np.ndarray, dtype: str, cell: str) -> Ar
     return {"h": outputs[0], **{name: gradients[name] for name in arrays}}
 
 
+def draw_with_truth(
+    rng: np.random.Generator, dtype: str, cell: str
+) -> tuple[Arrays, np.ndarray, Arrays]:
+    """Return a case whose truth the dtype can hold: arrays, cotangent and truth."""
+    largest = float(mx.finfo(getattr(mx, dtype)).max)
+    while True:
+        arrays, cotangent = draw(rng, dtype, cell)
+        truth = truth_of(arrays, cotangent, dtype, cell)
+        if all(np.abs(a).max() <= largest for a in truth.values()):
+            return arrays, cotangent, truth
+
+
 def installed() -> list[Library]:
     """Return the libraries that are there."""
     return [one for one in LIBRARIES if importlib.util.find_spec(one.module)]
@@ -335,8 +347,7 @@ def measure(
         eps = tolerances.EPS[getattr(mx, dtype)]
         rng = np.random.default_rng([seed, i])
         for _ in range(count):
-            arrays, cotangent = draw(rng, dtype, cell)
-            truth = truth_of(arrays, cotangent, dtype, cell)
+            arrays, cotangent, truth = draw_with_truth(rng, dtype, cell)
             for library in libraries:
                 if cell not in library.cells:
                     continue
@@ -389,10 +400,11 @@ def report(
         "A case is one call of a layer and its gradients: inputs, initial states, "
         "weights, biases and cotangent are drawn for it alone and rounded to the "
         "dtype, so that every library starts from the same numbers. The truth is the "
-        "reference of the tests in float64, for float64 in NumPy's longdouble. The "
-        "cases are divided evenly among dtypes and cells: `RNN` by its nonlinearities, "
-        f"`GRU` and `LSTM`. Their N, L, D, H are one of: {shapes}. The weights have a "
-        f"spectral radius of about {GAIN}; those of relu are such that no rounding "
+        "reference of the tests in float64, for float64 in NumPy's longdouble; a case "
+        "whose truth is beyond the dtype's largest number is drawn anew. The cases are "
+        "divided evenly among dtypes and cells: `RNN` by its nonlinearities, `GRU` and "
+        f"`LSTM`. Their N, L, D, H are one of: {shapes}. The weights have a spectral "
+        f"radius of about {GAIN}; those of relu are such that no rounding "
         "decides a slope.",
         "",
         "An error is in last places of the largest value: the difference from the "

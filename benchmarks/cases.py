@@ -172,8 +172,8 @@ class Work(NamedTuple):
         quantile (float, optional): Of the times of the calls of a turn: which one
             counts. Default: ``0.5``.
         option (str, optional): What sets it apart from one plain layer: ``"lengths"``,
-            rows that end early; one of ``NETWORKS``, ``REGULARISERS`` or ``WAYS``.
-            Default: ``""``.
+            rows that end early; ``SKIPPING``, steps that do not count; one of
+            ``NETWORKS``, ``REGULARISERS`` or ``WAYS``. Default: ``""``.
         cell (str, optional): One of ``CELLS``. Default: ``"RNN"``.
     """
 
@@ -247,6 +247,8 @@ class Work(NamedTuple):
         """What the layer is called with, beside its input."""
         if self.option == "lengths":
             return {"lengths": self.lengths()}
+        if self.option == SKIPPING:
+            return {"mask": self.mask()}
         return WAYS.get(self.option, {})
 
     @property
@@ -261,6 +263,13 @@ class Work(NamedTuple):
         _, N, L, _, _ = self.case
         order = np.random.default_rng(3).permutation(N) + 1
         return np.ceil(L * (order / N) ** 3).astype(np.int32)
+
+    def mask(self) -> "np.ndarray":
+        """Which steps are not skipped: about three in four."""
+        import numpy as np
+
+        _, N, L, _, _ = self.case
+        return np.random.default_rng(4).random((N, L)) < 0.75
 
     def directions(self) -> "dict[str, np.ndarray]":
         """What the Hessian of the weights is multiplied by."""
@@ -379,6 +388,8 @@ REGULARISERS = {
     "input dropout": {"input_dropout": 0.2},
     "recurrent dropout": {"recurrent_dropout": 0.2},
 }
+# Beside them: steps that are skipped, in any mode.
+SKIPPING = "mask"
 # The row without any.
 PLAIN = "none"
 REGULARISER_CASES = [CASES[3], CASES[5], CASES[1]]
@@ -426,7 +437,7 @@ SECTIONS = {
     "lengths": "rows that end early, beside the whole batch and every peer",
     "bidirectional": "both directions, beside every peer",
     "depth": "three layers, beside every peer",
-    "regularisers": "leak, zoneout and dropouts relative to none",
+    "regularisers": "leak, zoneout, dropouts and skipped steps relative to none",
     "long": "training over a million steps: time and memory",
 }
 PASSES = ("forward", "training")

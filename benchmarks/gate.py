@@ -152,9 +152,8 @@ def _terms(work: Work) -> Any:
         found: np.ndarray = reference.hits(key, mask, made[name], N, steps, units)
         return found
 
-    terms = {
-        name: called[name] for name in ("lengths", "truncate_every") if name in called
-    }
+    names = ("lengths", "mask", "truncate_every")
+    terms = {name: called[name] for name in names if name in called}
     if "zoneout" in made:
         masks = (reference.ZONEOUT, reference.ZONEOUT_CELL)[: work.layer.states]
         terms["kept"] = tuple(hits(mask, "zoneout", L, H) for mask in masks)

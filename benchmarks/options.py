@@ -156,8 +156,8 @@ def options_of(parsed: argparse.Namespace, usable_cores: int) -> Options:
     threads = parsed.threads or usable_cores
     if threads > usable_cores:
         raise ValueError(
-            f"argument --threads: must be at most {usable_cores}, the cores that this "
-            f"process may use, not {threads}"
+            f"argument --threads: must be at most {usable_cores}, the usable cores, "
+            f"not {threads}"
         )
     budget = parsed.budget
     if budget is None:

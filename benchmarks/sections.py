@@ -38,6 +38,7 @@ from mlx_recurrent.benchmarks.cases import (
     REGULARISER_CASES,
     REGULARISERS,
     SIDES,
+    SKIPPING,
     STREAMING,
     TRANSFORMS,
     TYPE_CASES,
@@ -455,14 +456,14 @@ def networks(run: Run, option: str, cell: str) -> None:
 
 
 def regularisers(run: Run, cell: str) -> None:
-    """Time leak, zoneout and dropouts relative to none, in training mode."""
+    """Time what changes a step relative to none, in training mode."""
     cases = REGULARISER_CASES[-1:] if run.options.quick else REGULARISER_CASES
     for case in run.options.cases if run.options.chosen else cases:
         run.say(f"regularisers: {cell}, {case.name} ({case.shape})")
         for pass_ in PASSES:
             ways = {
                 name or PLAIN: Work(pass_, case, option=name, cell=cell)
-                for name in ("", *REGULARISERS)
+                for name in ("", *REGULARISERS, SKIPPING)
                 if name not in CELLS[cell].lacks
             }
             variants(run, "regularisers", ways)

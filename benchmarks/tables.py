@@ -517,7 +517,7 @@ def network_tables(result: Result, section: str) -> list[Table]:
 
 
 def regularisers_tables(result: Result) -> list[Table]:
-    """Leak, zoneout and dropouts."""
+    """Leak, zoneout, dropouts and skipped steps."""
     return _relative(
         result.find("regularisers"),
         Table(
@@ -525,8 +525,8 @@ def regularisers_tables(result: Result) -> list[Table]:
             "Our layer in training mode: milliseconds without any, and how many times "
             "as long it takes with a constant leak of 0.5, zoneout of 0.1 (of LSTM's "
             "two states, each with masks of its own), or an input or recurrent dropout "
-            f"of 0.2, each new masks at each call. Wanted: at most {REGULARISER} of "
-            "each.",
+            "of 0.2, each new masks at each call; or with a `mask` by which one step "
+            f"in four is skipped. Wanted: at most {REGULARISER} of each.",
             [],
             names=4,
         ),

@@ -232,6 +232,10 @@ NB_MODULE(_native, m) {
   m.def("set_num_threads", &kernels::set_num_threads, "n"_a);
   m.def("release_scratch", &release_scratch);
   m.def("usable_cores", &kernels::usable_cores);
+  m.def("cores_by_kind", [] {
+    kernels::Cores cores = kernels::cores_by_kind();
+    return nb::make_tuple(cores.fast, cores.slow);
+  });
   m.def("cpu_quota", [] {
     double cores = kernels::cpu_quota();
     return cores > 0 ? std::optional(cores) : std::nullopt;

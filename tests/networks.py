@@ -1,19 +1,20 @@
 """Networks of several layers made of single ones, each row alone.
 
-Of the reference they are the truth, of MLX's layers what upstream would give. The names
-and shapes of a layer's weights tell its cell.
+Of the reference they are the truth, of MLX's layers what upstream would give. Cells are
+those of ``CELLS``, by name; where no names are given, the weights tell them.
 """
 
+from functools import partial
 from itertools import pairwise
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from mlx.utils import tree_flatten, tree_map
 
 import reference
-from cells import CELLS
+from cells import CELLS, flat, plain
 from conftest import UPSTREAM, array, draw, neighbour
 from mlx_recurrent import GRU, LSTM, RNN
 from tolerances import close, wide
@@ -41,31 +42,53 @@ def episodes(length, reset, reverse):
 
 
 def cell_of(weights):
-    """The cell of a layer with these weights."""
+    """The name of the cell of a layer with these weights."""
     if "Wxh" in weights:
-        return CELLS["rnn"]
+        return "rnn"
     rows, H = weights["Wh"].shape
     if rows == 4 * H:
-        return CELLS["lstm"]
+        return "lstm"
     before = "b" in weights and "bhn" not in weights
-    return CELLS["gru, reset before" if before else "gru"]
+    return "gru, reset before" if before else "gru"
 
 
-def of_reference(activation, weights, x, states):
+def cells_of(model):
+    """The names of a model's cells, in the form of its states."""
+    if "forward" in model:
+        return tuple(cells_of(model[name]) for name in ("forward", "backward"))
+    if "backward" in model:
+        return cells_of(model.backward)
+    if "layers" in model:
+        return [cells_of(inner) for inner in model.layers]
+    names = [
+        name
+        for name, cell in CELLS.items()
+        if isinstance(model, cell.layer)
+        and all(getattr(model, of) == value for of, value in cell.arguments.items())
+    ]
+    # Of a cell with arguments of its own, the name without them fits as well.
+    return max(names, key=lambda name: len(CELLS[name].arguments))
+
+
+def of_reference(cell, activation, weights, x, states):
     """The states of a row after each step, by the reference."""
-    cell = cell_of(weights).truth(activation)
-    given = {"x": x, **weights, **dict(zip(cell.states, states, strict=True))}
-    primals = [given.get(name) for name in cell.arguments]
-    return reference.recurrence(cell, primals)[0]
+    truth = CELLS[cell].truth(activation)
+    given = {"x": x, **weights, **dict(zip(truth.states, states, strict=True))}
+    return reference.recurrence(truth, [given.get(name) for name in truth.arguments])[0]
 
 
-def of_upstream(activation, weights, x, states):
+def of_upstream(cell, activation, weights, x, states):
     """The same by MLX's layer, made without drawing random numbers."""
-    cell = cell_of(weights)
+    name, cell = cell, CELLS[cell]
+    # Where upstream has no such cell, or it has no more than float32's precision.
+    if cell.upstream is None or (cell.upstream is not nn.RNN and x.dtype == mx.float64):
+        given = dict(zip(cell.states, states, strict=True))
+        given = {of: state for of, state in given.items() if state is not None}
+        return plain(name, {"x": x, **weights, **given}, activation)
     layer = cell.upstream.__new__(cell.upstream)
     nn.Module.__init__(layer)
     layer.nonlinearity = UPSTREAM[activation]
-    layer.hidden_size = cell_width(weights)
+    layer.hidden_size = weights[cell.weights[1]].shape[1]
     for name in cell.weights:
         setattr(layer, name, weights.get(name))
     result = layer(x, *states)
@@ -73,10 +96,6 @@ def of_upstream(activation, weights, x, states):
 
 
 RUN = {np: of_reference, mx: of_upstream}
-
-
-def cell_width(weights):
-    return weights["Whh" if "Whh" in weights else "Wh"].shape[1]
 
 
 def row_of(states, n, count):
@@ -91,22 +110,21 @@ def by_state(states):
     return states if isinstance(states, (tuple, list)) else (states,)
 
 
-def run_taken(xp, activation, weights, steps, taken, states):
+def run_taken(xp, run, H, steps, taken, states):
     """The states at all steps, where those that are not taken keep the ones before.
 
     Args:
         xp (module): NumPy or MLX.
-        activation (str): The activation.
-        weights (dict): The layer's.
+        run (callable): Gives the states at all steps that are taken.
+        H (int): The hidden features.
         steps (array): The steps in the order in which they run, ``(L, D)``.
         taken (array): Which of them are taken, booleans.
         states (list(array)): The states before, each ``None`` where there is none.
     """
-    zeros = xp.zeros(cell_width(weights), steps.dtype)
+    zeros = xp.zeros(H, steps.dtype)
     every = [(zeros if state is None else state)[None] for state in states]
     if taken.any():
-        steps = steps[xp.array(np.flatnonzero(taken))]
-        new = RUN[xp](activation, weights, steps, states)
+        new = run(steps[xp.array(np.flatnonzero(taken))], states)
         every = [xp.concatenate(both) for both in zip(every, new, strict=True)]
     return [y[xp.array(np.cumsum(taken))] for y in every]
 
@@ -117,6 +135,7 @@ def layer(
     x,
     hidden=None,
     *,
+    cell=None,
     lengths=None,
     reset=None,
     mask=None,
@@ -124,7 +143,10 @@ def layer(
     activation="tanh",
 ):
     """Outputs and states of one layer for x (N, L, D)."""
-    L, H, count = x.shape[1], cell_width(weights), len(cell_of(weights).states)
+    cell = cell_of(weights) if cell is None else cell
+    L, H = x.shape[1], weights[CELLS[cell].weights[1]].shape[1]
+    count = len(CELLS[cell].states)
+    run = partial(RUN[xp], cell, activation, weights)
     outputs, states = [], []
     for n, row in enumerate(x):
         length = L if lengths is None else int(lengths[n])
@@ -136,10 +158,10 @@ def layer(
             turn = slice(None, None, -1 if reverse else None)
             steps, first = row[start:end][turn], [None] * count if anew else before
             if mask is None:
-                every = RUN[xp](activation, weights, steps, first)
+                every = run(steps, first)
             else:
                 taken = np.asarray(mask[n], bool)[start:end][turn]
-                every = run_taken(xp, activation, weights, steps, taken, first)
+                every = run_taken(xp, run, H, steps, taken, first)
             last = [y[-1] for y in every]
             done.append(every[0][turn])
         done = done[::-1] if reverse else done
@@ -155,38 +177,35 @@ def network(
     x,
     hidden=None,
     *,
-    lengths=None,
-    reset=None,
-    mask=None,
+    cells=None,
     reverse=False,
     merge="concat",
     residual=False,
-    activation="tanh",
+    **keywords,
 ):
-    """Outputs (of every layer of a stack) and states, for a tree of weights."""
+    """Outputs (of every layer of a stack) and states, for a tree of weights.
 
-    def single(inner, hidden, reverse):
-        return layer(
-            xp,
-            inner,
-            x,
-            hidden,
-            lengths=lengths,
-            reset=reset,
-            mask=mask,
-            reverse=reverse,
-            activation=activation,
-        )
-
+    Args:
+        cells (list or tuple or str): As ``cells_of`` gives them.
+        keywords: Those of ``layer``.
+    """
     if "forward" in weights:
-        before, after = (None, None) if hidden is None else hidden
-        f, f_state = single(weights["forward"], before, False)
-        b, b_state = single(weights["backward"], after, True)
+        both = [
+            layer(xp, weights[name], x, state, cell=cell, reverse=back, **keywords)
+            for name, state, cell, back in zip(
+                ("forward", "backward"),
+                (None, None) if hidden is None else hidden,
+                (None, None) if cells is None else cells,
+                (False, True),
+                strict=True,
+            )
+        ]
+        (f, f_state), (b, b_state) = both
         return MERGES[merge](xp, f, b), (f_state, b_state)
     if "backward" in weights:
-        return single(weights["backward"], hidden, not reverse)
+        weights, reverse = weights["backward"], not reverse
     if "layers" not in weights:
-        return single(weights, hidden, reverse)
+        return layer(xp, weights, x, hidden, cell=cells, reverse=reverse, **keywords)
     outputs, states = [], []
     for i, inner in enumerate(weights["layers"]):
         y, state = network(
@@ -194,26 +213,27 @@ def network(
             inner,
             x,
             None if hidden is None else hidden[i],
-            lengths=lengths,
-            reset=reset,
-            mask=mask,
+            cells=None if cells is None else cells[i],
             reverse=reverse,
             merge=merge,
-            activation=activation,
+            **keywords,
         )
         if residual and not isinstance(y, tuple) and x.shape[-1] == y.shape[-1]:
-            if i == 0:
-                unseen = np.zeros(x.shape[:2], bool)
-                if lengths is not None:
-                    unseen |= np.arange(x.shape[1]) >= np.array(lengths)[:, None]
-                if mask is not None:
-                    unseen |= ~np.asarray(mask, bool)
-                x = xp.where(xp.array(unseen)[..., None], xp.zeros_like(x), x)
-            y = y + x
+            y = y + (x if i else seen(xp, x, **keywords))
         outputs.append(y)
         states.append(state)
         x = y
     return outputs, states
+
+
+def seen(xp, x, *, lengths=None, mask=None, **_):
+    """A sequence with zeros at the steps that no row takes."""
+    unseen = np.zeros(x.shape[:2], bool)
+    if lengths is not None:
+        unseen |= np.arange(x.shape[1]) >= np.array(lengths)[:, None]
+    if mask is not None:
+        unseen |= ~np.asarray(mask, bool)
+    return xp.where(xp.array(unseen)[..., None], xp.zeros_like(x), x)
 
 
 def states_for(rng, model, N, dtype=mx.float32):
@@ -222,11 +242,13 @@ def states_for(rng, model, N, dtype=mx.float32):
         return tuple(
             states_for(rng, model[n], N, dtype) for n in ("forward", "backward")
         )
+    if "backward" in model:
+        return states_for(rng, model.backward, N, dtype)
     if "layers" in model:
         return [states_for(rng, inner, N, dtype) for inner in model.layers]
     states = tuple(
         draw(rng, (N, model.hidden_size), dtype, 0.5)
-        for _ in cell_of(model.parameters()).states
+        for _ in CELLS[cells_of(model)].states
     )
     return states if len(states) > 1 else states[0]
 
@@ -236,58 +258,72 @@ def leaves(tree):
     return {name: a for name, a in tree_flatten(tree) if a is not None}
 
 
+def filled(tree, values):
+    """A tree with other arrays in the places of its own, in the order of ``leaves``."""
+    values = iter(values)
+    return tree_map(lambda a: None if a is None else next(values), tree)
+
+
+def results_of(xp, tree, wanted=flat, **keywords):
+    """What is wanted of the results of ``network``, as a function of a tree's arrays.
+
+    Args:
+        xp (module): NumPy or MLX.
+        tree (dict): The ``model``'s parameters, ``x`` and ``hidden``.
+        wanted (callable): Makes a list of outputs and states.
+        keywords: Of ``network``.
+    """
+
+    def function(*values):
+        new = filled(tree, values)
+        return wanted(network(xp, new["model"], new["x"], new["hidden"], **keywords))
+
+    return function
+
+
 def check(
-    rng, model, x, hidden=None, merge="concat", residual=False, neighbours=0, **keywords
+    rng,
+    model,
+    x,
+    hidden=None,
+    merge="concat",
+    residual=False,
+    cells=None,
+    neighbours=0,
+    **keywords,
 ):
     """Outputs, states and all gradients of a model agree with the reference.
 
-    The model returns lists where it is a stack: every layer's outputs and states. The
-    rule of the gradients may look at so many neighbours of the inputs.
+    The model returns lists where it is a stack: every layer's outputs and states. Where
+    its cells are not given they are what it says they are. The rule of the gradients
+    may look at so many neighbours of the inputs.
     """
-    inputs = {"model": model.parameters(), "x": x}
-    if hidden is not None:
-        inputs["hidden"] = hidden
-    inputs = leaves(inputs)
+    tree = {"model": model.parameters(), "x": x, "hidden": hidden}
+    inputs = leaves(tree)
 
-    def ours(tree):
-        model.update(tree["model"])
+    def ours(*values):
+        new = filled(tree, values)
+        model.update(new["model"])
         every = {"return_all": True} if "layers" in model else {}
-        return model(
-            tree["x"], tree.get("hidden"), return_state=True, **every, **keywords
+        return flat(
+            model(new["x"], new["hidden"], return_state=True, **every, **keywords)
         )
 
-    def other(xp):
-        return lambda tree: network(
-            xp,
-            tree["model"],
-            tree["x"],
-            tree.get("hidden"),
-            merge=merge,
-            residual=residual,
-            **keywords,
-        )
-
-    def of(run):
-        """The run as a function of arrays, and a list of them."""
-
-        def function(*values):
-            tree = tree_unflatten(list(zip(inputs, values, strict=True)))
-            return [a for _, a in tree_flatten(run(tree))]
-
-        return function
-
+    options = {"merge": merge, "residual": residual, **keywords}
+    options["cells"] = cells_of(model) if cells is None else cells
+    exact, upstream = (results_of(xp, tree, **options) for xp in (np, mx))
     given, true = list(inputs.values()), [wide(a) for a in inputs.values()]
-    truths = of(other(np))(*true)
+    truths = exact(*true)
     cotangents = [array(rng.standard_normal(a.shape), x.dtype) for a in truths]
-    mine, my_gradients = mx.vjp(of(ours), given, cotangents)
-    theirs, their_gradients = mx.vjp(of(other(mx)), given, cotangents)
+    mine, my_gradients = mx.vjp(ours, given, cotangents)
+    theirs, their_gradients = mx.vjp(upstream, given, cotangents)
     mx.eval(mine, my_gradients, theirs, their_gradients)
     assert len(mine) == len(truths)
     for i, (a, b, truth) in enumerate(zip(mine, theirs, truths, strict=True)):
         close(a, b, truth, f"result {i}")
 
     def all_in_one(*values):
-        return np.concatenate([a.ravel() for a in of(other(np))(*values)])
+        return np.concatenate([a.ravel() for a in exact(*values)])
 
     weights = np.concatenate([wide(c).ravel() for c in cotangents])
     gradients = reference.gradient(all_in_one, true, weights)
@@ -295,7 +331,7 @@ def check(
     def nearby(i):
         for _ in range(neighbours):
             values = [neighbour(rng, a) for a in given]
-            theirs = mx.vjp(of(other(mx)), values, cotangents)[1]
+            theirs = mx.vjp(upstream, values, cotangents)[1]
             truths = reference.gradient(all_in_one, [wide(a) for a in values], weights)
             yield theirs[i], truths[i]
 
@@ -307,7 +343,7 @@ def check(
             f"gradient of {name}",
             neighbours=(lambda i=i: nearby(i)) if neighbours else None,
         )
-    model.update(tree_unflatten(list(zip(inputs, given, strict=True)))["model"])
+    model.update(tree["model"])
 
 
 def check_outputs(got, model, x, hidden=None, **keywords):
@@ -321,7 +357,7 @@ def check_outputs(got, model, x, hidden=None, **keywords):
     def outputs(xp, of):
         arrays = (model.parameters(), x, hidden)
         tree, *inputs = tree_map(lambda a: None if a is None else of(a), arrays)
-        y, _ = network(xp, tree, *inputs, **keywords)
+        y, _ = network(xp, tree, *inputs, cells=cells_of(model), **keywords)
         return leaves({"y": y[-1] if isinstance(y, list) else y}).values()
 
     given = leaves({"y": got}).values()

@@ -54,6 +54,21 @@ def test_cases_are_drawn_anew_and_rounded(rng, cell):
         np.testing.assert_array_equal(np.array(rounded), a)
 
 
+def test_truths_are_what_the_dtype_holds():
+    """Of the 1,667 cases of a group of the page's run, the first that is not."""
+    largest = float(mx.finfo(mx.float16).max)
+    index = accuracy.DTYPES.index("float16") * len(accuracy.EVERY_CELL)
+    seed = [0, index + accuracy.EVERY_CELL.index("identity")]
+    draws = {}
+    for function in (accuracy.draw, accuracy.draw_with_truth):
+        rng = np.random.default_rng(seed)
+        draws[function] = [function(rng, "float16", "identity") for _ in range(262)]
+    beyond = accuracy.truth_of(*draws[accuracy.draw][261], "float16", "identity")
+    assert max(np.abs(a).max() for a in beyond.values()) > largest
+    *_, truth = draws[accuracy.draw_with_truth][261]
+    assert max(np.abs(a).max() for a in truth.values()) <= largest
+
+
 def test_page(found):
     page = accuracy.report(found, OURS_AND_UPSTREAM, CASES, 0, "the command")
     assert "`the command`" in page and f"{CASES} cases, seed 0" in page

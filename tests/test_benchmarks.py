@@ -25,6 +25,7 @@ from mlx_recurrent.benchmarks.cases import (
     REGULARISERS,
     RNN,
     SECTIONS,
+    SKIPPING,
     STREAM_CALL,
     STREAM_WEIGHTS,
     STREAMING,
@@ -48,7 +49,7 @@ SMALL = Case("small", 3, 9, 5, 33)
 CORES = 2
 # A little longer than the blocks of the ways to train on a long sequence.
 BLOCKS = Case("blocks", 1, 1004, 2, 5)
-OPTIONS = ["lengths", *NETWORKS, *REGULARISERS]
+OPTIONS = ["lengths", SKIPPING, *NETWORKS, *REGULARISERS]
 
 # One machine and the limits, in milliseconds, that were published for it.
 MEASURED = Machine(

@@ -3,12 +3,14 @@
 import csv
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 import mlx_recurrent
 from mlx_recurrent._build import MLX_VERSION
 from mlx_recurrent.benchmarks.cases import SECTIONS, cells_of
+from mlx_recurrent.command import doctor
 
 COMMAND = "import sys; from mlx_recurrent_command import main; sys.exit(main())"
 
@@ -57,6 +59,36 @@ def test_doctor_names_a_forced_instruction_set():
     assert run.returncode == 0
     if "available: baseline)" not in run.stdout:
         assert "unset the environment variable MLX_RECURRENT_ISA" in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("kinds", "quota", "usable", "threads", "listed", "said"),
+    [
+        ((8, 0), None, 8, 8, "", ""),
+        ((8, 0), None, 8, 9, "", "9 threads share 8 cores"),
+        ((4, 2), None, 4, 4, " (4 fast, 2 slow)", ""),
+        ((4, 2), None, 4, 6, " (4 fast, 2 slow)", "more than the 4 fast cores"),
+        ((4, 2), 1.5, 2, 3, " (4 fast, 2 slow), 1.5 by", "3 threads share 2 cores"),
+    ],
+)
+def test_doctor_lists_both_kinds_of_cores(
+    capsys, kinds, quota, usable, threads, listed, said
+):
+    native = SimpleNamespace(
+        cores_by_kind=lambda: kinds,
+        cpu_quota=lambda: quota,
+        usable_cores=lambda: usable,
+        get_num_threads=lambda: threads,
+    )
+    found = doctor.Findings()
+    doctor.cores(found, native)
+    printed = capsys.readouterr().out
+    assert listed in printed and ("slow" in printed) == bool(kinds[1])
+    assert f"{threads} (usable cores: {usable})" in printed
+    sentences = [text for text in found.slow if f"{threads} threads" in text]
+    assert len(sentences) == bool(said)
+    for text in sentences:
+        assert said in text and f"set_num_threads({usable})" in text
 
 
 @pytest.mark.parametrize(

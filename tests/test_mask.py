@@ -103,6 +103,22 @@ def test_episodes_start_at_skipped_steps(rng, way, reverse, learned):
         equal(outputs[0, 2], start)
 
 
+def test_a_first_state_that_is_held_until_an_episode_changes_no_gradient(rng, way):
+    taken = np.array([[0, 0, 0, 1, 1, 0]] * 4, bool)
+    starts = np.array([[0, 0, 1, 0, 0, 0]] * 4)
+    p = skipping(rng, way, mask=taken, reset=starts, cell=True)
+    firsts = [name for name in p.names if name in p.reference.states]
+    d, results = p.cotangents(), []
+    for inside in (0.0, np.nan):
+        for name in firsts:
+            p.arrays[name] = mx.full(p.arrays[name].shape, inside)
+        outputs, *last = p(way)
+        p.check([outputs, *last])
+        results.append(grads(lambda *v: p(way, *v), p.arrays.values(), d))
+    for a, b in zip(*results, strict=True):
+        equal(a, b)
+
+
 def test_a_cotangent_of_a_restarted_state_goes_nowhere(rng, way):
     """Also where it is NaN: the output is not a function of anything."""
     p = skipping(rng, way, reset=STARTS)

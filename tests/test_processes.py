@@ -780,7 +780,7 @@ def test_threads_of_a_quota(enter, cores):
 import contextlib, io, math
 from mlx_recurrent import _native
 from mlx_recurrent.command import doctor
-usable = min(len(os.sched_getaffinity(0)), math.ceil({least}))
+usable = min(_native.cores_by_kind()[0], math.ceil({least}))
 assert _native.usable_cores() == mlx_recurrent.get_num_threads() == usable
 assert _native.cpu_quota() == {least}
 found, text = doctor.Findings(), io.StringIO()

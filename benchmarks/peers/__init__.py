@@ -52,7 +52,7 @@ LIBRARIES = {
         ("mlx_recurrent",),
         "mlx-recurrent",
         (*EVERYTHING, *STEPS, "kept"),
-        ("lengths", *NETWORKS, *REGULARISERS),
+        ("lengths", "mask", *NETWORKS, *REGULARISERS),
     ),
     UPSTREAM: Peer(
         "mlx.nn",

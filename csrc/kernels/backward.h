@@ -85,14 +85,13 @@ struct BackwardRun {
     work.rows = rows;
     steps.begin(rows);
     int64_t most = layout.running.most_steps(rows);
+    C* delta = layout.delta;
     const C* later = nullptr;
-    int which = 0;
     int64_t count = 0;
-    for (int64_t c = last - 1; c >= first && most > 0; --c, which ^= 1) {
+    for (int64_t c = last - 1; c >= first && most > 0; --c) {
       Chunk chunk = work.chunk_at(
           c * layout.steps, minimum((c + 1) * layout.steps, most));
       count = chunk.count(chunk.first);
-      C* delta = layout.delta[which];
       bool any = states.load(chunk, delta);
       cotangents.load(chunk, delta);
       for (int64_t i = chunk.last - 1; i >= chunk.first; --i) {
@@ -103,6 +102,8 @@ struct BackwardRun {
       if (args.dx) {
         write_dx(chunk, delta);
       }
+      keep_border(count);
+      later = layout.border;
     }
     if (!later) {
       return;
@@ -116,6 +117,22 @@ struct BackwardRun {
       cotangents.write_first(count, later);
       weights.move_chunk_sums(slice);
     }
+  }
+
+  // Keeps delta of a chunk's first step, in whose place the next one's come.
+  void keep_border(int64_t count) const {
+    const Slabs<C>& slabs = layout.slabs;
+    for (int64_t r = 0; r < count; ++r) {
+      for (int k = 0; k < slabs.shape.state_slabs(); ++k) {
+        int64_t at = r * slabs.ld + k * slabs.width;
+        for (int64_t j = work.columns.first; j < work.columns.last;
+             j += lanes) {
+          store_as(
+              layout.border + at + j, load_as<Vec<C>>(layout.delta + at + j));
+        }
+      }
+    }
+    shares.after_step();
   }
 
   void write_dx(const Chunk& chunk, const C* delta) const {

@@ -10,7 +10,7 @@ namespace {
 // Terms that the weight gradients sum at a time, where their deltas are not
 // more bytes than leave room in a level-2 cache.
 constexpr int64_t kBackwardChunkRows = 256;
-constexpr int64_t kBackwardChunkBytes = 512 * 1024;
+constexpr int64_t kBackwardChunkBytes = 128 * 1024;
 
 // Row r of a slice at place t in time: what a row of a chunk's buffers is.
 struct RowAt {
@@ -31,9 +31,10 @@ struct BackwardLayout {
   // ((steps + 1) * rows, ldh) each: the state before the chunk, then its
   // states; by group
   C* states[kMostStates];
-  C* seen;     // (steps * rows, ldh): what Whh saw, where not all rows see the
-               // states; by group
-  C* delta[2]; // rows of slabs (steps * rows) each, by group
+  C* seen;   // (steps * rows, ldh): what Whh saw, where not all rows see the
+             // states; by group
+  C* delta;  // rows of slabs (steps * rows), by group
+  C* border; // (rows, slabs.ld), by group: delta of the chunk's later neighbour
   // (steps * rows), by group: pre-activations, where they are known, ldh apart;
   // of several slabs what was saved and is computed again, without padding
   C* a;
@@ -70,7 +71,7 @@ struct BackwardLayout {
 
   // Whether what Whh sees are the states before, as they lie one after another.
   bool sees_states() const {
-    return !terms.carries() && !running.lengths;
+    return !terms.carries() && !terms.skips && !running.lengths;
   }
 
   // Whether all that a state passes on is what goes through Whh, to the state
@@ -130,9 +131,8 @@ struct BackwardLayout {
       states[s] = take(there ? (steps + 1) * rows * ldh : 0);
       held[s] = take(there && (gated || terms.blends()) ? rows * ldh : 0);
     }
-    for (C*& deltas : delta) {
-      deltas = take(steps * rows * slabs.ld);
-    }
+    delta = take(steps * rows * slabs.ld);
+    border = take(rows * slabs.ld);
     a = take(
         gated ? steps * rows * (recomputes(args) ? shape.saved * g.H : 0)
             : needs_preactivations(g) ? steps * rows * ldh

@@ -2,6 +2,9 @@
 
 #include <limits.h>
 #include <sched.h>
+#if defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
 
 #include <cerrno>
 #include <cmath>
@@ -16,31 +19,103 @@ namespace mlx_recurrent::kernels {
 
 namespace {
 
+constexpr int kMostCores = CoreSet().size();
+
+// A file's first line, as far as `line` holds it; null where there is none.
+const char* read_line(
+    const char* folder,
+    const char* name,
+    char* line,
+    int size) {
+  char path[PATH_MAX];
+  int length = std::snprintf(path, sizeof path, "%s/%s", folder, name);
+  if (length < 0 || length >= PATH_MAX) {
+    return nullptr;
+  }
+  std::FILE* file = std::fopen(path, "r");
+  if (!file) {
+    return nullptr;
+  }
+  const char* text = std::fgets(line, size, file);
+  std::fclose(file);
+  return text;
+}
+
+// What follows the integer that a text begins with; null where it is none.
+const char* read_number(const char* text, long long* number) {
+  char* end;
+  errno = 0;
+  *number = std::strtoll(text, &end, 10);
+  return end == text || errno != 0 ? nullptr : end;
+}
+
 // Whether the first line of a file begins with `count` integers.
 bool read_numbers(
     const char* folder,
     const char* name,
     long long* numbers,
     int count) {
-  char path[PATH_MAX];
-  int length = std::snprintf(path, sizeof path, "%s/%s", folder, name);
-  if (length < 0 || length >= PATH_MAX) {
-    return false;
-  }
-  std::FILE* file = std::fopen(path, "r");
-  if (!file) {
-    return false;
-  }
   char line[64]; // two integers of 64 bits need 42
-  const char* rest = std::fgets(line, sizeof line, file);
-  std::fclose(file);
+  const char* rest = read_line(folder, name, line, sizeof line);
   for (int i = 0; rest && i < count; ++i) {
-    char* end;
-    errno = 0;
-    numbers[i] = std::strtoll(rest, &end, 10);
-    rest = end == rest || errno != 0 ? nullptr : end;
+    rest = read_number(rest, numbers + i);
   }
   return rest;
+}
+
+// The cores that a file lists, as "0-3,8"; none where it is no such list.
+CoreSet read_list(const char* folder, const char* name) {
+  char line[4098]; // the system's files have a page at most
+  const char* rest = read_line(folder, name, line, sizeof line);
+  const char* cut = line + sizeof line - 1;
+  CoreSet listed;
+  while (rest) {
+    long long first, last;
+    rest = read_number(rest, &first);
+    last = first;
+    if (rest && *rest == '-') {
+      rest = read_number(rest + 1, &last);
+    }
+    if (!rest || first < 0 || last < first) {
+      break;
+    }
+    for (long long i = first; i <= last && i < kMostCores; ++i) {
+      listed.set(static_cast<size_t>(i));
+    }
+    if (*rest == '\n' || (*rest == '\0' && rest != cut)) {
+      return listed;
+    }
+    rest = *rest == ',' ? rest + 1 : nullptr;
+  }
+  return {};
+}
+
+// Cores of one kind differ by what each may be clocked at; those of two kinds
+// differ by more than this part.
+constexpr double kSameKind = 0.75;
+constexpr long long kFullCapacity = 1024; // of the system's fastest core
+
+// Those of the fastest kind by their capacities.
+CoreSet fast_by_capacity(const char* devices, const CoreSet& allowed) {
+  long long capacities[kMostCores] = {};
+  long long most = 0;
+  for (int i = 0; i < kMostCores; ++i) {
+    if (!allowed[i]) {
+      continue;
+    }
+    char name[64];
+    std::snprintf(name, sizeof name, "system/cpu/cpu%d/cpu_capacity", i);
+    if (!read_numbers(devices, name, capacities + i, 1) || capacities[i] < 1 ||
+        capacities[i] > kFullCapacity) {
+      return allowed;
+    }
+    most = capacities[i] > most ? capacities[i] : most;
+  }
+  CoreSet fast;
+  for (int i = 0; i < kMostCores; ++i) {
+    fast[i] = allowed[i] && capacities[i] >= kSameKind * most;
+  }
+  return fast;
 }
 
 // The quota of the group whose folder this is, by either version of control
@@ -115,6 +190,39 @@ int cores_now() {
   return cores < 1 ? 1 : cores;
 }
 
+Cores cores_by_kind(const char* devices, const CoreSet& allowed) {
+  CoreSet core = read_list(devices, "cpu_core/cpus");
+  CoreSet atom = read_list(devices, "cpu_atom/cpus");
+  bool hybrid = core.any() && atom.any() && (core & atom).none();
+  CoreSet fast = hybrid ? allowed & core : fast_by_capacity(devices, allowed);
+  if (fast.none()) { // the affinity mask has left the slower ones alone
+    fast = allowed;
+  }
+  int count = static_cast<int>(fast.count());
+  return {count, static_cast<int>(allowed.count()) - count};
+}
+
+Cores cores_by_kind() {
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) {
+    CoreSet allowed;
+    for (int i = 0; i < CPU_SETSIZE && i < kMostCores; ++i) {
+      allowed[i] = CPU_ISSET(i, &set);
+    }
+    return cores_by_kind("/sys/devices", allowed);
+  }
+#elif defined(__APPLE__)
+  int fast = 0;
+  size_t size = sizeof fast;
+  if (sysctlbyname("hw.perflevel0.logicalcpu", &fast, &size, nullptr, 0) == 0 &&
+      fast > 0 && fast < cores_now()) {
+    return {fast, cores_now() - fast};
+  }
+#endif
+  return {cores_now(), 0};
+}
+
 double cpu_quota(const char* list, const char* mount) {
   char cpu[PATH_MAX];
   std::snprintf(cpu, sizeof cpu, "%s/cpu", mount);
@@ -152,7 +260,7 @@ double cpu_quota() {
 }
 
 int usable_cores() {
-  int cores = cores_now();
+  int cores = cores_by_kind().fast;
   double quota = cpu_quota();
   if (quota > 0 && std::ceil(quota) < cores) {
     cores = static_cast<int>(std::ceil(quota));

@@ -19,6 +19,7 @@ constexpr int kPanelVectors = 4;
 constexpr int kPanelVectors = 2;
 #endif
 constexpr int kRows = 6;
+constexpr int64_t kLine = 64; // bytes of a cache
 
 template <class C>
 constexpr int kPanel = kPanelVectors * Simd<C>::lanes;
@@ -45,7 +46,7 @@ INLINE int64_t packed_size(int64_t K, int64_t columns) {
 // number of them, so that rows do not fall on the same cache sets.
 template <class C>
 INLINE int64_t leading_dimension(int64_t columns) {
-  constexpr int64_t line = 64 / sizeof(C);
+  constexpr int64_t line = kLine / sizeof(C);
   int64_t padded = panel_count<C>(columns) * kPanel<C>;
   int64_t lines = ceil_div(padded, line);
   return (lines | 1) * line;
@@ -224,14 +225,16 @@ struct Sums {
 // sums[m][:] gets the sum over k of a(m, k) * panel[k][:]. With `unit_k`
 // a(m, k) is a[m * stride + k] (rows of a matrix), else a[k * stride + m] (its
 // columns). `Chains` sums are kept side by side, to hide the latency of the
-// additions where there are few rows. S is the panel's storage type.
+// additions where there are few rows. S is the panel's storage type. On the way
+// a line of `ahead` for each term comes nearer.
 template <class S, int Rows, int Vectors, int Chains, bool unit_k>
 static void micro_kernel(
     int64_t K,
     const Compute<S>* a,
     int64_t stride,
     const void* panel_data,
-    const Sums<Compute<S>>& sums) {
+    const Sums<Compute<S>>& sums,
+    const char* ahead) {
   typedef Compute<S> C;
   const Element<S>* panel = static_cast<const Element<S>*>(panel_data);
   constexpr int lanes = Simd<C>::lanes;
@@ -242,6 +245,9 @@ static void micro_kernel(
 #pragma GCC unroll 8
     for (int c = 0; c < Chains; ++c) {
       Vec<C> w[Vectors];
+      if constexpr (Chains == 1 && unit_k) {
+        __builtin_prefetch(ahead + k * kLine, 0, 2);
+      }
 #pragma GCC unroll 8
       for (int j = 0; j < Vectors; ++j) {
         w[j] = S::load(panel + (k + c) * width + j * lanes);
@@ -298,8 +304,13 @@ static void micro_kernel(
 }
 
 template <class C>
-using MicroKernel =
-    void (*)(int64_t, const C*, int64_t, const void*, const Sums<C>&);
+using MicroKernel = void (*)(
+    int64_t,
+    const C*,
+    int64_t,
+    const void*,
+    const Sums<C>&,
+    const char*);
 
 // The kernels for 1 to Rows rows and 1 to kPanelVectors vectors.
 template <
@@ -384,6 +395,10 @@ struct Tile {
 // over thousands of terms would lose what each adds.
 constexpr int64_t kTerms = 256;
 
+// A matrix of more bytes leaves a level-2 cache from one product to the next:
+// while a panel is in use, the next one is fetched.
+constexpr int64_t kFarBytes = 512 * 1024;
+
 // Rows a (rows, K) times panels [first, last) of a packed (K, M) matrix. Each
 // finished tile goes to `consume`; without a `result` of the sums, in a buffer
 // that the next tile overwrites. With `backward` from the last panel to the
@@ -435,9 +450,17 @@ INLINE void multiply(
       chosen_for = vectors;
     }
     int64_t row_bytes = panels.bytes(1, 1);
+    bool far = (last - first) * slabs * K * row_bytes > kFarBytes;
     for (int slab = 0; slab < slabs; ++slab) {
-      const char* panel =
-          panels.data + panels.bytes(K, (p * slabs + slab) * kPanel<C>);
+      auto panel_at = [&](int64_t number) {
+        return panels.data + panels.bytes(K, number * kPanel<C>);
+      };
+      const char* panel = panel_at(p * slabs + slab);
+      bool ends = slab == slabs - 1;
+      bool is_next = far && (!ends || i + 1 < last);
+      const char* next = !is_next ? panel
+          : !ends ? panel_at(p * slabs + slab + 1)
+                  : panel_at((backward ? p - 1 : p + 1) * slabs);
       int64_t row = 0;
       for (int64_t b = 0; b < blocks; ++b) {
         int count = height + (b < taller);
@@ -447,13 +470,22 @@ INLINE void multiply(
           to.stride = kPanel<C>;
         }
         MicroKernel<C> kernel = b < taller ? high : low;
+        // A part of the next panel for each block of rows, while there is any.
+        const char* ahead =
+            b * kLine < row_bytes ? next + b * K * kLine : panel;
         Sums<C> from = to;
         for (int64_t part = 0; part < parts; ++part) {
           // Whole rounds of the chains in all parts but the last.
           int64_t k = K * part / parts & ~int64_t{3};
           int64_t end =
               part + 1 == parts ? K : K * (part + 1) / parts & ~int64_t{3};
-          kernel(end - k, a + row * lda + k, lda, panel + k * row_bytes, from);
+          kernel(
+              end - k,
+              a + row * lda + k,
+              lda,
+              panel + k * row_bytes,
+              from,
+              ahead + k * kLine);
           from.start = from.result;
           from.start_stride = from.stride;
         }
@@ -501,12 +533,19 @@ INLINE void accumulate_outer(
       for (int64_t row = part->first; row < part->last; row += kRows) {
         int count = static_cast<int>(minimum(kRows, part->last - row));
         C* to = part->sums + row * ld;
+        // The sums of the next rows, which may be far, while these are formed.
+        for (int64_t m = kRows; m < minimum(2 * kRows, part->last - row); ++m) {
+          for (int64_t j = 0; j < columns; j += kLine / int64_t{sizeof(C)}) {
+            __builtin_prefetch(to + m * ld + j, 1, 2);
+          }
+        }
         micro_kernel_for<AsComputed<C>, 1, false, kRows>(count, vectors)(
             k1 - k0,
             part->a + k0 * lda + row,
             lda,
             panel,
-            Sums<C>{to, ld, to, ld});
+            Sums<C>{to, ld, to, ld},
+            nullptr);
       }
     }
   }

@@ -15,7 +15,7 @@ struct Slabs {
   int64_t ld;    // from a row to the next
 
   Slabs(const CellShape& shape, int64_t H) : shape(shape), H(H) {
-    constexpr int64_t line = 64 / sizeof(C);
+    constexpr int64_t line = kLine / sizeof(C);
     bool one = shape.slabs() == 1;
     width = one ? leading_dimension<C>(H)
                 : ceil_div(H, Simd<C>::lanes) * Simd<C>::lanes;

@@ -7,14 +7,15 @@
 namespace {
 
 // A sum (M, K) that each slice forms for itself, and the result that they are
-// added up to in order. A single slice sums in the result where that has whole
+// added up to in order. The first sums in the result where that has whole
 // vectors of what is computed with.
 template <class T>
 struct SliceSums {
   typedef Compute<T> C;
   static constexpr int lanes = Simd<C>::lanes;
   Element<T>* out = nullptr; // null: not wanted
-  C* sums = nullptr;         // (M, ld), by slice
+  C* first = nullptr;        // (M, ld), of the first slice
+  C* others = nullptr;       // (M, ld) each, of the others
   int64_t M = 0, K = 0, ld = 0;
   int slices = 0;
 
@@ -22,21 +23,18 @@ struct SliceSums {
 
   SliceSums(Arena& arena, void* result, int64_t rows, int64_t columns, int n)
       : out(static_cast<Element<T>*>(result)), M(rows), K(columns), slices(n) {
-    if (sums_in_result()) {
-      ld = K;
-      sums = reinterpret_cast<C*>(out);
-    } else {
-      ld = leading_dimension<C>(K);
-      sums = arena.take<C>(out ? slices * M * ld : 0);
-    }
+    ld = sums_in_result() ? K : leading_dimension<C>(K);
+    first = sums_in_result() ? reinterpret_cast<C*>(out)
+                             : arena.take<C>(out ? M * ld : 0);
+    others = arena.take<C>(out ? (slices - 1) * M * ld : 0);
   }
 
   bool sums_in_result() const {
-    return sizeof(Element<T>) == sizeof(C) && slices == 1 && K % lanes == 0;
+    return sizeof(Element<T>) == sizeof(C) && K % lanes == 0;
   }
 
   C* of(int slice) const {
-    return sums + slice * M * ld;
+    return slice == 0 ? first : others + (slice - 1) * M * ld;
   }
 
   // Columns of panels [first, last) become zero.
@@ -50,12 +48,12 @@ struct SliceSums {
 
   // Adds the slices up; rows [own.first, own.last).
   void write(Range own) const {
-    if (!out || sums_in_result()) {
+    if (!out || (slices == 1 && sums_in_result())) {
       return;
     }
     for (int64_t i = own.first; i < own.last; ++i) {
       for (int64_t j = 0; j < K; j += lanes) {
-        Vec<C> total = load_as<Vec<C>>(sums + i * ld + j);
+        Vec<C> total = load_as<Vec<C>>(first + i * ld + j);
         for (int s = 1; s < slices; ++s) {
           total += load_as<Vec<C>>(of(s) + i * ld + j);
         }

@@ -5,6 +5,9 @@
 #include <signal.h>
 #include <time.h>
 #include <unistd.h>
+#if defined(__APPLE__)
+#include <pthread/qos.h>
+#endif
 
 #include <atomic>
 #include <chrono>
@@ -149,6 +152,10 @@ class Pool {
   }
 
   void serve(int index) {
+#if defined(__APPLE__)
+    // A thread without a class is moved to the slow cores after minutes.
+    pthread_set_qos_class_self_np(QOS_CLASS_USER_INITIATED, 0);
+#endif
     Worker& me = workers_[index];
     uint32_t seen = 0;
     for (;;) {

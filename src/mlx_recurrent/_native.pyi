@@ -247,7 +247,13 @@ def release_scratch() -> None:
     """Free the scratch memory that is kept for the next calls."""
 
 def usable_cores() -> int:
-    """Return how many cores this process may use."""
+    """Return how many cores the kernels use unless ``set_num_threads`` asks for more.
+
+    The fast ones that this process may use, and no more than its quota has begun.
+    """
+
+def cores_by_kind() -> tuple[int, int]:
+    """Return how many cores this process may use: of the fastest kind, and others."""
 
 def cpu_quota() -> float | None:
     """Return the CPU quota of this process's control groups in cores, if any."""

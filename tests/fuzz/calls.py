@@ -7,10 +7,8 @@ from functools import cache
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_unflatten
 
 import mlx_recurrent
-import networks
 import reference
 from cells import CELLS, flat
 from conftest import (
@@ -25,8 +23,7 @@ from conftest import (
     laid_out,
     neighbour,
 )
-from mlx_recurrent import RNN, Bidirectional, Stack, exporting, init
-from mlx_recurrent.interop import Reversed
+from mlx_recurrent import RNN, exporting, init
 from optional import ARRAYS, Problem, grads, without_nan
 from tolerances import EPS, PRESET, PRESET_COMPUTED, ULPS, close, equal, largest, wide
 
@@ -384,200 +381,6 @@ RUNS = {
 }
 
 
-class OfNetwork:
-    """A network of layers by one name, with lengths, episodes and states."""
-
-    def __init__(self, name, choose, rng):
-        self.name, self.rng = name, rng
-        self.dtype = choose("dtype", DTYPES)
-        self.path = choose("path", LAYERS)
-        self.N, self.L = choose("N", [2, 1, 3]), choose("L", [3, 1, 2, 7])
-        self.D, self.H = choose("D", [2, 1, 5, 20]), choose("H", [3, 1, 17, 20])
-        self.alone = alone = name in ("Bidirectional", "Reversed")
-        self.goes_on = name in ("Stack.step", "Stack.stream")
-        merges = ["concat", "sum", "mul", "mean"]
-        self.merge = choose("merge", [*merges, None] if alone else merges)
-        self.residual = not alone and choose("residual", [False, True])
-        self.depth = 1 if alone else choose("num_layers", [2, 1, 3])
-        bias = choose("bias", [True, False])
-        f = CALLABLES[self.path]["tanh"]
-        both_ways = name == "Bidirectional"
-        if name == "Bidirectional":
-            self.model = Bidirectional(RNN(self.D, self.H, bias, f), merge=self.merge)
-        elif name == "Reversed":
-            self.model = Reversed(RNN(self.D, self.H, bias, f))
-        elif name == "Stack.build":
-            both_ways = choose("bidirectional", [False, True])
-            self.model = Stack.build(
-                self.D,
-                self.H,
-                self.depth,
-                bidirectional=both_ways,
-                merge=self.merge,
-                residual=self.residual,
-                bias=bias,
-                nonlinearity=f,
-            )
-        else:
-            layers, D = [], self.D
-            kinds = ["RNN", "Bidirectional", "Reversed"]
-            of = choose("of", kinds[:1] if self.goes_on else kinds)
-            both_ways = of == "Bidirectional"
-            for _ in range(self.depth):
-                layer = RNN(D, self.H, bias, f)
-                if both_ways:
-                    layer = Bidirectional(layer, merge=self.merge)
-                layers.append(Reversed(layer) if of == "Reversed" else layer)
-                D = 2 * self.H if both_ways and self.merge == "concat" else self.H
-            self.model = Stack(layers, residual=self.residual)
-        mx.random.seed(int(rng.integers(2**32)))
-        networks.in_dtype(self.model, self.dtype)
-        self.keywords, self.forms = {}, {}
-        shape = (self.N, self.L)
-        for of, values in {
-            "lengths": rng.integers(0, self.L + 1, self.N),
-            "reset": rng.random(shape) < 0.3,
-            "mask": rng.random(shape) < 0.7,
-        }.items():
-            if choose(of, [False, True]) and not (self.goes_on and of != "reset"):
-                self.keywords[of] = values
-                self.forms[of] = in_form(choose, of, values)
-        forward = both_ways or self.goes_on
-        if not forward and choose("reverse", [False, True]):
-            self.keywords["reverse"] = True
-        # Of no effect on the values; every one has tests of its own.
-        self.every = {}
-        if every := choose("checkpoint_every", [None, 1, 2, 1000]):
-            self.every["checkpoint_every"] = every
-        if every := choose("truncate_every", [None, 1, 2]):
-            self.every["truncate_every"] = every
-        x = draw(rng, (*shape, self.D), self.dtype)
-        self.x = with_layout(choose, "x", x)
-        self.hidden = None
-        if choose("hidden", [False, True]):
-            self.hidden = [self._pair(both_ways) for _ in range(self.depth)]
-            if alone:
-                (self.hidden,) = self.hidden
-        self.return_all = not (alone or self.goes_on) and choose(
-            "return_all", [False, True]
-        )
-        wanted = [True, False, "only"]
-        self.return_state = True if self.goes_on else choose("return_state", wanted)
-        sizes = self.D * self.H * self.depth * self.N * self.L
-        self.differentiates = (
-            sizes < 100
-            and not self.goes_on
-            and self.H >= SEVERAL
-            and self.dtype == mx.float64
-            and choose("gradients", [False] * 3 + [True])
-        )
-        unseen = np.zeros(shape, bool)
-        if "lengths" in self.keywords:
-            unseen |= np.arange(self.L) >= self.keywords["lengths"][:, None]
-        if "mask" in self.keywords:
-            unseen |= ~self.keywords["mask"]
-        if unseen.any() and not self.differentiates:
-            filler = choose("padding", ["as is", "nan", "inf"])
-            if filler != "as is":
-                filled = mx.where(mx.array(unseen)[..., None], float(filler), self.x)
-                self.x = filled.astype(self.dtype)
-
-    def _pair(self, both_ways):
-        states = [draw(self.rng, (self.N, self.H), self.dtype) for _ in range(2)]
-        return tuple(states) if both_ways else states[0]
-
-    def other(self, xp):
-        """A function of the network's arrays, by NumPy or MLX."""
-        names = list(self.inputs)
-
-        def function(*values):
-            if xp is np:
-                values = [wide(a) for a in values]
-            tree = tree_unflatten(list(zip(names, values, strict=True)))
-            return self.wanted(
-                networks.network(
-                    xp,
-                    tree["model"],
-                    tree["x"],
-                    tree.get("hidden"),
-                    merge=self.merge,
-                    residual=self.residual,
-                    **self.keywords,
-                )
-            )
-
-        return function
-
-    @property
-    def inputs(self):
-        """All arrays, by name."""
-        tree = {"model": self.model.parameters(), "x": self.x, "hidden": self.hidden}
-        return networks.leaves(tree)
-
-    def wanted(self, both):
-        outputs, states = both
-        if not self.alone and not self.return_all:
-            outputs = outputs[-1]
-        both = {True: (outputs, states), False: outputs, "only": states}
-        return _flat(both[self.return_state])
-
-    def run(self):
-        """What the call returns, or the same step by step."""
-        if self.name == "Stack.stream":
-            return self._by_stream()
-        if self.name == "Stack.step":
-            return self._by_steps()
-        every = {} if self.alone else {"return_all": self.return_all}
-        return _flat(
-            self.model(
-                self.x,
-                self.hidden,
-                return_state=self.return_state,
-                **every,
-                **self.every,
-                **(self.keywords | self.forms),
-            )
-        )
-
-    def _by_stream(self):
-        hidden = self.hidden or [np.zeros((self.N, self.H))] * self.depth
-        stream = self.model.stream(hidden)
-        outputs = in_pieces(stream, self.x, self.forms.get("reset"), self.H, self.L)
-        return [array(a, self.dtype) for a in (outputs, *stream.state)]
-
-    def _by_steps(self):
-        states, outputs = self.hidden, []
-        for t in range(self.L):
-            starts = self.keywords.get("reset")
-            y, states = self.model.step(
-                self.x[:, t], states, reset=None if starts is None else starts[:, t]
-            )
-            outputs.append(y)
-        return [mx.stack(outputs, -2), *states]
-
-    def check(self):
-        got = self.run()
-        values = list(self.inputs.values())
-        all_right(self.rng, got, values, self.other(np), self.other(mx))
-        if self.differentiates:
-            networks.check(
-                self.rng,
-                self.model,
-                self.x,
-                self.hidden,
-                merge=self.merge,
-                residual=self.residual,
-                neighbours=NEIGHBOURS,
-                **self.keywords,
-            )
-
-
-def _flat(tree):
-    if isinstance(tree, (list, tuple)):
-        return [a for item in tree for a in _flat(item)]
-    return [tree]
-
-
 class OfProduct:
     """``matmul`` and ``Linear``."""
 
@@ -765,8 +568,6 @@ class OfThreads:
 
 KINDS = {
     **dict.fromkeys(RUNS, OfOneLayer),
-    **dict.fromkeys(("Stack", "Stack.build", "Stack.step", "Stack.stream"), OfNetwork),
-    **dict.fromkeys(("Bidirectional", "Reversed"), OfNetwork),
     **dict.fromkeys(("matmul", "Linear"), OfProduct),
     "init": OfPreset,
     "accelerate": OfAccelerate,

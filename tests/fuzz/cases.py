@@ -5,17 +5,18 @@ from itertools import count
 import mlx.core as mx
 import numpy as np
 
-from fuzz import calls, interchange, misuse, models, operators
+from fuzz import calls, interchange, misuse, models, operators, stacks
 from fuzz.choices import Choices
 
 _PARTS = (interchange, models, operators, misuse)
 OF_FRAMEWORKS = {name: kind for of in _PARTS for name, kind in of.KINDS.items()}
-OURS = {**calls.KINDS, "misuse": misuse.Misuse}
+_RIGHT = calls.KINDS | stacks.KINDS
+OURS = {**_RIGHT, "misuse": misuse.Misuse}
 CALLS = OURS | OF_FRAMEWORKS
 # What cannot be called here, and the package that it needs.
 LEFT_OUT = {name: package for of in _PARTS for name, package in of.LEFT_OUT.items()}
 # Of three cases one is wrong on purpose; each round has two of another framework's.
-_ROUND = [*calls.KINDS, *["misuse"] * (len(calls.KINDS) // 2)]
+_ROUND = [*_RIGHT, *["misuse"] * (len(_RIGHT) // 2)]
 _ORDER = [
     name
     for i, _ in enumerate(OF_FRAMEWORKS)

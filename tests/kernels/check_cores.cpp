@@ -1,5 +1,6 @@
-// The CPU quota of control groups, read from small trees of files that look
-// like those of /proc and /sys; and the cores of this process.
+// The CPU quota of control groups and the kinds of cores, read from small trees
+// of files that look like those of /proc and /sys; and the cores of this
+// process.
 
 #include <stdlib.h>
 
@@ -178,6 +179,184 @@ const std::vector<Tree> kTrees = {
      0.5},
 };
 
+struct Machine {
+  const char* name;
+  Files files; // in the folder of the devices
+  CoreSet allowed;
+  int fast;
+  int slow;
+};
+
+CoreSet from_to(int first, int last) {
+  CoreSet cores;
+  for (int i = first; i <= last; ++i) {
+    cores.set(static_cast<size_t>(i));
+  }
+  return cores;
+}
+
+Files hybrid(const std::string& core, const std::string& atom) {
+  return {{"cpu_core/cpus", core}, {"cpu_atom/cpus", atom}};
+}
+
+Files capacities(const std::vector<std::string>& texts) {
+  Files files;
+  for (size_t i = 0; i < texts.size(); ++i) {
+    files.push_back(
+        {"system/cpu/cpu" + std::to_string(i) + "/cpu_capacity", texts[i]});
+  }
+  return files;
+}
+
+// Every second core from `first` on, as many as a set has.
+std::string alternating(size_t first) {
+  std::string list;
+  for (size_t i = first; i < CoreSet().size(); i += 2) {
+    list += std::to_string(i) + ",";
+  }
+  list.back() = '\n';
+  return list;
+}
+
+const CoreSet kEight = from_to(0, 7);
+const Files kBigAndLittle =
+    capacities({"400\n", "400\n", "1024\n", "1024\n", "400\n"});
+
+const std::vector<Machine> kMachines = {
+    {"nothing", {}, kEight, 8, 0},
+    // The lists of a hybrid processor.
+    {"hybrid", hybrid("0-3\n", "4-7\n"), kEight, 4, 4},
+    {"hybrid, pieces", hybrid("0-1,4,6-6\n", "2-3,5,7\n"), kEight, 4, 4},
+    {"hybrid, one", hybrid("0\n", "1-7\n"), kEight, 1, 7},
+    {"hybrid, no end of line", hybrid("0-5", "6-7"), kEight, 6, 2},
+    {"hybrid, slow first", hybrid("6-7\n", "0-5\n"), kEight, 2, 6},
+    {"hybrid, all that a set has",
+     hybrid(alternating(0), alternating(1)),
+     from_to(0, 1023),
+     512,
+     512},
+    {"hybrid, more than a set has",
+     hybrid("0-3\n", "4-5000\n"),
+     from_to(0, 1023),
+     4,
+     1020},
+    {"hybrid, a third kind", hybrid("0-3\n", "4-5\n"), kEight, 4, 4},
+    {"hybrid, mask", hybrid("0-3\n", "4-7\n"), from_to(3, 5), 1, 2},
+    {"hybrid, mask of fast", hybrid("0-3\n", "4-7\n"), from_to(1, 3), 3, 0},
+    {"hybrid, mask of slow", hybrid("0-3\n", "4-7\n"), from_to(5, 7), 3, 0},
+    // Damaged lists.
+    {"core alone", {{"cpu_core/cpus", "0-3\n"}}, kEight, 8, 0},
+    {"atom alone", {{"cpu_atom/cpus", "4-7\n"}}, kEight, 8, 0},
+    {"core empty", hybrid("", "4-7\n"), kEight, 8, 0},
+    {"core none", hybrid("\n", "4-7\n"), kEight, 8, 0},
+    {"atom none", hybrid("0-3\n", "\n"), kEight, 8, 0},
+    {"the same", hybrid("0-7\n", "0-7\n"), kEight, 8, 0},
+    {"one in both", hybrid("0-4\n", "4-7\n"), kEight, 8, 0},
+    {"words", hybrid("all of them\n", "4-7\n"), kEight, 8, 0},
+    {"words after it", hybrid("0-3 or so\n", "4-7\n"), kEight, 8, 0},
+    {"backward", hybrid("3-0\n", "4-7\n"), kEight, 8, 0},
+    {"no last", hybrid("0-\n", "4-7\n"), kEight, 8, 0},
+    {"no first", hybrid("-3\n", "4-7\n"), kEight, 8, 0},
+    {"two signs", hybrid("0--3\n", "4-7\n"), kEight, 8, 0},
+    {"comma at the end", hybrid("0-3,\n", "4-7\n"), kEight, 8, 0},
+    {"commas", hybrid("0,,3\n", "4-7\n"), kEight, 8, 0},
+    {"steps", hybrid("0-3:1/2\n", "4-7\n"), kEight, 8, 0},
+    {"mask of bits", hybrid("0f\n", "f0\n"), kEight, 8, 0},
+    {"huge", hybrid("0-3\n", "4-" + kHuge + "\n"), kEight, 8, 0},
+    {"largest", hybrid("0-3\n", "4-9223372036854775807\n"), kEight, 4, 4},
+    {"bytes", hybrid(std::string("0-3,\0\xff\n", 7), "4-7\n"), kEight, 8, 0},
+    {"long line",
+     hybrid(repeated(100'000, "0,") + "3\n", "4-7\n"),
+     kEight,
+     8,
+     0},
+    {"a line that is cut in a number",
+     hybrid(repeated(2048, "0,") + "345\n", "4-7\n"),
+     kEight,
+     8,
+     0},
+    {"a folder in its place",
+     {{"cpu_core/cpus", "0-3\n"}, {"cpu_atom/cpus/a", "4-7\n"}},
+     kEight,
+     8,
+     0},
+    // Capacities.
+    {"capacities", kBigAndLittle, from_to(0, 4), 2, 3},
+    {"capacities, no end of line",
+     capacities({"1024", "1024", "460"}),
+     from_to(0, 2),
+     2,
+     1},
+    {"capacities, equal",
+     capacities({"1024\n", "1024\n"}),
+     from_to(0, 1),
+     2,
+     0},
+    {"capacities, nearly equal",
+     capacities({"997\n", "1024\n", "718\n", "1003\n", "700\n"}),
+     from_to(0, 4),
+     3,
+     2},
+    {"capacities, three kinds",
+     capacities({"1024\n", "620\n", "620\n", "250\n"}),
+     from_to(0, 3),
+     1,
+     3},
+    {"capacities, the least of a kind",
+     capacities({"1024\n", "768\n", "767\n"}),
+     from_to(0, 2),
+     2,
+     1},
+    {"capacities, mask", kBigAndLittle, from_to(1, 2), 1, 1},
+    {"capacities, mask of fast", kBigAndLittle, from_to(2, 3), 2, 0},
+    {"capacities, mask of slow", kBigAndLittle, from_to(0, 1), 2, 0},
+    {"capacities, least",
+     capacities({"1\n", "1\n", "2\n"}),
+     from_to(0, 2),
+     1,
+     2},
+    {"lists before capacities",
+     both(hybrid("0-2\n", "3-4\n"), kBigAndLittle),
+     from_to(0, 4),
+     3,
+     2},
+    {"damaged lists, capacities",
+     both(hybrid("0-2\n", "many\n"), kBigAndLittle),
+     from_to(0, 4),
+     2,
+     3},
+    // Damaged capacities.
+    {"one missing", kBigAndLittle, from_to(0, 5), 6, 0},
+    {"one empty", capacities({"1024\n", "", "400\n"}), from_to(0, 2), 3, 0},
+    {"one of words",
+     capacities({"1024\n", "little\n", "400\n"}),
+     from_to(0, 2),
+     3,
+     0},
+    {"one that no mask allows",
+     capacities({"1024\n", "400\n", "little\n"}),
+     from_to(0, 1),
+     1,
+     1},
+    {"zero", capacities({"1024\n", "0\n"}), from_to(0, 1), 2, 0},
+    {"negative", capacities({"1024\n", "-400\n"}), from_to(0, 1), 2, 0},
+    {"fraction", capacities({"1024\n", "0.4\n"}), from_to(0, 1), 2, 0},
+    {"too much", capacities({"1025\n", "400\n"}), from_to(0, 1), 2, 0},
+    {"huge capacity", capacities({kHuge + "\n", "400\n"}), from_to(0, 1), 2, 0},
+    {"capacity of bytes",
+     capacities({"1024\n", std::string("\0\xff 1\n", 5)}),
+     from_to(0, 1),
+     2,
+     0},
+    {"a folder for a capacity",
+     both(
+         capacities({"1024\n"}),
+         {{"system/cpu/cpu1/cpu_capacity/a", "400\n"}}),
+     from_to(0, 1),
+     2,
+     0},
+};
+
 void write(const fs::path& file, const std::string& text) {
   fs::create_directories(file.parent_path());
   std::ofstream(file, std::ios::binary) << text;
@@ -198,6 +377,26 @@ bool check(const fs::path& folder, const Tree& tree) {
   return found == tree.quota;
 }
 
+// Returns whether so many cores of each kind were found.
+bool check(const fs::path& folder, const Machine& machine) {
+  fs::create_directories(folder);
+  for (const auto& [name, text] : machine.files) {
+    write(folder / name, text);
+  }
+  Cores found = cores_by_kind(folder.c_str(), machine.allowed);
+  bool right = found.fast == machine.fast && found.slow == machine.slow;
+  if (!right) {
+    std::printf(
+        "FAILED: %s: %d fast, %d slow, not %d, %d\n",
+        machine.name,
+        found.fast,
+        found.slow,
+        machine.fast,
+        machine.slow);
+  }
+  return right;
+}
+
 } // namespace
 
 int main() {
@@ -209,6 +408,10 @@ int main() {
     failed += !check(folder / "tree", tree);
     fs::remove_all(folder / "tree");
   }
+  for (const Machine& machine : kMachines) {
+    failed += !check(folder / "devices", machine);
+    fs::remove_all(folder / "devices");
+  }
   // Neither file nor folder is there, or one is in the other's place.
   write(folder / "cpu.max", "20000 100000\n");
   std::string list = folder / "cpu.max", none = folder / "none";
@@ -217,11 +420,22 @@ int main() {
   EXPECT(cpu_quota(name.c_str(), list.c_str()) == 0);
   EXPECT(cpu_quota(list.c_str(), kDeep.c_str()) == 0);
   EXPECT(cpu_quota(kDeep.c_str(), name.c_str()) == 0.2);
+  for (const std::string& devices : {none, list, kDeep}) {
+    Cores cores = cores_by_kind(devices.c_str(), kEight);
+    EXPECT(cores.fast == 8 && cores.slow == 0);
+  }
   fs::remove_all(folder);
 
+  Cores cores = cores_by_kind();
+  EXPECT(cores.fast >= 1 && cores.slow >= 0);
+  EXPECT(cores.fast + cores.slow == cores_now());
   int usable = usable_cores();
-  EXPECT(usable >= 1 && usable <= cores_now() && usable <= kMostThreads);
+  EXPECT(usable >= 1 && usable <= cores.fast && usable <= kMostThreads);
   EXPECT(cpu_quota() == 0 || usable < cpu_quota() + 1);
-  std::printf("%zu trees, %d failed\n", kTrees.size(), failed);
+  std::printf(
+      "%zu trees, %zu machines, %d failed\n",
+      kTrees.size(),
+      kMachines.size(),
+      failed);
   return failed > 0;
 }

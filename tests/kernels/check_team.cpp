@@ -9,6 +9,9 @@
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#if defined(__APPLE__)
+#include <pthread/qos.h>
+#endif
 
 #include <atomic>
 #include <chrono>
@@ -148,6 +151,21 @@ void number_of_threads() {
   set_num_threads(before);
 }
 
+#if defined(__APPLE__)
+// The workers have the class of what a user waits for; a caller keeps its own.
+void class_of_service() {
+  qos_class_t before = qos_class_self();
+  run_team(
+      2,
+      [](const Member& member, void*) {
+        EXPECT(
+            member.index == 0 || qos_class_self() == QOS_CLASS_USER_INITIATED);
+      },
+      nullptr);
+  EXPECT(qos_class_self() == before);
+}
+#endif
+
 // Runs `work` in a child, which must end well.
 template <class Work>
 void in_child(Work work) {
@@ -261,6 +279,9 @@ const Test kTests[] = {
     {"callers_at_once", callers_at_once},
     {"call_within_a_call", call_within_a_call},
     {"number_of_threads", number_of_threads},
+#if defined(__APPLE__)
+    {"class_of_service", class_of_service},
+#endif
 #if !defined(THREAD_SANITIZER)
     {"fork_after_first_use", fork_after_first_use},
     {"fork_during_a_call", fork_during_a_call},

@@ -120,7 +120,7 @@ def instruction_set(found: Findings, native: Any) -> None:
 
 
 def cores(found: Findings, native: Any) -> None:
-    """How many threads there are, and how many cores for them."""
+    """How many threads there are, and how many cores of which kind for them."""
     there = os.cpu_count() or 1
     text = f"{there} in the machine"
     if hasattr(os, "sched_getaffinity"):
@@ -131,6 +131,9 @@ def cores(found: Findings, native: Any) -> None:
                 f"The affinity mask allows {usable} of {there} cores: `taskset` or the "
                 "job's scheduler sets it."
             )
+    fast, slow = (0, 0) if native is None else native.cores_by_kind()
+    if slow:
+        text += f" ({fast} fast, {slow} slow)"
     quota = None if native is None else native.cpu_quota()
     if quota is not None:
         text += f", {quota:g} by the control group's quota"
@@ -145,10 +148,13 @@ def cores(found: Findings, native: Any) -> None:
     threads, usable = native.get_num_threads(), native.usable_cores()
     found.say("threads", f"{threads} (usable cores: {usable})")
     if threads > usable:
-        found.slow.append(
-            f"{threads} threads share {usable} cores: "
-            f"mlx_recurrent.set_num_threads({usable})."
-        )
+        text = f"{threads} threads share {usable} cores"
+        if slow and usable == fast:
+            text = (
+                f"{threads} threads are more than the {fast} fast cores, so that at "
+                "each step they wait for one on a slow core"
+            )
+        found.slow.append(f"{text}: mlx_recurrent.set_num_threads({usable}).")
 
 
 def product(found: Findings) -> None:

@@ -329,7 +329,7 @@ def set_num_threads(n: int) -> None:
 
     Args:
         n (int): At least 1; at most 256 are used. At first it is the number of cores
-            this process may use.
+            of the fastest kind that this process may use.
 
     Raises:
         TypeError: If ``n`` is not an integer.

@@ -188,10 +188,10 @@ def _structure(names: Iterable[str]) -> Any:
     near = [kind for kind in KINDS if heads.keys() >= _REQUIRED[kind]]
     if not near:
         required = [[n for n in weight_names(k)[:2] if n not in heads] for k in KINDS]
+        fewest = min(required, key=len)
         raise ValueError(
-            f"has {_listed(names)}, which is no layer's: "
-            f"{', '.join(min(required, key=len))} must be there, or layers.0, forward "
-            "and backward before it"
+            f"has {_listed(names)}, which is no layer's: {', '.join(fewest)} must be "
+            "there, or layers.0, forward and backward before it"
         )
     others = [[n for n in names if n not in _ALLOWED[kind]] for kind in near]
     if all(others):
