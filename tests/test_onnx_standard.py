@@ -152,7 +152,7 @@ def test_the_reference_evaluator_agrees(rng, direction, dtype, layout):
 @pytest.mark.parametrize("operator", ["GRU", "GRU, reset before", "LSTM"])
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_onnx_runtime_agrees_of_gates(rng, direction, operator, lengths):
-    """Values and states; and the gradients are those of the weights' own order."""
+    """Outputs and last states, from first states given."""
     pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
     attributes = {"linear_before_reset": 1} if operator == "GRU" else {}
     operator = operator.partition(",")[0]
