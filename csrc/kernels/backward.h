@@ -124,12 +124,9 @@ struct BackwardRun {
     const Slabs<C>& slabs = layout.slabs;
     for (int64_t r = 0; r < count; ++r) {
       for (int k = 0; k < slabs.shape.state_slabs(); ++k) {
-        int64_t at = r * slabs.ld + k * slabs.width;
-        for (int64_t j = work.columns.first; j < work.columns.last;
-             j += lanes) {
-          store_as(
-              layout.border + at + j, load_as<Vec<C>>(layout.delta + at + j));
-        }
+        int64_t at = r * slabs.ld;
+        slabs.copy_columns(
+            layout.delta + at, layout.border + at, k, work.columns);
       }
     }
     shares.after_step();

@@ -301,7 +301,7 @@ struct ForwardSteps {
     // What the products of the steps are added to.
     for (int k = 0; k < shape.state_only; ++k) {
       for (int64_t r = 0; r < total; ++r) {
-        copy_columns(memory.bias, to + r * slabs.ld, k);
+        slabs.copy_columns(memory.bias, to + r * slabs.ld, k, columns);
       }
     }
   }
@@ -360,17 +360,10 @@ struct ForwardSteps {
     for (int64_t r = 0; r < count; ++r) {
       if (terms.starts_row(r)) {
         for (int k = 0; k < shape.slabs(); ++k) {
-          copy_columns(from + r * slabs.ld, to + r * slabs.ld, k);
+          slabs.copy_columns(
+              from + r * slabs.ld, to + r * slabs.ld, k, columns);
         }
       }
-    }
-  }
-
-  // Of a slab of one row, this member's.
-  INLINE_MEMBER void copy_columns(const C* from, C* to, int slab) const {
-    int64_t at = slab * slabs.width;
-    for (int64_t j = columns.first; j < columns.last; j += lanes) {
-      store_as(to + at + j, load_as<Vec<C>>(from + at + j));
     }
   }
 

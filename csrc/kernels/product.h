@@ -19,7 +19,7 @@ constexpr int kPanelVectors = 4;
 constexpr int kPanelVectors = 2;
 #endif
 constexpr int kRows = 6;
-constexpr int64_t kLine = 64; // bytes of a cache
+constexpr int64_t kLine = 64; // bytes of a cache line
 
 template <class C>
 constexpr int kPanel = kPanelVectors * Simd<C>::lanes;
@@ -455,12 +455,12 @@ INLINE void multiply(
       auto panel_at = [&](int64_t number) {
         return panels.data + panels.bytes(K, number * kPanel<C>);
       };
-      const char* panel = panel_at(p * slabs + slab);
+      int64_t number = p * slabs + slab;
       bool ends = slab == slabs - 1;
-      bool is_next = far && (!ends || i + 1 < last);
-      const char* next = !is_next ? panel
-          : !ends ? panel_at(p * slabs + slab + 1)
-                  : panel_at((backward ? p - 1 : p + 1) * slabs);
+      int64_t following = ends && backward ? (p - 1) * slabs : number + 1;
+      const char* panel = panel_at(number);
+      const char* next =
+          far && !(ends && i + 1 == last) ? panel_at(following) : panel;
       int64_t row = 0;
       for (int64_t b = 0; b < blocks; ++b) {
         int count = height + (b < taller);
@@ -489,7 +489,7 @@ INLINE void multiply(
           from.start = from.result;
           from.start_stride = from.stride;
         }
-        if (slab == slabs - 1) {
+        if (ends) {
           C* values = to.result - slab * slab_stride;
           consume(Tile<C>{values, to.stride, row, count, column, columns});
         }

@@ -34,6 +34,15 @@ struct Slabs {
     return shape.slabs() == 1 ? H : slabs * width;
   }
 
+  // Copies some columns of a slab of one row.
+  INLINE_MEMBER void copy_columns(const C* from, C* to, int slab, Range columns)
+      const {
+    int64_t at = slab * width;
+    for (int64_t j = columns.first; j < columns.last; j += Simd<C>::lanes) {
+      store_as(to + at + j, load_as<Vec<C>>(from + at + j));
+    }
+  }
+
   // Panels [first, last) of each slab of Whh^T (H, slabs * H).
   template <class T>
   void pack_state(const Panels<T>& to, const Matrix& Whh, Range own) const {

@@ -222,7 +222,7 @@ struct Terms {
 
   // What row r gives to the product of step i, from the state before it.
   INLINE_MEMBER void carry(int64_t i, int64_t r, const C* state, C* to) const {
-    if (skips && skips_at(r, running.place(rows.first + r, i))) {
+    if (skips_at(r, running.place(rows.first + r, i))) {
       clear(to + columns.first, columns.last - columns.first);
       return;
     }
