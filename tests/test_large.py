@@ -14,7 +14,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_recurrent import RNN, Linear, Stack, matmul, rnn, scan
+from mlx_recurrent import GRU, LSTM, RNN, Linear, Stack, matmul, rnn, scan
+from mlx_recurrent.functional import functions, gated
 from tolerances import EPS, ULPS, WAYS
 
 MANY = 2**31
@@ -89,6 +90,19 @@ def ones(*shape):
 def test_too_many_elements(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.mark.parametrize("layer", [RNN, GRU, LSTM])
+def test_what_fits_is_not_judged(layer, monkeypatch):
+    """A plain call of a wide layer takes the short way too."""
+
+    def refuse(*operands, **arguments):
+        raise AssertionError("the call was judged")
+
+    for module in (functions, gated):
+        for name in ("judge_rnn", "judge_gru", "judge_lstm"):
+            monkeypatch.setattr(module, name, refuse, raising=False)
+    layer(256, 1024)(ones(128, 512, 256))
 
 
 def test_more_bytes_than_64_bits_count():

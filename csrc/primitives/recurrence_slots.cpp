@@ -170,7 +170,10 @@ Shapes shapes_of(
 }
 
 bool is_plain(const Slotted<Slot>& operands, kernels::CellKind kind) {
-  constexpr double kFew = 4294967296.0; // as many numbers need no closer look
+  // Up to these, what `judge_count` numbers can be: no array of the call, of
+  // its weights or its gates has more than 2^48 elements.
+  constexpr double kMostInputs = 0x1p32;
+  constexpr double kMostProduct = 0x1p44;
   const auto& x = operands[Slot::x];
   const auto& Wxh = operands[Slot::Wxh];
   const auto& Whh = operands[Slot::Whh];
@@ -179,7 +182,8 @@ bool is_plain(const Slotted<Slot>& operands, kernels::CellKind kind) {
     return false;
   }
   int H = Whh->shape(1);
-  if (H == 0 || static_cast<double>(x->size()) * H * H > kFew) {
+  double size = static_cast<double>(x->size());
+  if (H == 0 || size > kMostInputs || size * H * H > kMostProduct) {
     return false;
   }
   Shapes shapes = shapes_of_cell(*x, 0, H, kernels::shape_of(kind));
