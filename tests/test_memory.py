@@ -105,6 +105,21 @@ def test_backward_of_state_only(rng):
     assert peak(function, *inputs(rng)) <= bound(2)
 
 
+def test_backward_of_few_cells(rng):
+    """Of an LSTM's cells, which are no result, every 32nd is kept."""
+    shapes = [(4 * H, D), (4 * H, H), (4 * H,)]
+    weights = [draw(rng, shape, mx.float32, 0.2) for shape in shapes]
+    x, c = draw(rng, (N, L, D), mx.float32), draw(rng, (N, L, H), mx.float32)
+
+    def function(*w):
+        def outputs(*w):
+            return mlx_recurrent.lstm(x, *w, return_state=True, checkpoint_every=32)[0]
+
+        return mx.vjp(outputs, list(w), [c])[1]
+
+    assert peak(function, *weights) <= bound(1)
+
+
 # Each takes (L, N, D + 8) and gives (N, L, D) of it.
 VIEWS = {
     "time_major": lambda big: big[:, :, :-8].swapaxes(0, 1),

@@ -81,8 +81,9 @@ struct BackwardLayout {
   }
 
   static int64_t chunk(const RecurrenceArgs& g, const Shares& shares) {
-    if (g.checkpoint_every > 0) {
-      return minimum(g.checkpoint_every, g.L);
+    // The last of a cell's states: where the first is kept, so are the others.
+    if (int64_t every = g.kept_every(kMostStates - 1)) {
+      return minimum(every, g.L);
     }
     int64_t rows = shares.most_rows() > 0 ? shares.most_rows() : 1;
     int64_t terms = kBackwardChunkRows;

@@ -34,7 +34,10 @@ struct ChunkStates {
       recompute(chunk, any, room);
     } else {
       for (int s = 0; s < of_states; ++s) {
-        work.template stage_rows<T>(kept(s), chunk, work.own_states(chunk, s));
+        if (g.kept_every(s) == 0) {
+          work.template stage_rows<T>(
+              kept(s), chunk, work.own_states(chunk, s));
+        }
       }
     }
     if (!layout.sees_states()) {
@@ -70,11 +73,11 @@ struct ChunkStates {
     if (i == 0) {
       return steps.stage_first(count, to, s);
     }
+    int64_t every = g.kept_every(s);
     for (int64_t r = 0; r < count; ++r, to += ldh) {
       int64_t index = g.latest_checkpoint ? 0
-          : g.checkpoint_every > 0
-          ? i / g.checkpoint_every - 1
-          : layout.running.place(work.rows.first + r, i - 1);
+          : every > 0                     ? i / every - 1
+                      : layout.running.place(work.rows.first + r, i - 1);
       stage_row<T>(
           to,
           row_of<T>(kept(s), work.row_number(r), index),
@@ -102,24 +105,32 @@ struct ChunkStates {
       at.seen = layout.seen;
     }
     for (int64_t i = chunk.first; i < chunk.last; ++i) {
-      int64_t begin = chunk.begin(i);
-      at.a = a + begin * steps.slabs.ld;
+      place_step(chunk, i, a, at);
       at.next = terms.carries() && i + 1 < chunk.last
           ? layout.seen + chunk.begin(i + 1) * ldh
           : nullptr;
-      for (int s = 0; s < of_states; ++s) {
-        at.before[s] = work.states_before(chunk, i, s);
-        at.state[s] = work.own_states(chunk, s) + begin * ldh;
-      }
-      if (is_gated<Cell>()) {
-        at.saved = layout.a + begin * Cell::saved * g.H;
-      }
       steps.step(i, chunk.count(i), at, StepResults<T>());
       at.seen = terms.carries() ? at.next : at.state[0];
     }
   }
 
-  // From the states, which are known, all steps of a chunk in one product.
+  // Where a chunk's step i takes its states and slabs, of rows from `a` on, and
+  // leaves them.
+  void place_step(const Chunk& chunk, int64_t i, C* a, StepBuffers<C>& at)
+      const {
+    int64_t begin = chunk.begin(i);
+    at.a = a + begin * steps.slabs.ld;
+    for (int s = 0; s < of_states; ++s) {
+      at.before[s] = work.states_before(chunk, i, s);
+      at.state[s] = work.own_states(chunk, s) + begin * ldh;
+    }
+    if (is_gated<Cell>()) {
+      at.saved = layout.a + begin * Cell::saved * g.H;
+    }
+  }
+
+  // From the states that Whh sees, which are known, all steps of a chunk in one
+  // product.
   void recompute_preactivations(const Chunk& chunk, bool any, C* room) const {
     int64_t skipped = any ? 0 : chunk.count(chunk.first);
     int64_t ld = steps.slabs.ld;
@@ -141,8 +152,15 @@ struct ChunkStates {
         [](const Tile<C>&) {},
         steps.slabs.width);
     if constexpr (is_gated<Cell>()) {
-      for (int64_t k = 0; k < chunk.rows(); ++k) {
-        steps.save(all + k * ld, layout.a + k * Cell::saved * g.H);
+      bool known = g.kept_every(of_states - 1) == 0;
+      for (int64_t i = chunk.first; i < chunk.last; ++i) {
+        StepBuffers<C> at{};
+        place_step(chunk, i, all, at);
+        if (known) {
+          steps.template finish_known<of_states>(i, chunk.count(i), at);
+        } else {
+          steps.template finish_known<1>(i, chunk.count(i), at);
+        }
       }
     }
   }

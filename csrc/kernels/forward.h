@@ -177,17 +177,14 @@ struct ForwardRun {
 
   // Where a row has no step its outputs are zero.
   void clear_padding() const {
-    if (g.checkpoint_every > 0) {
-      return;
-    }
     void* const both[] = {args.states, args.cells};
     for (int64_t p = steps.rows.first; p < steps.rows.last; ++p) {
       if (shares.takes(p)) {
         int64_t length = layout.running.length(p);
-        for (void* states : both) {
-          if (states) {
+        for (int s = 0; s < of_states; ++s) {
+          if (both[s] && g.kept_every(s) == 0) {
             clear(
-                static_cast<Element<T>*>(states) +
+                static_cast<Element<T>*>(both[s]) +
                     (layout.running.row(p) * g.L + length) * g.H,
                 (g.L - length) * g.H);
           }

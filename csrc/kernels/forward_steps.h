@@ -80,9 +80,14 @@ struct StepResults {
   int64_t saved_size = 0; // of a step
   const RecurrenceArgs* g = nullptr;
   int64_t step = 0;
-  int64_t kept = 0; // states of a row
-  int64_t slot = 0;
-  bool keeps = false; // every row's state, not only that of a row that ends
+  // Where a state is kept.
+  struct Place {
+    int64_t every = 0; // 0: at every step
+    int64_t count = 0; // of a row
+    int64_t number = 0;
+    bool keeps = false; // every row's, not only that of a row that ends
+  };
+  Place places[kMostStates];
 
   StepResults() = default;
 
@@ -94,11 +99,14 @@ struct StepResults {
         saved_size(shape_of(args.layer.kind).saved * args.layer.H),
         g(&args.layer),
         step(i) {
-    int64_t every = g->checkpoint_every;
-    if (every > 0) {
-      kept = kept_states(g->L, every, g->latest_checkpoint);
-      slot = g->latest_checkpoint ? 0 : i / every;
-      keeps = (i + 1) % every == 0;
+    for (int s = 0; s < kMostStates; ++s) {
+      if (int64_t every = g->kept_every(s)) {
+        places[s] = {
+            every,
+            kept_states(g->L, every, g->latest_checkpoint),
+            g->latest_checkpoint ? 0 : i / every,
+            (i + 1) % every == 0};
+      }
     }
   }
 
@@ -111,14 +119,14 @@ struct StepResults {
       return nullptr;
     }
     int64_t row = running.row(p);
-    if (g->checkpoint_every == 0) {
+    const Place& at = places[which];
+    if (at.every == 0) {
       return states[which] + (row * g->L + running.place(p, step)) * g->H;
     }
     int64_t left = running.length(p) - (step + 1);
-    bool keep = g->latest_checkpoint
-        ? keeps && left > 0 && left <= g->checkpoint_every
-        : keeps || left == 0;
-    return keep ? states[which] + (row * kept + slot) * g->H : nullptr;
+    bool keep = g->latest_checkpoint ? at.keeps && left > 0 && left <= at.every
+                                     : at.keeps || left == 0;
+    return keep ? states[which] + (row * at.count + at.number) * g->H : nullptr;
   }
 
   INLINE_MEMBER C* saved_of(const Running& running, int64_t p) const {
@@ -319,7 +327,7 @@ struct ForwardSteps {
     }
     auto finish = [&](const Tile<C>& tile) __attribute__((always_inline)) {
       if constexpr (is_gated<Cell>()) {
-        finish_gated(tile, at, results, absent);
+        finish_gated<0>(tile, at, results, absent);
       } else if constexpr (!is_traced<Cell>()) {
         activate_tile(tile, at, results, absent);
       }
@@ -343,15 +351,17 @@ struct ForwardSteps {
     shares.after_step();
   }
 
-  // What a gated cell saves of a row of slabs, which no state decides.
-  void save(const C* a, C* to) const {
-    Vec<C> before[shape.states] = {};
-    Vec<C> y[shape.states];
-    Vec<C> kept[shape.saved];
-    for (int64_t j = columns.first; j < columns.last; j += lanes) {
-      run_cell(a + j, before, y, kept);
-      save_units(j, columns.last - j, kept, to);
-    }
+  // Step i of a gated cell whose slabs and first states are known: what it
+  // saves, and its states from number `first` on.
+  template <int first>
+  void finish_known(int64_t i, int64_t count, const StepBuffers<C>& at) const {
+    terms.begin_step(i, count);
+    int64_t size = columns.last - columns.first;
+    finish_gated<first>(
+        {at.a + columns.first, slabs.ld, 0, count, columns.first, size},
+        at,
+        StepResults<T>(),
+        false);
   }
 
  private:
@@ -376,6 +386,7 @@ struct ForwardSteps {
                                : at.before[state] + r * ldh;
   }
 
+  template <int first>
   INLINE_MEMBER void finish_gated(
       const Tile<C>& tile,
       const StepBuffers<C>& at,
@@ -398,12 +409,13 @@ struct ForwardSteps {
                           : results.saved_of(running, position);
       int64_t last = tile.column + tile.columns;
       for (int64_t j = tile.column; j < last; j += lanes) {
-        finish_units(r, j, last - j, a, q, at, out, saved);
+        finish_units<first>(r, j, last - j, a, q, at, out, saved);
       }
     }
   }
 
   // Up to a whole vector of a row's units.
+  template <int first>
   INLINE_MEMBER void finish_units(
       int64_t r,
       int64_t j,
@@ -422,7 +434,7 @@ struct ForwardSteps {
     }
     run_cell(a + j, before, y, kept);
 #pragma GCC unroll 8
-    for (int s = 0; s < shape.states; ++s) {
+    for (int s = first; s < shape.states; ++s) {
       if (terms.blends()) {
         y[s] = terms.state_of(r, j, before[s], y[s], s);
       }

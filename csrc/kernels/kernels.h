@@ -249,9 +249,17 @@ struct RecurrenceArgs {
   // is all that a derivative truncated to blocks of k = `checkpoint_every`
   // needs.
   bool latest_checkpoint;
+  // Where every first state is kept: the same of the second, which a derivative
+  // computes again from those.
+  int64_t cells_every = 0;
   // Of a traced activation: f(a), and c f'(a) of the inputs (a, c).
   const Program* function = nullptr;
   const Program* derivative = nullptr; // read by the backward pass only
+
+  // Every so many of a state are kept; 0: all.
+  int64_t kept_every(int state) const {
+    return state == 0 || checkpoint_every > 0 ? checkpoint_every : cells_every;
+  }
 };
 
 struct ForwardArgs {

@@ -21,6 +21,16 @@ namespace {
 
 using Slot = RecurrenceSlot;
 
+// Second states that nobody asked for are kept where a derivative's chunks
+// begin: fewer steps than were allowed where the rows alone fill a chunk.
+int cells_every(int allowed, const mx::array& x, int leading_axes) {
+  constexpr int64_t kRowsOfChunk = 256;
+  int64_t rows = std::max<int64_t>(
+      size_between(x, leading_axes, static_cast<int>(x.ndim()) - 2), 1);
+  int64_t steps = (kRowsOfChunk + rows - 1) / rows;
+  return static_cast<int>(std::min<int64_t>(allowed, steps));
+}
+
 } // namespace
 
 Arrays recurrence(
@@ -47,6 +57,13 @@ Arrays recurrence(
     form.outputs.add(Slot::saved);
   }
   if (returned != Returned::state) {
+    if (two && returned == Returned::both && !form.keeps_all_states()) {
+      const mx::array& Whh = in.get(Slot::Whh);
+      form.cells_every = cells_every(
+          form.checkpoint_every,
+          in.get(Slot::x),
+          static_cast<int>(Whh.ndim()) - 2);
+    }
     form.checkpoint_every = all_states; // all that are returned are there
   } else if (form.keeps_all_states()) {
     // A derivative that is cut to blocks needs the states at their borders.
@@ -102,6 +119,7 @@ Arrays states_of(
     const Arrays& inputs,
     const mx::Stream& s) {
   form.checkpoint_every = all_states;
+  form.cells_every = all_states;
   form.latest_checkpoint = false;
   form.outputs = {};
   for (int k = 0; k < form.shape().states; ++k) {
@@ -194,11 +212,10 @@ Arrays Recurrence::vjp(
     const Ints& argnums,
     const Arrays& outputs) {
   const mx::Stream& s = stream();
-  bool all = form_.keeps_all_states();
   Slotted<Slot> in(form_.inputs, primals);
   // A derivative's own derivative recomputes states where some are kept:
   // nothing goes through those.
-  auto kept = [&](const mx::array& out) {
+  auto kept = [&](const mx::array& out, bool all) {
     return all ? out : mx::stop_gradient(out, s);
   };
   for (int i = 0; i < form_.outputs.size(); ++i) {
@@ -211,14 +228,14 @@ Arrays Recurrence::vjp(
     };
     switch (form_.outputs.at(i)) {
       case Slot::states:
-        in[Slot::states] = kept(out);
-        if (all) {
+        in[Slot::states] = kept(out, form_.keeps_all_states());
+        if (form_.keeps_all_states()) {
           in[Slot::dstates] = cotangent();
         }
         break;
       case Slot::cells:
-        in[Slot::cells] = kept(out);
-        if (all) {
+        in[Slot::cells] = kept(out, form_.keeps_all_cells());
+        if (form_.keeps_all_cells()) {
           in[Slot::dcells] = cotangent();
         }
         break;

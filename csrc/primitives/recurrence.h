@@ -78,6 +78,8 @@ struct RecurrenceForm {
   CourseForm course;
   kernels::Probabilities probabilities{}; // a key is there where one is not 0
   int checkpoint_every = all_states;      // k, or one of the above
+  // Of the second state, where all of the first are kept: k, or all.
+  int cells_every = all_states;
 
   // What follows, from the arrays and from what is asked for.
   Slots<RecurrenceSlot> inputs;
@@ -98,6 +100,9 @@ struct RecurrenceForm {
   }
   bool keeps_all_states() const {
     return checkpoint_every == all_states;
+  }
+  bool keeps_all_cells() const {
+    return keeps_all_states() && cells_every == all_states;
   }
   // x is z already; there is no Wxh and no bias.
   bool projected() const {

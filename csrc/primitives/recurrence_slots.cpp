@@ -73,7 +73,7 @@ constexpr RecurrenceRow table[] = {
      .backward = &BackwardArgs::states,
      .output = &ForwardArgs::states},
     {.slot = Slot::cells,
-     .kind = {"cells", rows, {Size::kept, H}},
+     .kind = {"cells", rows, {Size::kept_cells, H}},
      .backward = &BackwardArgs::cells,
      .output = &ForwardArgs::cells},
     {.slot = Slot::dstates,
@@ -112,13 +112,16 @@ Shapes shapes_of_cell(
   return shapes;
 }
 
-// How the kernels are told which states to keep of L.
-int64_t checkpoint_steps(const RecurrenceForm& form, int64_t L) {
-  if (form.checkpoint_every != checkpoint_square_root) {
-    return form.checkpoint_every;
+// Which states the kernels are to keep of L.
+void set_kept(RecurrenceArgs& args, const RecurrenceForm& form, int64_t L) {
+  args.checkpoint_every = form.checkpoint_every;
+  if (form.checkpoint_every == checkpoint_square_root) {
+    auto root = static_cast<int64_t>(std::sqrt(static_cast<double>(L)));
+    args.checkpoint_every =
+        root * root < L ? root + 1 : std::max<int64_t>(root, 1);
   }
-  auto root = static_cast<int64_t>(std::sqrt(static_cast<double>(L)));
-  return root * root < L ? root + 1 : std::max<int64_t>(root, 1);
+  args.latest_checkpoint = form.latest_checkpoint;
+  args.cells_every = form.cells_every;
 }
 
 } // namespace
@@ -160,10 +163,14 @@ Shapes shapes_of(
   kernels::CellShape cell = form.shape();
   Shapes shapes = shapes_of_cell(x, static_cast<int>(Whh.ndim()) - 2, H, cell);
   int64_t steps = x.shape(-2);
-  shapes.set(
-      Size::kept,
-      kernels::kept_states(
-          steps, checkpoint_steps(form, steps), form.latest_checkpoint));
+  RecurrenceArgs keeps{};
+  set_kept(keeps, form, steps);
+  auto kept = [&](int state) {
+    return kernels::kept_states(
+        steps, keeps.kept_every(state), form.latest_checkpoint);
+  };
+  shapes.set(Size::kept, kept(0));
+  shapes.set(Size::kept_cells, kept(1));
   bool wide = !form.projected() || (cell.slabs() == 1 && x.shape(-1) == H);
   expect(wide && shapes.fit(form.inputs, inputs), primitive);
   return shapes;
@@ -210,8 +217,7 @@ std::vector<RecurrenceArgs> arguments(
   one.kind = form.kind;
   one.activation = form.activation;
   one.projected = form.projected();
-  one.checkpoint_every = checkpoint_steps(form, sizes.L);
-  one.latest_checkpoint = form.latest_checkpoint;
+  set_kept(one, form, sizes.L);
   if (form.function) {
     operands.hold(form.function);
     one.function = &form.function->function();

@@ -158,7 +158,7 @@ class Backpropagation {
   }
 
   Arrays states() const {
-    if (!layer_.keeps_all_states()) {
+    if (!layer_.keeps_all_cells()) {
       return states_of(layer_, inputs_, s_);
     }
     Arrays all;

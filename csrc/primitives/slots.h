@@ -21,7 +21,8 @@ namespace mlx_recurrent {
 // ...).
 enum class Lead : int { sets, rows };
 
-// A size that arrays of a call have in common; `kept` are the states of a row.
+// A size that arrays of a call have in common; `kept` are the states of a row,
+// `kept_cells` its second states.
 // Of a cell with several values of each of H units, as its weights have them.
 enum class Size : int {
   none,
@@ -29,6 +30,7 @@ enum class Size : int {
   D,
   H,
   kept,
+  kept_cells,
   two,
   input_slabs,
   state_slabs,
@@ -208,17 +210,16 @@ class Shapes {
   Shapes(const mx::array& like, int sets, int H)
       : lead_(like.shape().begin(), like.shape().end() - 2),
         sets_(sets),
-        dtype_(like.dtype()),
-        sizes_{
-            0,
-            like.shape(-2),
-            like.shape(-1),
-            H,
-            like.shape(-2),
-            2,
-            H,
-            H,
-            H} {
+        dtype_(like.dtype()) {
+    for (Size size : {Size::L, Size::kept, Size::kept_cells}) {
+      set(size, like.shape(-2));
+    }
+    set(Size::D, like.shape(-1));
+    set(Size::two, 2);
+    for (Size size :
+         {Size::H, Size::input_slabs, Size::state_slabs, Size::saved}) {
+      set(size, H);
+    }
   }
 
   void set(Size size, int64_t value) {
@@ -247,7 +248,7 @@ class Shapes {
   mx::Shape lead_;
   int sets_;
   mx::Dtype dtype_;
-  std::array<int, 9> sizes_; // by Size
+  std::array<int, static_cast<int>(Size::saved) + 1> sizes_{}; // by Size
 };
 
 // For each of the slots, whether its array has axes of rows.

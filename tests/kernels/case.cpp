@@ -80,6 +80,7 @@ const std::vector<Field>& fields() {
       {"slabs", &Case::slabs, {}},
       {"checkpoint_every", &Case::checkpoint_every, {}},
       {"latest_checkpoint", &Case::latest_checkpoint, {}},
+      {"cells_every", &Case::cells_every, {}},
       {"state", &Case::state, {}},
       {"dstates", &Case::dstates, {}},
       {"last_cell", &Case::last_cell, {}},
@@ -121,6 +122,9 @@ void Case::settle_cell() {
   }
   if (!cell_of(of_kind()).has_bhn) {
     bhn = 0;
+  }
+  if (!lstm || checkpoint_every > 0) {
+    cells_every = 0;
   }
   if (!lstm) {
     cell = cell0 = 0;
@@ -200,7 +204,7 @@ void Case::settle() {
     truncate_every = checkpoint_every;
     dstates = dcells = which() != Entry::backward;
   }
-  if (checkpoint_every > 0 || !(traced || leak || kind)) {
+  if (checkpoint_every > 0 || cells_every > 0 || !(traced || leak || kind)) {
     saved = 1;
   }
   if (split == 0) {

@@ -82,8 +82,9 @@ struct Case {
   int64_t alpha = 0, beta = 1, gamma = 1, transposed = 0;
   int64_t states = 1, slabs = 1; // linear_scan
   int64_t checkpoint_every = 0, latest_checkpoint = 0;
-  int64_t state = 1;   // forward: is wanted; backward: has a cotangent
-  int64_t dstates = 1; // backward: the states have one
+  int64_t cells_every = 0; // where all first states are kept
+  int64_t state = 1;       // forward: is wanted; backward: has a cotangent
+  int64_t dstates = 1;     // backward: the states have one
   // The same of a second state, of which forward may also leave none.
   int64_t last_cell = 1, dcells = 1, cells = 1;
   int64_t saved = 1;           // what backward needs beside the states is kept

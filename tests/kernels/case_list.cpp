@@ -119,6 +119,7 @@ Case drawn(Choices& random) {
   c.states = random.whole(0, 1) ? random.whole(1, 3) : 1;
   c.slabs = random.whole(0, 1) ? random.whole(1, 5) : 1;
   c.checkpoint_every = random.whole(0, 1) ? 0 : random.whole(1, 12);
+  c.cells_every = random.whole(0, 1) ? 0 : random.whole(1, 12);
   c.state = random.whole(0, 1);
   c.dstates = random.whole(0, 3) > 0;
   c.saved = random.whole(0, 1);
@@ -343,13 +344,14 @@ std::vector<Case> listed_cases() {
   // Gated cells: with each first state, and states kept and recomputed.
   for (Entry entry : {Entry::forward, Entry::backward}) {
     for (int64_t kind = 1; kind < kKinds; ++kind) {
-      for (int64_t choice = 0; choice < 16; ++choice) {
+      for (int64_t choice = 0; choice < 32; ++choice) {
         Case c = draw(
             static_cast<int64_t>(entry), random.whole(0, kTypes - 1), kind);
         c.hidden = choice & 1;
         c.cell = choice >> 1 & 1;
         c.bias = choice >> 2 & 1;
         c.checkpoint_every = choice & 8 ? random.whole(1, 7) : 0;
+        c.cells_every = choice & 16 ? random.whole(1, 7) : 0;
         c.L = random.whole(1, 20);
         add(c);
       }

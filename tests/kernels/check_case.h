@@ -312,23 +312,24 @@ class Check {
 
   // Of check_recurrence.cpp.
   Operands layer();
-  Left room(int64_t kept) const;
+  Left room(int64_t kept, int64_t kept_cells) const;
   ForwardArgs forward_args(const Operands& o, const Left& left) const;
   // The kept ones of all states, as an operand of the backward pass.
-  const Operand& kept_of(const Output& all);
+  const Operand& kept_of(const Output& all, int state);
   // Elements of what is saved that belong to no step.
   std::vector<bool> unsaved() const;
   // What is the same of a part of the states, beside whole results.
-  void check_kept(const Output& all, const Output& some);
+  void check_kept(const Output& all, const Output& some, int state);
   // Of (0, 1), and both ends.
   std::vector<double> drawn_leak();
   std::vector<double> factors(Drawn what, int64_t n) const;
   // Padding, features that are dropped, and inputs of units that are kept.
   void poison_x(Operand& x) const;
   // States of a row that the forward pass is asked to leave.
-  int64_t kept() const;
+  int64_t kept_every(int state) const;
+  int64_t kept(int state) const;
   // Which of them is that after step i of row n's run; negative: none.
-  int64_t number(int64_t n, int64_t i) const;
+  int64_t number(int64_t n, int64_t i, int state) const;
   // Whether what backward needs beside the states is kept.
   bool keeps_saved() const;
   const Cell& cell() const {

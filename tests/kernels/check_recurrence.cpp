@@ -63,6 +63,7 @@ Check::Operands Check::layer() {
           draws_.draws(),
           0,
           false,
+          0,
           is_traced ? &function_ : nullptr,
           is_traced ? &derivative_ : nullptr},
       Layer{
@@ -87,11 +88,11 @@ Check::Operands Check::layer() {
       x};
 }
 
-Check::Left Check::room(int64_t kept) const {
+Check::Left Check::room(int64_t kept, int64_t kept_cells) const {
   int64_t cells = has_cells() ? c_.N * c_.H : 0;
   return Left{
       Output(type_, c_.N * kept * c_.H),
-      Output(type_, kept * cells),
+      Output(type_, kept_cells * cells),
       Output(type_, c_.N * c_.H),
       Output(type_, cells),
       Output(compute_type(), c_.N * c_.L * cell().saved * c_.H)};
@@ -145,13 +146,17 @@ void Check::poison_x(Operand& x) const {
   }
 }
 
-// States of a row that the forward pass is asked to leave.
-int64_t Check::kept() const {
-  return kept_states(c_.L, c_.checkpoint_every, c_.latest_checkpoint != 0);
+// Of a state, every so many are asked for; 0: all.
+int64_t Check::kept_every(int state) const {
+  return state == 1 && c_.cells_every ? c_.cells_every : c_.checkpoint_every;
+}
+// Those of a row that the forward pass is asked to leave.
+int64_t Check::kept(int state) const {
+  return kept_states(c_.L, kept_every(state), c_.latest_checkpoint != 0);
 }
 // Which of them is that after step i of row n's run; negative: none.
-int64_t Check::number(int64_t n, int64_t i) const {
-  int64_t length = runs_.length(n), every = c_.checkpoint_every;
+int64_t Check::number(int64_t n, int64_t i, int state) const {
+  int64_t length = runs_.length(n), every = kept_every(state);
   if (every == 0) {
     return runs_.place(n, i);
   }
@@ -164,7 +169,7 @@ int64_t Check::number(int64_t n, int64_t i) const {
 bool Check::keeps_saved() const {
   bool needed = c_.kind || c_.leak ||
       c_.activation == static_cast<int64_t>(Activation::traced);
-  return needed && c_.checkpoint_every == 0 && c_.saved;
+  return needed && kept_every(1) == 0 && c_.saved;
 }
 Type Check::compute_type() const {
   return computing(type_);
@@ -186,7 +191,7 @@ std::vector<bool> Check::unsaved() const {
 
 void Check::forward() {
   Operands o = layer();
-  Left all = room(c_.L);
+  Left all = room(c_.L, c_.L);
   ForwardArgs whole = forward_args(o, all);
   run_kernel(kernels_.forward, whole, kAlone, 1);
   expect(all.saved.intact(), "memory around what is saved was changed");
@@ -202,7 +207,8 @@ void Check::forward() {
 
   o.args.checkpoint_every = c_.checkpoint_every;
   o.args.latest_checkpoint = c_.latest_checkpoint != 0;
-  Left some = room(kept());
+  o.args.cells_every = c_.cells_every;
+  Left some = room(kept(0), kept(1));
   ForwardArgs args = forward_args(o, some);
   args.state = c_.state ? some.last.data() : nullptr;
   args.cells = c_.cells ? args.cells : nullptr;
@@ -216,21 +222,22 @@ void Check::forward() {
       "what is saved depends on how it is shared");
   expect(some.last.intact(), "memory around the state was changed");
   expect(some.last_cell.intact(), "memory around the last cell was changed");
-  check_kept(all.states, some.states);
+  check_kept(all.states, some.states, 0);
   if (c_.state) {
     check_last(o.layer.first[0], all.states, some.last);
   }
   if (args.cells) {
-    check_kept(all.cells, some.cells);
+    check_kept(all.cells, some.cells, 1);
   }
   if (args.last_cell) {
     check_last(o.layer.first[1], all.cells, some.last_cell);
   }
 
-  Left other = room(c_.L);
+  Left other = room(c_.L, c_.L);
   whole = forward_args(o, other);
   whole.layer.checkpoint_every = 0;
   whole.layer.latest_checkpoint = false;
+  whole.layer.cells_every = 0;
   auto expect_same = [&](const char* message, const Places& places) {
     run_kernel(kernels_.forward, whole, kAlone, 1);
     same_places(message, places, c_.H, all.states, other.states);
@@ -248,17 +255,18 @@ void Check::forward() {
   });
 }
 
-void Check::check_kept(const Output& all, const Output& some) {
+void Check::check_kept(const Output& all, const Output& some, int state) {
   expect(some.intact(), "memory around the states was changed");
-  if (c_.checkpoint_every == 0) {
+  if (kept_every(state) == 0) {
     same("states depend on how they are shared", all, some);
   }
   for (int64_t n = 0; n < c_.N; ++n) {
     for (int64_t i = 0; i < runs_.length(n); ++i) {
       int64_t from = runs_.index(n, i) * c_.H;
-      int64_t to = (n * kept() + number(n, i)) * c_.H;
+      int64_t found = number(n, i, state);
+      int64_t to = (n * kept(state) + found) * c_.H;
       expect(
-          number(n, i) < 0 || some.same_bits(to, all, from, c_.H),
+          found < 0 || some.same_bits(to, all, from, c_.H),
           "states depend on which are kept, or on how they are shared");
     }
   }
@@ -284,29 +292,32 @@ void Check::check_last(
 }
 
 // What the forward pass would have left.
-const Operand& Check::kept_of(const Output& all) {
-  std::vector<double> left(static_cast<size_t>(c_.N * kept() * c_.H), kNaN);
+const Operand& Check::kept_of(const Output& all, int state) {
+  int64_t count = kept(state);
+  std::vector<double> left(static_cast<size_t>(c_.N * count * c_.H), kNaN);
   for (int64_t n = 0; n < c_.N; ++n) {
     for (int64_t i = 0; i < runs_.length(n); ++i) {
-      for (int64_t j = 0; number(n, i) >= 0 && j < c_.H; ++j) {
-        left[static_cast<size_t>((n * kept() + number(n, i)) * c_.H + j)] =
+      int64_t found = number(n, i, state);
+      for (int64_t j = 0; found >= 0 && j < c_.H; ++j) {
+        left[static_cast<size_t>((n * count + found) * c_.H + j)] =
             all[runs_.index(n, i) * c_.H + j];
       }
     }
   }
-  return place({c_.N, kept(), c_.H}, left);
+  return place({c_.N, count, c_.H}, left);
 }
 
 void Check::backward() {
   Operands o = layer();
-  Left all = room(c_.L);
+  Left all = room(c_.L, c_.L);
   run_kernel(kernels_.forward, forward_args(o, all), kAlone, 1);
   Operand& of_states = draw({c_.N, c_.L, c_.H}, size());
   poison_padding(of_states, c_.H);
   const Operand& of_last = draw({c_.N, 1, c_.H}, size());
-  const Operand& kept_states = kept_of(all.states);
+  const Operand& kept_states = kept_of(all.states, 0);
   o.args.checkpoint_every = c_.checkpoint_every;
   o.args.latest_checkpoint = c_.latest_checkpoint != 0;
+  o.args.cells_every = c_.cells_every;
 
   BackwardArgs args = {};
   args.layer = o.args;
@@ -320,7 +331,7 @@ void Check::backward() {
     Operand& of_cells = draw({c_.N, c_.L, c_.H}, size());
     poison_padding(of_cells, c_.H);
     const Operand& of_last_cell = draw({c_.N, 1, c_.H}, size());
-    args.cells = kept_of(all.cells).sequence();
+    args.cells = kept_of(all.cells, 1).sequence();
     if (c_.dcells) {
       args.dcells = of_cells.sequence();
       cotangents.states[1] = of_cells.values().data();
