@@ -3,6 +3,8 @@
 #   PYTHON=python3.12   the Python that the environment is made from
 #   LAYER=rnn|gru|lstm  the layer of `make demo`
 #   PEERS="torch ..."   more packages for the tests, and the fuzzer, that compare with them
+#   MODELS="g2p-en ..." packages whose trained weights examples read; what such a package
+#                       asks for is not installed
 #   BENCH="--quick"     options of `mlx-recurrent bench`
 #   FUZZ="--cases 1000" options of `make fuzz`; so SOAK, FUZZ_KERNELS, SANITIZE,
 #                       EMULATE
@@ -10,6 +12,7 @@
 PYTHON ?= python3
 LAYER ?= rnn
 PEERS ?=
+MODELS ?=
 BENCH ?=
 FUZZ ?=
 HOSTILE ?=
@@ -41,6 +44,7 @@ demo: $(VENV)/demo
 
 test: $(VENV)/test
 	$(if $(PEERS),$(RUN) -m pip install --quiet $(PEERS))
+	$(if $(MODELS),$(RUN) -m pip install --quiet --no-deps $(MODELS))
 	$(RUN) -m pytest
 
 # Everything public, damaged files, and the kernels.

@@ -9,7 +9,7 @@ from mlx.utils import tree_flatten
 from conftest import DTYPES, draw
 from interchange import check, equal_weights, states_for
 from mlx_recurrent import GRU, LSTM, RNN, Bidirectional, Stack
-from mlx_recurrent.interop import Reversed, from_torch, to_torch, torch_weights
+from mlx_recurrent.interop import Reversed, from_torch, to_torch
 from networks import each_layer, in_dtype
 from tolerances import agree
 
@@ -159,11 +159,6 @@ def test_round_trip(layer, dtype):
     nonlinearity = getattr(module, "nonlinearity", None)
     state = from_torch(module.state_dict(), nonlinearity=nonlinearity)
     equal_weights(state, layer)
-    # Into a layer that is there, by its own names.
-    held = {f"a.b.{name}": a for name, a in module.state_dict().items()}
-    found = torch_weights({"a.c": mx.zeros(1), **held}, layer, "a.b")
-    equal_weights_of(found, layer)
-    assert {a.dtype for a in found.values()} == {dtype}
 
 
 @each_layer
@@ -194,7 +189,6 @@ def test_gated_cells(rng, kind):
     cell = getattr(torch.nn, f"{kind.__name__}Cell")(D, H)
     layer = from_torch(cell)
     equal_weights(from_torch(cell.state_dict()), layer)
-    equal_weights_of(torch_weights(cell.state_dict(), layer), layer)
     again = to_torch(layer, cell=True)
     assert type(again) is type(cell)
     x, states = draw(rng, (N, D), mx.float32), states_for(rng, layer, N)
@@ -292,114 +286,6 @@ def test_state_dict_of_arrays(tmp_path):
     )
     loaded = mx.load(str(tmp_path / "rnn.safetensors"))
     equal_weights(from_torch(loaded), from_torch(module))
-
-
-def equal_weights_of(found, layer):
-    """Arrays by our names are a layer's."""
-    own = dict(tree_flatten(layer.parameters()))
-    assert found.keys() == own.keys()
-    for name, a in found.items():
-        assert mx.array_equal(a, own[name]), name
-
-
-def test_porting_a_model(rng):
-    """As the models of others are ported: by their weights' names in a file."""
-
-    class Ported(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.rnn = Stack.build(D, H, 2, bidirectional=True, layer=LSTM)
-            self.out = nn.Linear(2 * H, 2)
-
-        def __call__(self, x):
-            return self.out(self.rnn(x))
-
-        def sanitize(self, weights):
-            rest = {k: v for k, v in weights.items() if not k.startswith("rnn.")}
-            own = torch_weights(weights, self.rnn, prefix="rnn")
-            return rest | {f"rnn.{name}": a for name, a in own.items()}
-
-    theirs = torch.nn.LSTM(D, H, 2, bidirectional=True, batch_first=True)
-    out = torch.nn.Linear(2 * H, 2)
-    weights = {f"rnn.{k}": mx.array(v.numpy()) for k, v in theirs.state_dict().items()}
-    weights |= {f"out.{k}": mx.array(v.numpy()) for k, v in out.state_dict().items()}
-    model = Ported()
-    model.load_weights(list(model.sanitize(weights).items()))
-    x = draw(rng, (N, L, D), mx.float32)
-    with torch.no_grad():
-        expected = out(theirs(torch.tensor(np.array(x)))[0])
-    agree(model(x), mx.array(expected.numpy()))
-    # A file in half the precision.
-    half = {k: v.astype(mx.float16) for k, v in weights.items()}
-    own = torch_weights(half, model.rnn, "rnn.")
-    assert {a.dtype for a in own.values()} == {mx.float16}
-
-
-@pytest.mark.parametrize(
-    "weights, layer, prefix, error, message",
-    [
-        (
-            "LSTM",
-            LSTM(D, 4),
-            "",
-            ValueError,
-            r"layer, a LSTM, must have \{'Wx': \(16, 5",
-        ),
-        (
-            "LSTM",
-            GRU(D, H),
-            "",
-            ValueError,
-            r"layer, a GRU, .*\(24, 6\) with biases, of",
-        ),
-        ("GRU", GRU(D, H, bias=False), "", ValueError, r"layer, a GRU, must have \{'W"),
-        ("GRU", GRU(D, H, reset_after=False), "", ValueError, "has reset_after=False,"),
-        (
-            "GRU",
-            Stack.build(D, H, 2, layer=GRU),
-            "",
-            ValueError,
-            "must hold weight_ih_l1, but",
-        ),
-        ("two", LSTM(D, H), "", ValueError, "layer, but hold 'bias_hh_l1', for which"),
-        (
-            "LSTM",
-            LSTM(D, H),
-            "rnn",
-            ValueError,
-            "layer's weights in weights, but is 'r",
-        ),
-        ("LSTM", LSTM(D, H), 3, TypeError, "prefix must be a string, but is int"),
-        ("no dict", LSTM(D, H), "", TypeError, "weights must be a dict of arrays, but"),
-        (
-            "LSTM",
-            nn.LSTM(D, H),
-            "",
-            TypeError,
-            "layer must be an mlx_recurrent.RNN, GR",
-        ),
-        ("LSTM", Reversed(LSTM(D, H)), "", TypeError, "layer must be an mlx_recurrent"),
-        (
-            "empty",
-            LSTM(D, H),
-            "",
-            ValueError,
-            "weights must hold weights, but is empty",
-        ),
-        ("projected", LSTM(D, H), "", ValueError, "weights must have no projections"),
-    ],
-)
-def test_refused_weights(weights, layer, prefix, error, message):
-    weights = {
-        "LSTM": lambda: torch.nn.LSTM(D, H).state_dict(),
-        "GRU": lambda: torch.nn.GRU(D, H).state_dict(),
-        "two": lambda: torch.nn.LSTM(D, H, 2).state_dict(),
-        "projected": lambda: torch.nn.LSTM(D, H, proj_size=3).state_dict(),
-        "no dict": lambda: [mx.zeros(3)],
-        "empty": dict,
-    }[weights]()
-    with pytest.raises(error, match=message):
-        torch_weights(weights, layer, prefix)
 
 
 class Larger(torch.nn.Module):

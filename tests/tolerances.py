@@ -62,6 +62,8 @@ DEMO_COUNTED = 1e-12
 # far a mean of random draws may lie from its expectation, in standard errors.
 FIT = 1e-3
 STANDARD_ERRORS = 5.0
+# A published model's probabilities against those of another library.
+PUBLISHED = 1e-4
 # Several processes against one, after some steps of Adam: the same float32 sums over
 # rows in another order. Of the largest entry.
 DISTRIBUTED = 1e-5

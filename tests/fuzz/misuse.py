@@ -230,6 +230,11 @@ WRONG |= {
         *("{'M': 3}", "{'N': 0}", "{'L': 2.0}", "{3: 3}"),
     ],
     "module": [*_NETWORK, "{3: 4}", "'x'", "[]"],
+    "layer of weights": [
+        *_NETWORK,
+        *("RNN(D, H)", "RNN(D, H + 1, False)", "mlx_recurrent.GRU(D, H, False)"),
+        *("nn.LSTM(D, H)", "interop.Reversed(RNN(D, H, False))"),
+    ],
     "tree": [x for x in _NETWORK if x != "RNN"] + ["{'i': 3, 'h': 4}", "{'cell': 3}"],
     "of two": [*JUNK, *NUMBERS, "len", "mx.tanh", "b'relu'", "'Relu'", "['tanh']"],
     "prefix": [*JUNK, *NUMBERS, "None", "b'rnn'", "'rnn'", "'weight_ih'"],
@@ -554,6 +559,15 @@ TABLES = {
     },
 }
 FUNCTIONS |= {
+    "torch_weights": Function(
+        lambda s, f, **a: interop.torch_weights(**a),
+        {
+            "weights": "{'weight_ih': zeros(H, D), 'weight_hh': zeros(H, H)}",
+            "layer": "RNN(D, H, False)",
+        },
+        {"prefix": "''"},
+        {"weights": "module", "layer": "layer of weights"},
+    ),
     "Reversed()": Function(
         lambda s, f, **a: interop.Reversed(**a),
         {"backward": "RNN(D, H)"},
@@ -629,6 +643,7 @@ class Misuse:
             **self.sizes,
             **{"np": np, "mx": mx, "nn": nn, "RNN": RNN, "Decimal": Decimal},
             **{"Fraction": Fraction, "Bidirectional": Bidirectional},
+            "mlx_recurrent": mlx_recurrent,
             "interop": interop,
             **{"nan": float("nan"), "inf": float("inf"), "zeros": zeros},
             "counts": np.arange(np.prod(lead)).reshape(lead) % (L + 1),

@@ -10,6 +10,7 @@ from mlx.nn.layers import activations
 
 from mlx_recurrent.functional.dispatch import Nonlinearity, recognise
 from mlx_recurrent.functional.judging import judge_flag, shown, type_name
+from mlx_recurrent.functional.values import evaluate
 from mlx_recurrent.interop.activations import describe
 from mlx_recurrent.interop.gates import (
     KINDS,
@@ -197,7 +198,7 @@ def torch_weights(
             f"weights must be those of layer, but hold {shown(unused[0])}, for which "
             "it has no place"
         )
-    mx.eval(found)
+    evaluate(*found.values())
     return found
 
 
@@ -488,8 +489,8 @@ def _fitting(
     )
     if kind is not kind_of(layer) or needed != found:
         raise ValueError(
-            f"{name}, a {kind_of(layer).__name__}, must have {needed}, but weights "
-            f"hold weight_ih{place} {sides.Wx.shape} and weight_hh{place} "
+            f"{name}, of class {kind_of(layer).__name__}, must have {needed}, but "
+            f"weights hold weight_ih{place} {sides.Wx.shape} and weight_hh{place} "
             f"{sides.Wh.shape}{'' if sides.bx is None else ' with biases'}, of "
             f"{kind.__name__}"
         )
