@@ -14,6 +14,8 @@ import pytest
 
 import mlx_recurrent
 import reference
+from machines import TwoStreams
+from mlx_recurrent.functional import devices
 from tolerances import wide
 
 DTYPES = [mx.float32, mx.float64, mx.float16, mx.bfloat16]
@@ -122,6 +124,16 @@ def cpu_and_threads():
     yield
     mx.set_default_device(device)
     mlx_recurrent.set_num_threads(threads)
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine whose default stream is not where the kernels run."""
+    if mx.metal.is_available():
+        mx.set_default_device(mx.gpu)
+    else:
+        monkeypatch.setattr(devices, "_here", TwoStreams())
+    return devices.here()
 
 
 def array(values, dtype):

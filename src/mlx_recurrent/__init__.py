@@ -28,6 +28,7 @@ from mlx_recurrent.layers.gru import GRU
 from mlx_recurrent.layers.linear import Linear
 from mlx_recurrent.layers.lstm import LSTM
 from mlx_recurrent.layers.rnn import RNN
+from mlx_recurrent.functional.placement import placement, set_placement
 from mlx_recurrent.functional.plan import Plan
 from mlx_recurrent.layers.stack import Stack
 from mlx_recurrent.layers.streaming import Stream
@@ -52,7 +53,9 @@ __all__ = [
     "interop",
     "lstm",
     "matmul",
+    "placement",
     "rnn",
     "scan",
     "set_num_threads",
+    "set_placement",
 ]

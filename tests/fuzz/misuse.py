@@ -176,6 +176,7 @@ WRONG |= {
         "Fraction(1, 10**400)",
     ],
     "n": [*NUMBER, "0", "-1", "1.5", "nan", "inf", "-(10**5000)", "False"],
+    "mode": [*JUNK, "'gpu'", "''", "'CPU'", "None", "mx.cpu", "1"],
     "model": [x for x in [*JUNK, *NUMBERS] if x not in ("{}", "[[1], [2, 3]]")]
     + ["None", "nn.RNN", "zeros(2)", "len"],
     "out": [
@@ -482,6 +483,9 @@ FUNCTIONS = {
     ),
     "set_num_threads": Function(
         lambda s, f, **a: mlx_recurrent.set_num_threads(**a), {"n": "2"}
+    ),
+    "set_placement": Function(
+        lambda s, f, **a: mlx_recurrent.set_placement(**a), {"mode": "'auto'"}
     ),
 }
 

@@ -13,7 +13,13 @@ from mlx_recurrent.functional.functions import (
     set_num_threads,
 )
 from mlx_recurrent.functional.gated import gru, lstm
-from mlx_recurrent.functional.layer_calls import Function, cell_of, plan, step
+from mlx_recurrent.functional.layer_calls import (
+    Function,
+    cell_of,
+    one_step,
+    plan,
+    step,
+)
 
 __all__ = [
     "Function",
@@ -24,6 +30,7 @@ __all__ = [
     "linear",
     "lstm",
     "matmul",
+    "one_step",
     "plan",
     "rnn",
     "scan",

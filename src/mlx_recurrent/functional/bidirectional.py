@@ -7,6 +7,7 @@ import mlx.core as mx
 
 from mlx_recurrent import _native
 from mlx_recurrent.functional.cells import Cell
+from mlx_recurrent.functional.devices import StreamOrDevice
 from mlx_recurrent.functional.layer_calls import Function, cell_of, judged
 from mlx_recurrent.functional.operands import Judged, Operands, bind
 from mlx_recurrent.functional.options import (
@@ -81,30 +82,31 @@ def bidirectional(
         cell=cell.kernel,
     ):
         return None
-    first, second = (bind(call, None) for call in (one, other))
-    bound = bound_options(one, None) or BoundOptions()
+    stream = one.place.stream
+    first, second = (bind(call, stream) for call in (one, other))
+    bound = bound_options(one, stream) or BoundOptions()
     lengths, reset, mask = bound.lengths, bound.reset, bound.mask
     bound = bound._replace(
-        lengths=None if lengths is None else _twice(lengths, 0),
-        reset=None if reset is None else _twice(reset, 1),
-        mask=None if mask is None else _twice(mask, 1),
+        lengths=None if lengths is None else _twice(lengths, 0, stream),
+        reset=None if reset is None else _twice(reset, 1, stream),
+        mask=None if mask is None else _twice(mask, 1, stream),
         flips=0,
     )
     several = len(cell.states) > 1
     result = _native.recurrence(
         Operands(
-            x=_twice(first.x, 2),
-            Wxh=_pair(first.Wxh, second.Wxh),
-            bias=_pair(first.bias, second.bias),
-            Whh=_both(first.Whh, second.Whh),
-            hidden=_pair(first.hidden, second.hidden),
-            bhn=_pair(first.bhn, second.bhn),
-            cell=_pair(first.cell, second.cell),
+            x=_twice(first.x, 2, stream),
+            Wxh=_pair(first.Wxh, second.Wxh, stream),
+            bias=_pair(first.bias, second.bias, stream),
+            Whh=_both(first.Whh, second.Whh, stream),
+            hidden=_pair(first.hidden, second.hidden, stream),
+            bhn=_pair(first.bhn, second.bhn, stream),
+            cell=_pair(first.cell, second.cell, stream),
         ),
         one.choice.activation,
         bound,
         several,  # then only the outputs are results for every step
-        None,
+        stream,
     )
     outputs: mx.array = result[0] if several else result
     return outputs
@@ -139,19 +141,21 @@ def _likeness(call: Judged) -> tuple[Any, ...]:
     )
 
 
-def _twice(a: mx.array, tail: int) -> mx.array:
+def _twice(a: mx.array, tail: int, stream: StreamOrDevice) -> mx.array:
     """Return an array behind a new axis of two; ``tail`` axes follow those of rows."""
     # Not a stack, whose gradient cannot be part of a shapeless function.
-    like = mx.zeros((2, *[1] * (a.ndim - tail)), a.dtype)
-    return _native.widen(mx.expand_dims(a, 0), tail, like, 0, None)
+    like = mx.zeros((2, *[1] * (a.ndim - tail)), a.dtype, stream=stream)
+    return _native.widen(mx.expand_dims(a, 0, stream=stream), tail, like, 0, stream)
 
 
-def _pair(a: mx.array | None, b: mx.array | None) -> mx.array | None:
-    return None if a is None or b is None else _both(a, b)
+def _pair(
+    a: mx.array | None, b: mx.array | None, stream: StreamOrDevice
+) -> mx.array | None:
+    return None if a is None or b is None else _both(a, b, stream)
 
 
-def _both(a: mx.array, b: mx.array) -> mx.array:
+def _both(a: mx.array, b: mx.array, stream: StreamOrDevice) -> mx.array:
     """Return two arrays of one shape behind a new axis."""
     # Not a selection of MLX's, whose derivative multiplies by zero: NaN of one
     # direction would reach the other.
-    return mx.moveaxis(_native.two_steps(a, b, None), -2, 0)
+    return mx.moveaxis(_native.two_steps(a, b, stream), -2, 0, stream=stream)

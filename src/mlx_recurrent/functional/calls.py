@@ -3,12 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 from mlx_recurrent.functional.cells import ELMAN, GRU, GRU_RESET_BEFORE, LSTM
-from mlx_recurrent.functional.dispatch import (
-    Nonlinearity,
-    StreamOrDevice,
-    choose,
-    choose_cell,
-)
+from mlx_recurrent.functional.devices import StreamOrDevice
+from mlx_recurrent.functional.dispatch import Nonlinearity, choose, choose_cell
 from mlx_recurrent.functional.foreign import judge_keywords
 from mlx_recurrent.functional.judging import (
     judge_array,
@@ -96,8 +92,7 @@ def judge_gru(
         )
     sequence = judge_projection(x, Wx, b, cell)
     judge_stream(stream)
-    choice = choose_cell(cell, stream)
-    return judge(sequence, Wh, (hidden,), choice, options, bhn)
+    return judge(sequence, Wh, (hidden,), choose_cell(cell), options, bhn, stream)
 
 
 def judge_lstm(
@@ -115,7 +110,8 @@ def judge_lstm(
     judge_keywords(options, LSTMOptions, LSTM.states)
     sequence = judge_projection(x, Wx, bias, LSTM)
     judge_stream(stream)
-    return judge(sequence, Wh, (hidden, cell), choose_cell(LSTM, stream), options)
+    states = (hidden, cell)
+    return judge(sequence, Wh, states, choose_cell(LSTM), options, None, stream)
 
 
 def _judge_elman(
@@ -130,5 +126,5 @@ def _judge_elman(
     judge_stream(stream)
     if nonlinearity is not None:
         judge_nonlinearity(nonlinearity)
-    choice = choose(nonlinearity, stream)
-    return judge(sequence, Whh, (hidden,), choice, options)
+    choice = choose(nonlinearity)
+    return judge(sequence, Whh, (hidden,), choice, options, None, stream)

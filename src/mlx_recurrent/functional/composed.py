@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import mlx.core as mx
 
 from mlx_recurrent.functional.cells import States
-from mlx_recurrent.functional.dispatch import StreamOrDevice
+from mlx_recurrent.functional.devices import StreamOrDevice
 from mlx_recurrent.functional.options import BoundOptions
 from mlx_recurrent.functional.steps import Step
 from mlx_recurrent.functional.transition import OptionsTransition, Transition

@@ -14,17 +14,15 @@ from mlx.utils import tree_flatten
 
 from mlx_recurrent import _native
 from mlx_recurrent.functional.cells import Cell, sigmoid
+from mlx_recurrent.functional.devices import StreamOrDevice, on_cpu
 
 Nonlinearity: TypeAlias = Callable[[mx.array], mx.array]
-StreamOrDevice: TypeAlias = (
-    mx.Stream | mx.ThreadLocalStream | mx.Device | mx.DeviceType | None
-)
 
 # How many exporting() the present context is inside of.
 _exporting: ContextVar[int] = ContextVar("mlx_recurrent.exporting", default=0)
 
 # MLX's Linux wheel multiplies with reference BLAS; elsewhere its own product is fast.
-_SLOW_MLX_PRODUCT = sys.platform.startswith("linux")
+SLOW_MLX_PRODUCT = sys.platform.startswith("linux")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,26 +139,24 @@ class exporting:
         _exporting.set(_exporting.get() - 1)
 
 
-def choose(nonlinearity: Nonlinearity | None, stream: StreamOrDevice) -> Choice:
-    """Return the path for a nonlinearity on a stream.
+def choose(nonlinearity: Nonlinearity | None) -> Choice:
+    """Return the path for a nonlinearity on the CPU.
 
     Args:
         nonlinearity (callable, optional): The nonlinearity. ``None`` is tanh.
-        stream (Stream or Device, optional): The stream. ``None`` is the default one.
     """
     if nonlinearity is None:
         choice = _TANH
     else:
         choice = recognise(nonlinearity) or Choice(None, nonlinearity)
-    return _placed(choice, stream)
+    return _unless_exporting(choice)
 
 
-def choose_cell(cell: Cell, stream: StreamOrDevice) -> Choice:
-    """Return the path for a cell with a function of its own on a stream.
+def choose_cell(cell: Cell) -> Choice:
+    """Return the path for a cell with a function of its own on the CPU.
 
     Args:
         cell (Cell): The cell.
-        stream (Stream or Device, optional): The stream. ``None`` is the default one.
     """
     choice = Choice(cell.name, None)
     if cell.step is None:
@@ -168,16 +164,18 @@ def choose_cell(cell: Cell, stream: StreamOrDevice) -> Choice:
             "reset_after is False: the reset comes before the product, which is then a "
             "second one at each step"
         )
-    return _placed(choice, stream)
+    return _unless_exporting(choice)
 
 
-def _placed(choice: Choice, stream: StreamOrDevice) -> Choice:
-    """Return the path where the place of a call may bar the kernels."""
-    if not _on_cpu(stream):
-        choice = choice.composed(
-            "the call is on the GPU, where the native kernels, written for the CPU, "
-            "cannot run (mx.set_default_device(mx.cpu) selects the CPU)"
-        )
+def on_gpu(choice: Choice) -> Choice:
+    """Return the path of a call on the GPU that would take another on the CPU."""
+    return choice.composed(
+        "the call is on the GPU, where the native kernels, written for the CPU, cannot "
+        'run (stream=mx.cpu and the placement "cpu" select the CPU)'
+    )
+
+
+def _unless_exporting(choice: Choice) -> Choice:
     if _exporting.get():
         choice = choice.composed(
             "the call is inside mlx_recurrent.exporting(), where all is made of MLX's "
@@ -189,7 +187,7 @@ def _placed(choice: Choice, stream: StreamOrDevice) -> Choice:
 def native(nonlinearity: Nonlinearity | None) -> str | None:
     """Return the kernel's name for a nonlinearity where a call runs it, else ``None``.
 
-    What :func:`choose` finds for the default stream, in less time.
+    What :func:`choose` finds, in less time.
     """
     choice = _TANH if nonlinearity is None else recognise(nonlinearity)
     if choice is None or not has_kernels(None):
@@ -234,8 +232,11 @@ def has_own_product(stream: StreamOrDevice, *operands: Any) -> bool:
         operands (array, optional): What is multiplied and added. MLX's product takes
             complex numbers, this package's does not.
     """
-    if not _SLOW_MLX_PRODUCT or not has_kernels(stream):
-        return False
+    return SLOW_MLX_PRODUCT and has_kernels(stream) and are_real(*operands)
+
+
+def are_real(*operands: Any) -> bool:
+    """Return whether none is an array of complex numbers."""
     return not any(
         isinstance(a, mx.array) and a.dtype == mx.complex64 for a in operands
     )
@@ -247,14 +248,7 @@ def has_kernels(stream: StreamOrDevice) -> bool:
     Args:
         stream (Stream or Device, optional): The stream. ``None`` is the default one.
     """
-    return not _exporting.get() and _on_cpu(stream)
-
-
-def _on_cpu(stream: StreamOrDevice) -> bool:
-    if stream is None:
-        return mx.default_device() == mx.cpu
-    device = getattr(stream, "device", stream)
-    return bool(getattr(device, "type", device) == mx.cpu)
+    return not _exporting.get() and on_cpu(stream)
 
 
 def recognise(nonlinearity: Nonlinearity) -> Choice | None:

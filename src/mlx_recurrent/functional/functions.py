@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal, cast, overload
 import mlx.core as mx
 
 from mlx_recurrent import _native
-from mlx_recurrent.functional import dispatch
+from mlx_recurrent.functional import dispatch, placement
 from mlx_recurrent.functional.calls import judge_rnn, judge_scan
-from mlx_recurrent.functional.dispatch import Nonlinearity, StreamOrDevice
+from mlx_recurrent.functional.devices import StreamOrDevice
+from mlx_recurrent.functional.dispatch import Nonlinearity
 from mlx_recurrent.functional.judging import (
     ReturnState,
     judge_array,
@@ -162,7 +163,7 @@ def rnn(
         stream=stream,
         **options,
     )
-    return cast("mx.array | tuple[mx.array, mx.array]", run(call, return_state, stream))
+    return cast("mx.array | tuple[mx.array, mx.array]", run(call, return_state))
 
 
 @overload
@@ -248,7 +249,7 @@ def scan(
     call = judge_scan(
         z, Whh, hidden, nonlinearity=nonlinearity, stream=stream, **options
     )
-    return cast("mx.array | tuple[mx.array, mx.array]", run(call, return_state, stream))
+    return cast("mx.array | tuple[mx.array, mx.array]", run(call, return_state))
 
 
 def matmul(
@@ -303,7 +304,7 @@ def matmul(
         judge_bias(bias, (*shape[:-1], M))
         operands["bias"] = bias
     judge_floating(operands)
-    return project(x, w, bias, stream)
+    return project(x, w, bias, placement.moved(stream))
 
 
 def linear(
@@ -317,10 +318,12 @@ def linear(
         bias (array, optional): ``(M,)``.
         upstream (callable): MLX's layer, of ``x``.
     """
-    if weight.ndim == 2 and dispatch.has_own_product(None, x, weight, bias):
-        return matmul(x, weight, bias)
-    operands = [a for a in (x, weight, bias) if isinstance(a, mx.array)]
-    _native.expect_operands(operands, None)
+    stream = placement.moved(None)
+    operands = (x, weight, bias)
+    moves = stream is not None and dispatch.are_real(*operands)
+    if weight.ndim == 2 and (moves or dispatch.has_own_product(None, *operands)):
+        return matmul(x, weight, bias, stream=stream)
+    _native.expect_operands([a for a in operands if isinstance(a, mx.array)], None)
     return upstream(x)
 
 

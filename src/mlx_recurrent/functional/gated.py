@@ -6,7 +6,8 @@ import mlx.core as mx
 
 from mlx_recurrent import _native
 from mlx_recurrent.functional.calls import judge_gru, judge_lstm
-from mlx_recurrent.functional.dispatch import StreamOrDevice, has_kernels
+from mlx_recurrent.functional.devices import StreamOrDevice
+from mlx_recurrent.functional.dispatch import has_kernels
 from mlx_recurrent.functional.judging import ReturnState, judge_return_state
 from mlx_recurrent.functional.options import (
     BidirectionalOptions,
@@ -145,7 +146,7 @@ def gru(
     call = judge_gru(
         x, Wx, Wh, b, bhn, hidden, reset_after=reset_after, stream=stream, **options
     )
-    return cast("mx.array | tuple[mx.array, mx.array]", run(call, return_state, stream))
+    return cast("mx.array | tuple[mx.array, mx.array]", run(call, return_state))
 
 
 @overload
@@ -262,4 +263,4 @@ def lstm(
             return (result[0], result[1:]) if return_state else result
     judge_return_state(return_state)
     call = judge_lstm(x, Wx, Wh, bias, hidden, cell, stream=stream, **options)
-    return cast("tuple[mx.array, Any]", run(call, return_state, stream))
+    return cast("tuple[mx.array, Any]", run(call, return_state))

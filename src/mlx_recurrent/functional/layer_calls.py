@@ -9,7 +9,7 @@ import mlx.core as mx
 from mlx_recurrent import _native
 from mlx_recurrent.functional.calls import judge_gru, judge_lstm, judge_rnn
 from mlx_recurrent.functional.cells import ELMAN, GRU, LSTM, Cell
-from mlx_recurrent.functional.dispatch import StreamOrDevice
+from mlx_recurrent.functional.devices import StreamOrDevice
 from mlx_recurrent.functional.functions import rnn
 from mlx_recurrent.functional.gated import gru, lstm
 from mlx_recurrent.functional.judging import (
@@ -20,6 +20,7 @@ from mlx_recurrent.functional.judging import (
 from mlx_recurrent.functional.masks import undrawn
 from mlx_recurrent.functional.operands import Judged, Sequence, judge_state
 from mlx_recurrent.functional.options import Values, judge_flags
+from mlx_recurrent.functional.placement import moved
 from mlx_recurrent.functional.plan import Plan
 from mlx_recurrent.functional.running import read
 
@@ -79,10 +80,15 @@ def step(
         for name, state in states.items():
             if isinstance(state, mx.array) and getattr(Wh, "ndim", 0) == 2:
                 lead = judge_state(name, state, sequence, lead, Wh)
-        reset = mx.expand_dims(judge_flags("reset", reset, "x", lead, ()), -1)
+        reset = one_step(judge_flags("reset", reset, "x", lead, ()), -1)
     return function(
-        mx.expand_dims(x, -2), reset=reset, return_state="only", **states, **arguments
+        one_step(x, -2), reset=reset, return_state="only", **states, **arguments
     )
+
+
+def one_step(x: mx.array, axis: int) -> mx.array:
+    """Return an array with an axis for a single step, where such a call runs."""
+    return mx.expand_dims(x, axis, stream=moved(None))
 
 
 def plan(
@@ -100,21 +106,29 @@ def plan(
     """
     call = judged(function, x, *operands, stream=stream, **arguments)
     judge_return_state(return_state)
-    return plan_of(call, stream)
+    return plan_of(call)
 
 
-def plan_of(call: Judged, stream: StreamOrDevice) -> Plan:
+def plan_of(call: Judged) -> Plan:
     """Return what a judged call would run, and why."""
-    choice = call.choice
+    choice, place = call.choice, call.place
     if choice.readable:
         with undrawn():
-            choice, _, _ = read(call, stream)
+            choice, _, _ = read(call)
+    where: dict[str, Any] = {"place": place.device, "place_reason": place.reason}
     if choice.activation is None:
-        return Plan(choice.path, choice.reason)
+        if place.otherwise:
+            where = {"place": "gpu", "place_reason": place.otherwise.reason}
+        return Plan(choice.path, choice.reason, **where)
     L, D = call.sequence.x.shape[-2:]
     parts = _native.partition(
         math.prod(call.lead), L, D, call.sequence.H, call.dtype, call.cell.kernel
     )
     return Plan(
-        choice.path, choice.reason, parts["isa"], parts["threads"], parts["split"]
+        choice.path,
+        choice.reason,
+        parts["isa"],
+        parts["threads"],
+        parts["split"],
+        **where,
     )

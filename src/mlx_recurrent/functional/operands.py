@@ -11,7 +11,8 @@ import numpy as np
 from mlx_recurrent import _native
 from mlx_recurrent.functional import dispatch
 from mlx_recurrent.functional.cells import ELMAN, Cell, States
-from mlx_recurrent.functional.dispatch import Choice, StreamOrDevice
+from mlx_recurrent.functional.devices import StreamOrDevice
+from mlx_recurrent.functional.dispatch import Choice
 from mlx_recurrent.functional.judging import (
     FLOATING,
     broadcasts,
@@ -19,6 +20,8 @@ from mlx_recurrent.functional.judging import (
     judge_array,
 )
 from mlx_recurrent.functional.options import JudgedOptions, judge_options
+from mlx_recurrent.functional.placement import Place, Work
+from mlx_recurrent.functional.placement import place as place_of
 from mlx_recurrent.functional.values import as_dtype
 
 # What the kernels can count: a product of sizes stays below 2**63.
@@ -67,6 +70,7 @@ class Judged(NamedTuple):
         hidden_bias (array, optional): That of what the state alone gives.
         states (tuple(array)): Those before the first step.
         options (JudgedOptions, optional): The options.
+        place (Place): Where it runs.
     """
 
     choice: Choice
@@ -77,6 +81,7 @@ class Judged(NamedTuple):
     hidden_bias: mx.array | None
     states: States
     options: JudgedOptions | None
+    place: Place
 
     @property
     def cell(self) -> Cell:
@@ -132,7 +137,8 @@ def judge(
     states: tuple[Any, ...],
     choice: Choice,
     options: Mapping[str, Any],
-    hidden_bias: Any = None,
+    hidden_bias: Any,
+    stream: StreamOrDevice,
 ) -> Judged:
     """Judge the operands and the options of the recurrence over a sequence.
 
@@ -182,7 +188,21 @@ def judge(
     )
     operands = {name: a for name, a in given.items() if a is not None}
     dtype = _judge_dtypes(sequence, operands, Wh, weights)
-    return Judged(choice, dtype, lead, sequence, Wh, hidden_bias, states, judged)
+    kernels = choice.activation is not None or choice.readable
+    place = place_of(_work(sequence, lead), kernels, stream)
+    if place.device == "gpu":
+        choice = dispatch.on_gpu(choice)
+    return Judged(choice, dtype, lead, sequence, Wh, hidden_bias, states, judged, place)
+
+
+def _work(sequence: Sequence, lead: tuple[int, ...]) -> Work:
+    cell, x = sequence.cell, sequence.x
+    N, L, D = (
+        math.prod(lead),
+        x.shape[-2],
+        x.shape[-1] if sequence.Wx is not None else 0,
+    )
+    return Work(cell.name, N, L, D, sequence.H, cell.input_rows)
 
 
 def judge_bias(bias: Any, shape: tuple[int, ...], name: str = "bias") -> None:

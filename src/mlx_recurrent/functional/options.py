@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias, TypedDict, TypeVar
 import mlx.core as mx
 import numpy as np
 
-from mlx_recurrent.functional.dispatch import StreamOrDevice
+from mlx_recurrent.functional.devices import StreamOrDevice
 from mlx_recurrent.functional.judging import (
     FLOATING,
     dtype_name,

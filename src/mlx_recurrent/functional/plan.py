@@ -25,6 +25,9 @@ class Plan:
             several layers.
         parts (dict, optional): Of several layers: the plan of each, by its name in the
             module, ``"layers[0]"`` or ``"forward"``. Default: ``{}``.
+        place (str, optional): Where it would run: ``"cpu"`` or ``"gpu"``. ``None`` of
+            several layers that do not all run in one place.
+        place_reason (str, optional): Why there.
 
     Example:
         >>> import mlx.core as mx
@@ -40,6 +43,8 @@ class Plan:
     threads: int | None = None
     partition: Literal["none", "batch", "hidden"] | None = None
     parts: Mapping[str, "Plan"] = field(default_factory=dict, hash=False)
+    place: Literal["cpu", "gpu"] | None = None
+    place_reason: str = ""
 
     def __str__(self) -> str:
         if self.parts:
@@ -52,7 +57,7 @@ class Plan:
             return (
                 f"Composed path, because {self.reason}: at each step one matrix "
                 "product and what the cell makes of it, as MLX operations; the "
-                "cost is linear in the length of the sequence."
+                f"cost is linear in the length of the sequence.{self._where()}"
             )
         work = {
             "batch": f"{self.threads} threads that divide the batch",
@@ -61,11 +66,26 @@ class Plan:
         return (
             f"{self.path.capitalize()} path, because {self.reason}: the whole sequence "
             f"in one CPU kernel, with {self.isa} instructions, on {work}."
+            f"{self._where()}"
         )
+
+    def _where(self) -> str:
+        if self.place is None:
+            return ""
+        return f" It runs on the {self.place.upper()}: {self.place_reason}."
 
 
 def together(parts: Mapping[str, Plan]) -> Plan:
     """Return the plan of several layers, from that of each by its name."""
     path = max((part.path for part in parts.values()), key=_PATHS.index)
     reasons = (f"{name}: {part.reason}" for name, part in parts.items())
-    return Plan(path, "; ".join(reasons), parts=dict(parts))
+    places = {part.place for part in parts.values()}
+    return Plan(
+        path,
+        "; ".join(reasons),
+        parts=dict(parts),
+        place=places.pop() if len(places) == 1 else None,
+        place_reason="; ".join(
+            f"{n}: {part.place_reason}" for n, part in parts.items()
+        ),
+    )

@@ -10,7 +10,8 @@ from mlx.utils import tree_flatten
 from mlx_recurrent import _native
 from mlx_recurrent.functional import composed, dispatch
 from mlx_recurrent.functional.cells import ELMAN
-from mlx_recurrent.functional.dispatch import Choice, StreamOrDevice
+from mlx_recurrent.functional.devices import StreamOrDevice
+from mlx_recurrent.functional.dispatch import Choice
 from mlx_recurrent.functional.judging import FLOATING, ReturnState
 from mlx_recurrent.functional.masks import draw_key
 from mlx_recurrent.functional.operands import Judged, Operands, bind, project, starts
@@ -21,12 +22,13 @@ from mlx_recurrent.functional.transition import inputs
 from mlx_recurrent.functional.values import as_dtype
 
 
-def run(call: Judged, return_state: ReturnState, stream: StreamOrDevice) -> Any:
+def run(call: Judged, return_state: ReturnState) -> Any:
     """Return the outputs of a call, the state after it, or both.
 
     Of a cell with several states: those of every step, a tuple; the outputs, and the
     tuple of the states after the last step; or that tuple alone.
     """
+    stream = call.place.stream
     options = bound_options(call, stream)
     activation = call.choice.activation
     operands: Operands | None = None
@@ -34,8 +36,10 @@ def run(call: Judged, return_state: ReturnState, stream: StreamOrDevice) -> Any:
     if activation is not None:
         operands = bind(call, stream)
     elif call.choice.readable:
-        choice, operands, begun = read(call, stream)
+        choice, operands, begun = read(call)
         activation = choice.activation
+        if activation is None and call.place.otherwise:
+            stream = call.place.otherwise.stream
     if activation is None:
         # With optional terms the first steps are others than those that were read.
         begun = begun if options is None else []
@@ -58,18 +62,17 @@ def bound_options(call: Judged, stream: StreamOrDevice) -> BoundOptions | None:
     return options
 
 
-def read(
-    call: Judged, stream: StreamOrDevice
-) -> tuple[Choice, Operands | None, list[mx.array]]:
+def read(call: Judged) -> tuple[Choice, Operands | None, list[mx.array]]:
     """Read the nonlinearity; return the path, and its calls for the first steps."""
-    choice = call.choice
+    choice, place = call.choice, call.place
     if call.sequence.x.shape[-2] == 0:
         return choice.after_reading(None, "is not called for no steps"), None, []
     if mx.result_type(*call.sequence.operands.values()) != call.dtype:
         return choice.after_reading(None, "is called with several dtypes"), None, []
-    operands = bind(call, stream)
+    operands = bind(call, place.stream)
     assert choice.nonlinearity is not None  # for the type checker: it is readable
-    function, obstacle, begun = trace(choice.nonlinearity, operands, stream)
+    own = (place.otherwise or place).stream
+    function, obstacle, begun = trace(choice.nonlinearity, operands, place.stream, own)
     return choice.after_reading(function, obstacle), operands, begun
 
 

@@ -6,7 +6,8 @@ from typing import NoReturn, TypeAlias
 import mlx.core as mx
 
 from mlx_recurrent.functional.cells import ELMAN, Cell, States, sigmoid
-from mlx_recurrent.functional.dispatch import Nonlinearity, StreamOrDevice
+from mlx_recurrent.functional.devices import StreamOrDevice
+from mlx_recurrent.functional.dispatch import Nonlinearity
 from mlx_recurrent.functional.judging import broadcasts
 from mlx_recurrent.functional.transition import Transition
 

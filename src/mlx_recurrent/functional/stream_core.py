@@ -96,7 +96,7 @@ def prepare(
     features = Wx.shape[-1] if getattr(Wx, "ndim", 0) else 0
     x = mx.broadcast_to(as_dtype(_ZERO, dtype), (*lead, 2, features))
     call = judged(function, x, **arguments, training=False, stream=mx.cpu)
-    found = plan_of(call, mx.cpu)
+    found = plan_of(call)
     to = _NUMPY[dtype]
     weights = _weights(call, dtype, found.path == "composed")
     D, H = weights.Wx.shape[1], weights.Wh.shape[1]
@@ -115,7 +115,7 @@ def prepare(
     if found.path == "traced":
         operands = Operands(x, weights.Wx, weights.bias, weights.Wh, None)
         assert choice.nonlinearity is not None
-        traced, obstacle, _ = trace(choice.nonlinearity, operands, mx.cpu)
+        traced, obstacle, _ = trace(choice.nonlinearity, operands, mx.cpu, mx.cpu)
         choice = choice.after_reading(traced, obstacle)
     elif found.path == "composed":
         choice = choice.composed(found.reason)

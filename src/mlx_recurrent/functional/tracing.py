@@ -12,7 +12,8 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_recurrent import _native
-from mlx_recurrent.functional.dispatch import Nonlinearity, StreamOrDevice
+from mlx_recurrent.functional.devices import StreamOrDevice
+from mlx_recurrent.functional.dispatch import Nonlinearity
 
 if TYPE_CHECKING:
     from mlx_recurrent.functional.operands import Operands
@@ -56,6 +57,7 @@ def trace(
     nonlinearity: Nonlinearity,
     operands: "Operands",
     stream: StreamOrDevice,
+    own: StreamOrDevice,
 ) -> Trace:
     """Call a callable for the first step of a sequence, and read what it did.
 
@@ -66,6 +68,7 @@ def trace(
         nonlinearity (callable): The callable.
         operands (Operands): What the recurrence has, with at least one step.
         stream (Stream or Device, optional): The stream. ``None`` is the default one.
+        own (Stream or Device, optional): That of the callable's own operations.
     """
     begun: list[mx.array] = []
     dtype = operands.x.dtype
@@ -92,8 +95,7 @@ def trace(
     def stop(obstacle: str) -> Trace:
         return Trace(None, obstacle, begun)
 
-    # The callable's own operations belong on the stream too.
-    with nullcontext() if stream is None else mx.stream(stream):
+    with nullcontext() if own is None else mx.stream(own):
         first, obstacle = call(operands.hidden)
         if first is None or obstacle:
             return stop(obstacle)
@@ -117,12 +119,12 @@ def trace(
         except ValueError as error:
             return stop(str(error))
         if function.verdict is None:
-            function.verdict = _runs_as_mlx(function, dtype)
+            function.verdict = _runs_as_mlx(function, dtype, stream)
         if not function.verdict:
             return stop("gives other values in the kernels than in MLX")
         # A single step is what it was read to be. Of several only two were seen.
         if several:
-            known[function] = _disagreement(nonlinearity, function, begun[0])
+            known[function] = _disagreement(nonlinearity, function, begun[0], stream)
             if known[function]:
                 return stop(known[function])
     return Trace(function, "", begun)
@@ -202,17 +204,22 @@ def _agree(one: Nonlinearity, other: Nonlinearity, sample: mx.array) -> bool:
     )
 
 
-def _runs_as_mlx(function: "_native.Traced", dtype: mx.Dtype) -> bool:
+def _runs_as_mlx(
+    function: "_native.Traced", dtype: mx.Dtype, stream: StreamOrDevice
+) -> bool:
     sample = mx.array(_values(dtype), dtype)
     return _agree(
-        lambda a: _native.pointwise(a, function, None),
+        lambda a: _native.pointwise(a, function, stream),
         lambda a: _native.replay(a, function),
         sample,
     )
 
 
 def _disagreement(
-    nonlinearity: Nonlinearity, function: "_native.Traced", result: mx.array
+    nonlinearity: Nonlinearity,
+    function: "_native.Traced",
+    result: mx.array,
+    stream: StreamOrDevice,
 ) -> str:
     """Why a callable is not what it was read to be; empty where it is."""
     # Each value in each place, in as many axes as the callable is given.
@@ -224,7 +231,7 @@ def _disagreement(
     sample = mx.array(values[places % values.size].reshape(shape), result.dtype)
     try:
         same = _agree(
-            lambda a: _native.pointwise(a, function, None), nonlinearity, sample
+            lambda a: _native.pointwise(a, function, stream), nonlinearity, sample
         )
     except MemoryError:  # which is no word on the callable
         raise

@@ -7,7 +7,8 @@ shape where only its second operand is mapped.
 import mlx.core as mx
 
 from mlx_recurrent.functional.cells import States
-from mlx_recurrent.functional.dispatch import StreamOrDevice, product
+from mlx_recurrent.functional.devices import StreamOrDevice
+from mlx_recurrent.functional.dispatch import product
 from mlx_recurrent.functional.masks import Mask, hits
 from mlx_recurrent.functional.options import BoundOptions
 from mlx_recurrent.functional.padding import only_taken

@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_recurrent import _native
-from mlx_recurrent.functional.dispatch import StreamOrDevice
+from mlx_recurrent.functional.devices import StreamOrDevice
 
 
 def evaluate(*arrays: mx.array) -> None:

@@ -4,6 +4,7 @@ from typing import Any, TypeVar
 from mlx.nn.layers import linear, recurrent
 from mlx.nn.layers.base import Module
 
+from mlx_recurrent.functional import dispatch
 from mlx_recurrent.functional.judging import type_name
 from mlx_recurrent.layers.gru import GRU
 from mlx_recurrent.layers.linear import Linear
@@ -27,7 +28,8 @@ def accelerate(model: T) -> T:
     :class:`mlx.nn.LSTM` or :class:`mlx.nn.Linear` becomes this package's layer of the
     same name: once for each object, wherever modules,
     lists, dictionaries and tuples (plain or named) hold it, also under private names
-    and inside a nonlinearity. The new layer has the same arrays, frozen parameters,
+    and inside a nonlinearity. :class:`mlx.nn.Linear` stays MLX's where its product is
+    fast, everywhere but on Linux. The new layer has the same arrays, frozen parameters,
     mode and nonlinearity. Modules, lists and dictionaries are changed in place.
 
     Args:
@@ -109,7 +111,7 @@ def _make(value: tuple[Any, ...], items: list[Any]) -> tuple[Any, ...]:
 
 def _replace(layer: Any) -> Any:
     kind = _REPLACEMENTS.get(type(layer))
-    if kind is None:
+    if kind is None or (kind is Linear and not dispatch.SLOW_MLX_PRODUCT):
         return layer
     # Not constructed: that would draw new weights from the random state.
     new = kind.__new__(kind)

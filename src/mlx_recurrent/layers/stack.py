@@ -7,6 +7,7 @@ import numpy as np
 from mlx.nn.layers.base import Module
 from mlx.nn.layers.dropout import Dropout
 
+from mlx_recurrent import functional
 from mlx_recurrent.functional.foreign import judge_keywords, names_ways_out
 from mlx_recurrent.functional.judging import (
     ReturnState,
@@ -29,6 +30,7 @@ from mlx_recurrent.functional.options import (
     judge_lengths,
 )
 from mlx_recurrent.functional.padding import only_taken
+from mlx_recurrent.functional.placement import moved
 from mlx_recurrent.functional.plan import Plan, together
 from mlx_recurrent.functional.stream_core import numpy_of
 from mlx_recurrent.layers.bidirectional import Bidirectional, Merge
@@ -268,9 +270,10 @@ class Stack(Loading):
             first = _first_of(judge_entries(hidden, len(self.layers)))
             if isinstance(first, mx.array) and broadcasts(lead, first.shape[:-1]):
                 lead = first.shape[:-1]
-            reset = mx.expand_dims(judge_flags("reset", reset, "x", lead, ()), -1)
-        y, states = self(mx.expand_dims(x, -2), hidden, reset=reset, return_state=True)
-        return mx.squeeze(y, -2), states
+            reset = functional.one_step(judge_flags("reset", reset, "x", lead, ()), -1)
+        x = functional.one_step(x, -2)
+        y, states = self(x, hidden, reset=reset, return_state=True)
+        return mx.squeeze(y, -2, stream=moved(None)), states
 
     def plan(
         self,
