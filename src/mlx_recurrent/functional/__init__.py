@@ -13,9 +13,16 @@ from mlx_recurrent.functional.functions import (
     set_num_threads,
 )
 from mlx_recurrent.functional.gated import gru, lstm
-from mlx_recurrent.functional.layer_calls import Function, cell_of, plan, step
+from mlx_recurrent.functional.layer_calls import (
+    DeclaredFunction,
+    Function,
+    cell_of,
+    plan,
+    step,
+)
 
 __all__ = [
+    "DeclaredFunction",
     "Function",
     "bidirectional",
     "cell_of",

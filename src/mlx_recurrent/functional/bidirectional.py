@@ -6,11 +6,10 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_recurrent import _native
-from mlx_recurrent.functional.cells import Cell
+from mlx_recurrent.functional.cells import LSTM, Cell
 from mlx_recurrent.functional.layer_calls import Function, cell_of, judged
 from mlx_recurrent.functional.operands import Judged, Operands, bind
 from mlx_recurrent.functional.options import (
-    STARTS,
     BidirectionalOptions,
     BoundOptions,
     Options,
@@ -19,7 +18,9 @@ from mlx_recurrent.functional.options import (
 from mlx_recurrent.functional.running import bound_options
 
 # The options of a layer itself.
-_OWN = {*Options.__annotations__, *STARTS} - {*BidirectionalOptions.__annotations__}
+_OWN = {*Options.__annotations__, *LSTM.starts} - {
+    *BidirectionalOptions.__annotations__
+}
 
 # Multiply-adds of a layer from which on running two at once saves more than it costs to
 # put their weights together.
@@ -82,7 +83,8 @@ def bidirectional(
     ):
         return None
     first, second = (bind(call, None) for call in (one, other))
-    bound = bound_options(one, None) or BoundOptions()
+    Whh = _pair(first.Whh, second.Whh)
+    bound = bound_options(one, None) or BoundOptions.of(len(cell.states))
     lengths, reset, mask = bound.lengths, bound.reset, bound.mask
     bound = bound._replace(
         lengths=None if lengths is None else _twice(lengths, 0),
@@ -96,10 +98,11 @@ def bidirectional(
             x=_twice(first.x, 2),
             Wxh=_pair(first.Wxh, second.Wxh),
             bias=_pair(first.bias, second.bias),
-            Whh=_both(first.Whh, second.Whh),
-            hidden=_pair(first.hidden, second.hidden),
+            Whh=Whh,
+            states=tuple(
+                _pair(*both) for both in zip(first.states, second.states, strict=True)
+            ),
             bhn=_pair(first.bhn, second.bhn),
-            cell=_pair(first.cell, second.cell),
         ),
         one.choice.activation,
         bound,

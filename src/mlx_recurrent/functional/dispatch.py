@@ -13,7 +13,7 @@ from mlx.nn.layers.linear import Identity
 from mlx.utils import tree_flatten
 
 from mlx_recurrent import _native
-from mlx_recurrent.functional.cells import Cell, sigmoid
+from mlx_recurrent.functional.cells import Cell, DeclaredCell, sigmoid
 
 Nonlinearity: TypeAlias = Callable[[mx.array], mx.array]
 StreamOrDevice: TypeAlias = (
@@ -163,7 +163,9 @@ def choose_cell(cell: Cell, stream: StreamOrDevice) -> Choice:
         stream (Stream or Device, optional): The stream. ``None`` is the default one.
     """
     choice = Choice(cell.name, None)
-    if cell.step is None:
+    if isinstance(cell, DeclaredCell):
+        choice = choice.composed(f"the cell {cell.name} is a function of one step")
+    elif cell.step is None:
         choice = choice.composed(
             "reset_after is False: the reset comes before the product, which is then a "
             "second one at each step"
