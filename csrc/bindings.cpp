@@ -194,6 +194,40 @@ NB_MODULE(_native, m) {
   bind_streaming(m);
   m.def("read", &read_call, "result"_a, "argument"_a);
   m.def(
+      "graph_of",
+      [](nb::iterable results, nb::iterable arguments) {
+        Arrays given = arrays_of(arguments);
+        bool evaluated = false;
+        for (const mx::array& a : given) {
+          evaluated |= a.status() != mx::array::Status::unscheduled;
+        }
+        nb::dict found;
+        for (const mx::array& a : arrays_of(arrays_of(results), given)) {
+          nb::list shape;
+          for (int size : a.shape()) {
+            shape.append(size);
+          }
+          found[nb::int_(a.id())] = nb::make_tuple(nb::tuple(shape), a.dtype());
+        }
+        return nb::make_tuple(evaluated, found);
+      },
+      "results"_a,
+      "arguments"_a);
+  m.def(
+      "operations_of",
+      [](nb::iterable results, nb::iterable arguments) {
+        nb::set names;
+        for (const mx::array& a :
+             arrays_of(arrays_of(results), arrays_of(arguments))) {
+          if (a.has_primitive()) {
+            names.add(nb::str(a.primitive().name()));
+          }
+        }
+        return names;
+      },
+      "results"_a,
+      "arguments"_a);
+  m.def(
       "replay",
       [](const mx::array& a, const TracedReference& function) {
         return function.traced->expression().replay({a});

@@ -60,20 +60,39 @@ void read(
   }
 }
 
+// What each of a cell's states has, of a tuple that is an attribute.
+template <class Take>
+void read_each(nb::handle object, PyObject* name, int states, Take take) {
+  nb::object all = attribute(object, name);
+  for (int k = 0; k < states; ++k) {
+    take(k, all[k]);
+  }
+}
+
+void read_each(
+    nb::handle object,
+    PyObject* name,
+    int states,
+    Slot StateSlots::* slot,
+    Slotted<Slot>& arrays) {
+  read_each(object, name, states, [&](int k, nb::handle found) {
+    if (!found.is_none()) {
+      arrays[state_slots[k].*slot] = nb::cast<mx::array>(found);
+    }
+  });
+}
+
 Slotted<Slot> operands_of(
     nb::handle operands,
     kernels::CellKind kind = kernels::CellKind::elman) {
+  static PyObject* const states = interned("states");
+  kernels::CellShape shape = kernels::shape_of(kind);
   Slotted<Slot> arrays;
-  read(
-      operands,
-      {Slot::x, Slot::Wxh, Slot::bias, Slot::Whh, Slot::hidden},
-      arrays);
-  if (kernels::shape_of(kind).state_only > 0) {
+  read(operands, {Slot::x, Slot::Wxh, Slot::bias, Slot::Whh}, arrays);
+  if (shape.state_only > 0) {
     read(operands, {Slot::bhn}, arrays);
   }
-  if (kernels::shape_of(kind).states > 1) {
-    read(operands, {Slot::cell}, arrays);
-  }
+  read_each(operands, states, shape.states, &StateSlots::hidden, arrays);
   return arrays;
 }
 
@@ -82,32 +101,27 @@ void read_options(
     Slotted<Slot>& arrays,
     RecurrenceForm& form) {
   using kernels::Drawn;
-  read(
-      options,
-      {Slot::lengths,
-       Slot::reset,
-       Slot::mask,
-       Slot::hidden0,
-       Slot::leak,
-       Slot::key},
-      arrays);
-  if (form.shape().states > 1) {
-    static PyObject* const zoneout_cell = interned("zoneout_cell");
-    read(options, {Slot::cell0, Slot::leak_cell}, arrays);
-    read(options, zoneout_cell, form.probability(Drawn::zoneout_cell));
-  }
+  read(options, {Slot::lengths, Slot::reset, Slot::mask, Slot::key}, arrays);
+  static PyObject* const starts = interned("starts");
+  static PyObject* const leaks = interned("leaks");
+  static PyObject* const zoneouts = interned("zoneouts");
+  int states = form.shape().states;
+  read_each(options, starts, states, &StateSlots::hidden0, arrays);
+  read_each(options, leaks, states, &StateSlots::leak, arrays);
+  read_each(options, zoneouts, states, [&](int k, nb::handle probability) {
+    form.probability(k == 0 ? Drawn::zoneout : Drawn::zoneout_cell) =
+        nb::cast<double>(probability);
+  });
   static PyObject* const reverse = interned("reverse");
   static PyObject* const flips = interned("flips");
   static PyObject* const truncate_every = interned("truncate_every");
   static PyObject* const checkpoint_every = interned("checkpoint_every");
-  static PyObject* const zoneout = interned("zoneout");
   static PyObject* const recurrent_dropout = interned("recurrent_dropout");
   static PyObject* const input_dropout = interned("input_dropout");
   read(options, reverse, form.course.reverse);
   read(options, flips, form.course.flips);
   read(options, truncate_every, form.course.truncate_every);
   read(options, checkpoint_every, form.checkpoint_every);
-  read(options, zoneout, form.probability(Drawn::zoneout));
   read(options, recurrent_dropout, form.probability(Drawn::recurrent_dropout));
   read(options, input_dropout, form.probability(Drawn::input_dropout));
 }

@@ -6,6 +6,7 @@ path as the argument ``way`` (``optional.py``).
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import mlx.nn as nn
 import mlx_recurrent
 import reference
 from conftest import UPSTREAM, composed, ours, sigmoid, traced
+from mlx_recurrent.functional import DeclaredFunction
 
 
 class Cell(NamedTuple):
@@ -94,6 +96,29 @@ def _paths(function):
     return {"native": native, "composed": composed}
 
 
+@mlx_recurrent.cell(gates="r z", input_gates="n", hidden_gates="u", states="hidden")
+def declared_gru(r, z, n, u, hidden):
+    r, z = sigmoid(r), sigmoid(z)
+    return (1 - z) * mx.tanh(n + r * u) + z * hidden
+
+
+@mlx_recurrent.cell(gates="i f g o", states="hidden cell")
+def declared_lstm(i, f, g, o, hidden, cell):
+    cell = sigmoid(f) * cell + sigmoid(i) * mx.tanh(g)
+    return sigmoid(o) * mx.tanh(cell), cell
+
+
+def _declared(made, **renamed):
+    """The same cell, written as a function of a step; it gives all states of each."""
+    function = DeclaredFunction(replace(made, outputs=len(made.states)))
+
+    def declared(activation, x, **arguments):
+        named = {renamed.get(name, name): a for name, a in arguments.items()}
+        return function(x, **named)
+
+    return {"declared": declared}
+
+
 def _elman_sides(w):
     zeros = mx.zeros_like(w["bias"])
     return w["Wxh"], w["Whh"], w["bias"], zeros
@@ -123,7 +148,7 @@ CELLS = {
     "gru": Cell(
         truth=lambda _: reference.GRU(),
         step=_gru_step,
-        paths=_paths(mlx_recurrent.gru),
+        paths=_paths(mlx_recurrent.gru) | _declared(declared_gru, bhn="bh"),
         layer=mlx_recurrent.GRU,
         upstream=nn.GRU,
         torch="GRU",
@@ -139,7 +164,7 @@ CELLS = {
     "lstm": Cell(
         truth=lambda _: reference.LSTM(),
         step=_lstm_step,
-        paths=_paths(mlx_recurrent.lstm),
+        paths=_paths(mlx_recurrent.lstm) | _declared(declared_lstm, bias="b"),
         layer=mlx_recurrent.LSTM,
         upstream=nn.LSTM,
         torch="LSTM",
@@ -192,10 +217,9 @@ def wanted(states, return_state):
 
 def kept_masks(cell, key, zoneout, rows, L, H):
     """Where zoneout keeps the units of each state."""
-    masks = (reference.ZONEOUT, reference.ZONEOUT_CELL)
     return [
-        reference.hits(key, mask, p, rows, L, H) if p else None
-        for mask, p in zip(masks, of_states(cell, zoneout), strict=False)
+        reference.hits(key, reference.zoneout_of(k), p, rows, L, H) if p else None
+        for k, p in enumerate(of_states(cell, zoneout))
     ]
 
 

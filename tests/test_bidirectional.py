@@ -398,7 +398,11 @@ class Foreign:
             TypeError,
             "forward must be an .* is mlx.nn",
         ),
-        ((nn.LSTM(3, 4),), TypeError, "mlx_recurrent.RNN, GRU or LSTM where .* mlx.nn"),
+        (
+            (nn.LSTM(3, 4),),
+            TypeError,
+            "GRU, LSTM or Recurrent where .* mlx.nn",
+        ),
         ((3, RNN(3, 4)), TypeError, "forward must be a layer, but is int"),
         ((RNN(3, 4), 3), TypeError, "backward must be a layer, but is int"),
         (

@@ -151,9 +151,14 @@ class Problem:
         random = any("out" in n for n in self.options)
         options["key"] = mx.array(self.key) if random else None
         found = _native.recurrence(
-            SimpleNamespace(**given),
+            SimpleNamespace(states=(given["hidden"], given["cell"]), **given),
             self.name,
-            SimpleNamespace(**options),
+            SimpleNamespace(
+                starts=(options["hidden0"], options["cell0"]),
+                leaks=(options["leak"], options["leak_cell"]),
+                zoneouts=(options["zoneout"], options["zoneout_cell"]),
+                **options,
+            ),
             self.return_state,
             mx.cpu,
         )

@@ -425,6 +425,38 @@ Reading read_call(const mx::array& result, const mx::array& argument) {
   return reading;
 }
 
+std::vector<mx::array> arrays_of(
+    const std::vector<mx::array>& results,
+    const std::vector<mx::array>& arguments) {
+  std::unordered_set<std::uintptr_t> seen;
+  for (const mx::array& a : arguments) {
+    seen.insert(a.id());
+  }
+  std::vector<mx::array> found;
+  std::vector<mx::array> next = results;
+  while (!next.empty()) {
+    mx::array a = next.back();
+    next.pop_back();
+    if (!seen.insert(a.id()).second) {
+      continue;
+    }
+    found.push_back(a);
+    if (!a.has_primitive()) {
+      continue;
+    }
+    const auto* compiled = dynamic_cast<const mx::Compiled*>(&a.primitive());
+    for (size_t i = 0; i < a.inputs().size(); ++i) {
+      // The constants of a compiled function are there before its calls.
+      if (!compiled ||
+          !(compiled->*exposed(Constants{}))
+               .count((compiled->*exposed(Inputs{}))[i].id())) {
+        next.push_back(a.inputs()[i]);
+      }
+    }
+  }
+  return found;
+}
+
 std::string difference(const Reading& first, const Reading& second) {
   if (!second.obstacle.empty()) {
     return second.obstacle;

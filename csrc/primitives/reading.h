@@ -36,6 +36,12 @@ Reading read(
 // What a callable made of its argument, which was not evaluated before.
 Reading read_call(const mx::array& result, const mx::array& argument);
 
+// All arrays that results were made of, without the arguments and what these
+// were made of, each once.
+std::vector<mx::array> arrays_of(
+    const std::vector<mx::array>& results,
+    const std::vector<mx::array>& arguments);
+
 // Why two calls of a callable with different arguments do not show that it is
 // one function of them alone; empty where they do.
 std::string difference(const Reading& first, const Reading& second);

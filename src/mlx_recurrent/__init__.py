@@ -15,6 +15,7 @@ from mlx_recurrent import _native  # noqa: F401, I001
 from mlx_recurrent import init, interop
 from mlx_recurrent.layers.accelerate import accelerate
 from mlx_recurrent.layers.bidirectional import Bidirectional
+from mlx_recurrent.layers.check_cell import check_cell
 from mlx_recurrent.functional.dispatch import exporting
 from mlx_recurrent.functional.functions import (
     get_num_threads,
@@ -27,6 +28,7 @@ from mlx_recurrent.functional.gated import gru, lstm
 from mlx_recurrent.layers.gru import GRU
 from mlx_recurrent.layers.linear import Linear
 from mlx_recurrent.layers.lstm import LSTM
+from mlx_recurrent.layers.recurrent import Recurrent, cell
 from mlx_recurrent.layers.rnn import RNN
 from mlx_recurrent.functional.placement import placement, set_placement
 from mlx_recurrent.functional.plan import Plan
@@ -42,10 +44,13 @@ __all__ = [
     "Bidirectional",
     "Linear",
     "Plan",
+    "Recurrent",
     "Stack",
     "Stream",
     "__version__",
     "accelerate",
+    "cell",
+    "check_cell",
     "exporting",
     "get_num_threads",
     "gru",

@@ -86,6 +86,19 @@ class Stream:
 def read(result: mx.array, argument: mx.array) -> Reading:
     """Read the graph between a callable's argument and its result."""
 
+def graph_of(
+    results: Sequence[mx.array], arguments: Sequence[mx.array]
+) -> tuple[bool, dict[int, tuple[tuple[int, ...], mx.Dtype]]]:
+    """Return whether arguments were evaluated, and of what arrays results were made.
+
+    The shape and the dtype of each, by its identity, without the arguments.
+    """
+
+def operations_of(
+    results: Sequence[mx.array], arguments: Sequence[mx.array]
+) -> set[str]:
+    """Return the names of MLX's primitives that results were made of."""
+
 def pre_activation(
     operands: Operands, previous: mx.array | None, t: int, stream: _Stream
 ) -> tuple[mx.array, mx.array]:

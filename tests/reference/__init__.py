@@ -15,6 +15,7 @@ from .cells import CELLS as CELLS
 from .cells import GRU as GRU
 from .cells import LSTM as LSTM
 from .cells import Elman as Elman
+from .declared import DECLARED as DECLARED
 from .differences import complex_step as complex_step
 from .differences import finite_difference as finite_difference
 from .differences import gradient as gradient
@@ -25,6 +26,7 @@ from .masks import ZONEOUT_CELL as ZONEOUT_CELL
 from .masks import factors as factors
 from .masks import hits as hits
 from .masks import threefry as threefry
+from .masks import zoneout_of as zoneout_of
 from .plain import matmul as matmul
 from .plain import matmul_grad as matmul_grad
 from .plain import rnn as rnn

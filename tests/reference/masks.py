@@ -40,6 +40,11 @@ def threefry(key, counter, rounds=13):
 ZONEOUT, RECURRENT_DROPOUT, INPUT_DROPOUT, ZONEOUT_CELL = range(4)
 
 
+def zoneout_of(state):
+    """That of a mask of zoneout, of each of a cell's states."""
+    return ZONEOUT if state == 0 else INPUT_DROPOUT + state
+
+
 def hits(key, mask, probability, rows, steps, units):
     """Which elements a mask hits: booleans (rows, steps, units)."""
     n, t, j = np.indices((rows, steps, units))

@@ -102,7 +102,7 @@ class _Batch:
         self.dtype = x.dtype
         leads = [a.shape[:-1] for a in self.states if a is not None]
         self.lead = np.broadcast_shapes(x.shape[:-2], *leads)
-        (L, D), H = x.shape[-2:], self.Wh.shape[1]
+        (L, D), H = x.shape[-2:], self.Wx.shape[0] // cell.gates
         self.N, self.L, self.D, self.H = math.prod(self.lead), L, D, H
         self.x_shape = x.shape
         lengths = self.terms.lengths

@@ -14,6 +14,7 @@ from mlx_recurrent.functional.functions import (
 )
 from mlx_recurrent.functional.gated import gru, lstm
 from mlx_recurrent.functional.layer_calls import (
+    DeclaredFunction,
     Function,
     cell_of,
     one_step,
@@ -22,6 +23,7 @@ from mlx_recurrent.functional.layer_calls import (
 )
 
 __all__ = [
+    "DeclaredFunction",
     "Function",
     "bidirectional",
     "cell_of",

@@ -6,12 +6,11 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_recurrent import _native
-from mlx_recurrent.functional.cells import Cell
+from mlx_recurrent.functional.cells import LSTM, Cell
 from mlx_recurrent.functional.devices import StreamOrDevice
 from mlx_recurrent.functional.layer_calls import Function, cell_of, judged
 from mlx_recurrent.functional.operands import Judged, Operands, bind
 from mlx_recurrent.functional.options import (
-    STARTS,
     BidirectionalOptions,
     BoundOptions,
     Options,
@@ -20,7 +19,9 @@ from mlx_recurrent.functional.options import (
 from mlx_recurrent.functional.running import bound_options
 
 # The options of a layer itself.
-_OWN = {*Options.__annotations__, *STARTS} - {*BidirectionalOptions.__annotations__}
+_OWN = {*Options.__annotations__, *LSTM.starts} - {
+    *BidirectionalOptions.__annotations__
+}
 
 # Multiply-adds of a layer from which on running two at once saves more than it costs to
 # put their weights together.
@@ -84,7 +85,8 @@ def bidirectional(
         return None
     stream = one.place.stream
     first, second = (bind(call, stream) for call in (one, other))
-    bound = bound_options(one, stream) or BoundOptions()
+    Whh = _pair(first.Whh, second.Whh, stream)
+    bound = bound_options(one, stream) or BoundOptions.of(len(cell.states))
     lengths, reset, mask = bound.lengths, bound.reset, bound.mask
     bound = bound._replace(
         lengths=None if lengths is None else _twice(lengths, 0, stream),
@@ -98,10 +100,12 @@ def bidirectional(
             x=_twice(first.x, 2, stream),
             Wxh=_pair(first.Wxh, second.Wxh, stream),
             bias=_pair(first.bias, second.bias, stream),
-            Whh=_both(first.Whh, second.Whh, stream),
-            hidden=_pair(first.hidden, second.hidden, stream),
+            Whh=Whh,
+            states=tuple(
+                _pair(*both, stream)
+                for both in zip(first.states, second.states, strict=True)
+            ),
             bhn=_pair(first.bhn, second.bhn, stream),
-            cell=_pair(first.cell, second.cell, stream),
         ),
         one.choice.activation,
         bound,

@@ -2,9 +2,16 @@
 
 from typing import TYPE_CHECKING, Any
 
-from mlx_recurrent.functional.cells import ELMAN, GRU, GRU_RESET_BEFORE, LSTM
+from mlx_recurrent.functional.cells import (
+    ELMAN,
+    GRU,
+    GRU_RESET_BEFORE,
+    LSTM,
+    DeclaredCell,
+)
 from mlx_recurrent.functional.devices import StreamOrDevice
 from mlx_recurrent.functional.dispatch import Nonlinearity, choose, choose_cell
+from mlx_recurrent.functional.examining import examine
 from mlx_recurrent.functional.foreign import judge_keywords
 from mlx_recurrent.functional.judging import (
     judge_array,
@@ -112,6 +119,35 @@ def judge_lstm(
     judge_stream(stream)
     states = (hidden, cell)
     return judge(sequence, Wh, states, choose_cell(LSTM), options, None, stream)
+
+
+def judge_declared(
+    cell: DeclaredCell, /, x: Any, *, stream: StreamOrDevice = None, **arguments: Any
+) -> Judged:
+    """Judge a call of a declared cell, as :func:`judge_rnn`.
+
+    Args:
+        cell (DeclaredCell): The cell.
+        x (array): The sequence.
+        stream (Stream or Device, optional): The stream. ``None`` is the default one.
+        arguments: By name: the weights ``Wx``, ``Wh``, ``b`` and ``bh`` and the
+            parameters, as many as the cell has, states, and options.
+    """
+
+    def given(name: str) -> Any:
+        return arguments.pop(name, None)
+
+    sequence = judge_projection(x, given(cell.Wx), given(cell.bias), cell)
+    Wh, hidden_bias = given(cell.Wh), given(cell.hidden_bias)
+    states = tuple(map(given, cell.states))
+    parameters = tuple(map(given, cell.parameters))
+    judge_stream(stream)
+    choice = choose_cell(cell)
+    call = judge(
+        sequence, Wh, states, choice, arguments, hidden_bias, stream, parameters
+    )
+    examine(cell, call.dtype, sequence.H)
+    return call
 
 
 def _judge_elman(

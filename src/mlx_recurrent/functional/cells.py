@@ -1,13 +1,15 @@
 """The cells: their weights and states by name, and what one step makes of them."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import mlx.core as mx
 
 # The states of a cell, each ``(..., H)``. ``None`` is zero, and makes no product.
 States: TypeAlias = tuple[mx.array | None, ...]
+# What a learned vector starts from: a number, or a function of the shape.
+Start: TypeAlias = float | Callable[[tuple[int, ...]], mx.array]
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,13 @@ class Cell:
         input_gates (tuple(str)): Pre-activations of the input alone. Default: ``()``.
         hidden_gates (tuple(str)): Pre-activations of the state alone. Default: ``()``.
         step (callable, optional): One step, in MLX's operations: from pre-activations
-            ``(..., H)``, of ``gates``, ``input_gates`` and ``hidden_gates``, and the
-            states, to the new states. ``None`` where a call says what is done.
-            Default: ``None``.
+            ``(..., H)``, of ``gates``, ``input_gates`` and ``hidden_gates``, the states
+            and the parameters, to the new states. ``None`` where a call says what is
+            done. Default: ``None``.
+        parameters (tuple(str)): Learned vectors ``(H,)`` that a step has beside these.
+            Default: ``()``.
+        outputs (int): Of how many states a plain call returns every step.
+            Default: ``1``.
     """
 
     name: str
@@ -45,6 +51,8 @@ class Cell:
     input_gates: tuple[str, ...] = ()
     hidden_gates: tuple[str, ...] = ()
     step: Callable[..., tuple[mx.array, ...]] | None = None
+    parameters: tuple[str, ...] = ()
+    outputs: int = 1
 
     @property
     def kernel(self) -> str:
@@ -58,8 +66,47 @@ class Cell:
 
     @property
     def hidden_rows(self) -> int:
-        """How many times ``H`` rows ``Wh`` has."""
+        """How many times ``H`` rows ``Wh`` has; 0 where there is none."""
         return len(self.gates) + len(self.hidden_gates)
+
+    @property
+    def starts(self) -> tuple[str, ...]:
+        """What the user calls the states that episodes start from."""
+        return tuple(f"{name}0" for name in self.states)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class DeclaredCell(Cell):
+    """A cell that a user has declared: :func:`mlx_recurrent.cell` makes one.
+
+    It can be called as the function that it was made of.
+
+    Args:
+        function (callable): The function of one step.
+        initial (dict): What the parameters start from, by name.
+        seen (set): The dtypes for which the function was looked at.
+    """
+
+    function: Callable[..., Any]
+    initial: Mapping[str, Start]
+    seen: set[mx.Dtype] = field(default_factory=set)
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        """Call the function."""
+        return self.function(*arguments, **keywords)
+
+    def __repr__(self) -> str:
+        return f"cell {self.name}"
+
+    def __reduce__(self) -> str:
+        # Like a function: found under its name, and shared by copies.
+        return self.function.__qualname__
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """What the function takes, in the order of :attr:`step`."""
+        gates = (*self.gates, *self.input_gates, *self.hidden_gates)
+        return (*gates, *self.states, *self.parameters)
 
 
 def sigmoid(a: mx.array) -> mx.array:
@@ -96,4 +143,11 @@ GRU = Cell(
 # With the reset before the product, which is then a second one: no function of a unit's
 # own pre-activations.
 GRU_RESET_BEFORE = Cell("gru", ("r", "z", "n"), ("hidden",))
-LSTM = Cell("lstm", ("i", "f", "g", "o"), ("hidden", "cell"), bias="bias", step=_lstm)
+LSTM = Cell(
+    "lstm",
+    ("i", "f", "g", "o"),
+    ("hidden", "cell"),
+    bias="bias",
+    step=_lstm,
+    outputs=2,
+)

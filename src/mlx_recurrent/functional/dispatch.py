@@ -13,7 +13,7 @@ from mlx.nn.layers.linear import Identity
 from mlx.utils import tree_flatten
 
 from mlx_recurrent import _native
-from mlx_recurrent.functional.cells import Cell, sigmoid
+from mlx_recurrent.functional.cells import Cell, DeclaredCell, sigmoid
 from mlx_recurrent.functional.devices import StreamOrDevice, on_cpu
 
 Nonlinearity: TypeAlias = Callable[[mx.array], mx.array]
@@ -159,7 +159,9 @@ def choose_cell(cell: Cell) -> Choice:
         cell (Cell): The cell.
     """
     choice = Choice(cell.name, None)
-    if cell.step is None:
+    if isinstance(cell, DeclaredCell):
+        choice = choice.composed(f"the cell {cell.name} is a function of one step")
+    elif cell.step is None:
         choice = choice.composed(
             "reset_after is False: the reset comes before the product, which is then a "
             "second one at each step"

@@ -5,7 +5,8 @@ from functools import wraps
 from inspect import signature
 from typing import Any, TypeVar, cast
 
-from mlx_recurrent.functional.options import STARTS, CallOptions, LSTMOptions
+from mlx_recurrent.functional.cells import LSTM
+from mlx_recurrent.functional.options import CallOptions, LSTMOptions
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -46,7 +47,9 @@ _WAYS_OUT = {
     "dropout": "a layer has input_dropout and recurrent_dropout, and "
     "Stack.build(..., dropout=...) has it between layers",
     "go_backwards": "reverse=True in the call runs backward",
-    **dict.fromkeys(STARTS, "learn_hidden=True makes it, a parameter of the layer"),
+    **dict.fromkeys(
+        LSTM.starts, "learn_hidden=True makes it, a parameter of the layer"
+    ),
     **dict.fromkeys(("leak", "nonlinearity"), "RNN has it: give it to the constructor"),
     **dict.fromkeys(("activation", "recurrent_activation"), _FIXED),
     "num_layers": "Stack.build(input_size, hidden_size, num_layers) makes several",

@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any, Literal, TypeAlias
 
@@ -210,6 +210,62 @@ def judge_pair(name: str, state: Any) -> tuple[Any, Any]:
         )
     hidden, cell = state
     return hidden, cell
+
+
+def judge_states(name: str, state: Any, states: Sequence[str]) -> tuple[Any, ...]:
+    """Return the states of a declared cell.
+
+    Args:
+        name (str): What the user calls them together.
+        state (array or tuple): The one state, or a tuple of several, or ``None``.
+        states (tuple(str)): The names of the cell's.
+
+    Raises:
+        TypeError: If several are no tuple.
+        ValueError: If it has another number of entries.
+    """
+    if len(states) == 1:
+        return (state,)
+    if state is None:
+        return (None,) * len(states)
+    rule = f"{name} must be a tuple of {len(states)} states ({', '.join(states)})"
+    if not isinstance(state, (tuple, list)):
+        raise TypeError(f"{rule}, but is {type_name(state)}")
+    if len(state) != len(states):
+        raise ValueError(f"{rule}, but has {len(state)} entries")
+    return tuple(state)
+
+
+def judge_given(
+    names: Sequence[str], states: Sequence[Any], named: Mapping[str, Any]
+) -> tuple[Any, ...]:
+    """Return the states that a user gave in order or by name, ``None`` for the others.
+
+    Args:
+        names (tuple(str)): Those of the layer's states.
+        states (tuple): In this order.
+        named (dict): By name.
+
+    Raises:
+        TypeError: If there is no such state, or one is given twice.
+    """
+    listed = ", ".join(names)
+    for i, state in enumerate(states):
+        if i >= len(names) and state is not None:
+            raise TypeError(
+                f"there are {len(names)} states ({listed}), but {len(states)} were "
+                "given"
+            )
+    given = dict(zip(names, states, strict=False))
+    for name, state in named.items():
+        if state is None:
+            continue
+        if name not in names:
+            raise TypeError(f"there is no state {name!r}: the layer has {listed}")
+        if given.get(name) is not None:
+            raise TypeError(f"the state {name} is given twice")
+        given[name] = state
+    return tuple(map(given.get, names))
 
 
 def dtype_name(dtype: mx.Dtype) -> str:

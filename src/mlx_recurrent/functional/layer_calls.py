@@ -2,13 +2,19 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 
 from mlx_recurrent import _native
-from mlx_recurrent.functional.calls import judge_gru, judge_lstm, judge_rnn
-from mlx_recurrent.functional.cells import ELMAN, GRU, LSTM, Cell
+from mlx_recurrent.functional.calls import (
+    judge_declared,
+    judge_gru,
+    judge_lstm,
+    judge_rnn,
+)
+from mlx_recurrent.functional.cells import ELMAN, GRU, LSTM, Cell, DeclaredCell
 from mlx_recurrent.functional.devices import StreamOrDevice
 from mlx_recurrent.functional.functions import rnn
 from mlx_recurrent.functional.gated import gru, lstm
@@ -22,7 +28,7 @@ from mlx_recurrent.functional.operands import Judged, Sequence, judge_state
 from mlx_recurrent.functional.options import Values, judge_flags
 from mlx_recurrent.functional.placement import moved
 from mlx_recurrent.functional.plan import Plan
-from mlx_recurrent.functional.running import read
+from mlx_recurrent.functional.running import read, run
 
 Function = Callable[..., Any]
 
@@ -39,13 +45,46 @@ _KINDS: dict[Function, _Kind] = {
 }
 
 
+@dataclass(frozen=True)
+class DeclaredFunction:
+    """What runs a declared cell over a sequence.
+
+    Args:
+        cell (DeclaredCell): The cell.
+    """
+
+    cell: DeclaredCell
+
+    def __call__(
+        self,
+        /,
+        x: mx.array,
+        *,
+        return_state: ReturnState = False,
+        stream: StreamOrDevice = None,
+        **arguments: Any,
+    ) -> Any:
+        """Return the outputs, the state or states after the last step, or both.
+
+        The arguments and what they raise are those of
+        :func:`~mlx_recurrent.functional.calls.judge_declared`.
+        """
+        judge_return_state(return_state)
+        call = judge_declared(self.cell, x, stream=stream, **arguments)
+        return run(call, return_state)
+
+
 def cell_of(function: Function) -> Cell:
     """Return the cell that a function runs over a sequence."""
+    if isinstance(function, DeclaredFunction):
+        return function.cell
     return _KINDS[function].cell
 
 
-def judged(function: Function, *operands: Any, **arguments: Any) -> Judged:
+def judged(function: Function, /, *operands: Any, **arguments: Any) -> Judged:
     """Return the call of a function with these arguments, judged."""
+    if isinstance(function, DeclaredFunction):
+        return judge_declared(function.cell, *operands, **arguments)
     return _KINDS[function].judge(*operands, **arguments)
 
 
@@ -54,6 +93,7 @@ def step(
     x: mx.array,
     states: dict[str, mx.array | None],
     reset: Values | None,
+    /,
     **arguments: Any,
 ) -> Any:
     """Return the state ``(..., H)``, or states, after one step of a function.
@@ -67,7 +107,7 @@ def step(
         arguments: Other arguments of the function.
     """
     cell = cell_of(function)
-    Wx, Wh = arguments[cell.Wx], arguments[cell.Wh]
+    Wx, Wh = arguments[cell.Wx], arguments.get(cell.Wh)
     judge_array("x", x)
     if Wx.ndim == 2 and (not x.ndim or x.shape[-1] != Wx.shape[1]):
         raise ValueError(
@@ -76,10 +116,12 @@ def step(
         )
     if reset is not None:
         lead = x.shape[:-1]
-        sequence = Sequence(cell, "x", x, Wx, None, Wx.shape[0] // cell.input_rows)
+        H = Wx.shape[0] // cell.input_rows
+        sequence = Sequence(cell, "x", x, Wx, None, H)
+        sizes = getattr(Wh, "shape", (0, H))
         for name, state in states.items():
-            if isinstance(state, mx.array) and getattr(Wh, "ndim", 0) == 2:
-                lead = judge_state(name, state, sequence, lead, Wh)
+            if isinstance(state, mx.array) and len(sizes) == 2:
+                lead = judge_state(name, state, sequence, lead, sizes)
         reset = one_step(judge_flags("reset", reset, "x", lead, ()), -1)
     return function(
         one_step(x, -2), reset=reset, return_state="only", **states, **arguments
@@ -93,6 +135,7 @@ def one_step(x: mx.array, axis: int) -> mx.array:
 
 def plan(
     function: Function,
+    /,
     x: mx.array,
     *operands: Any,
     return_state: ReturnState = False,

@@ -39,7 +39,11 @@ class Mask(IntEnum):
     ZONEOUT = 0
     RECURRENT_DROPOUT = 1
     INPUT_DROPOUT = 2
-    ZONEOUT_CELL = 3
+
+
+def zoneout_mask(state: int) -> int:
+    """Return what a mask is for that keeps units of a cell's state of this number."""
+    return Mask.ZONEOUT if state == 0 else Mask.INPUT_DROPOUT + state
 
 
 def draw_key() -> mx.array:
@@ -64,7 +68,7 @@ def undrawn() -> Iterator[None]:
 
 
 def hits(
-    mask: Mask,
+    mask: int,
     probability: float,
     key: mx.array,
     lead: tuple[int, ...],
@@ -74,7 +78,7 @@ def hits(
     """Return which elements a mask hits: booleans, ``lead + (steps, units)``.
 
     Args:
-        mask (Mask): What it is for.
+        mask (int): What it is for: a :class:`Mask` or :func:`zoneout_mask`.
         probability (float): How probably an element is hit, less than 1.
         key (array): Two ``uint32``.
         lead (tuple(int)): The leading axes.

@@ -66,22 +66,24 @@ class Judged(NamedTuple):
         dtype (Dtype): That of the states.
         lead (tuple(int)): The leading axes of the result.
         sequence (Sequence): The inputs.
-        Wh (array): The recurrent weight.
+        Wh (array, optional): The recurrent weight, of a cell that has one.
         hidden_bias (array, optional): That of what the state alone gives.
         states (tuple(array)): Those before the first step.
         options (JudgedOptions, optional): The options.
         place (Place): Where it runs.
+        parameters (tuple(array)): What a cell has beside these, ``(H,)`` each.
     """
 
     choice: Choice
     dtype: mx.Dtype
     lead: tuple[int, ...]
     sequence: Sequence
-    Wh: mx.array
+    Wh: mx.array | None
     hidden_bias: mx.array | None
     states: States
     options: JudgedOptions | None
     place: Place
+    parameters: tuple[mx.array, ...] = ()
 
     @property
     def cell(self) -> Cell:
@@ -96,10 +98,20 @@ class Operands:
     x: mx.array
     Wxh: mx.array | None
     bias: mx.array | None
-    Whh: mx.array
-    hidden: mx.array | None
+    Whh: mx.array | None
+    states: States
     bhn: mx.array | None = None
-    cell: mx.array | None = None
+    parameters: tuple[mx.array, ...] = ()
+
+    @property
+    def hidden(self) -> mx.array | None:
+        """The first of the states."""
+        return self.states[0]
+
+    @property
+    def cell(self) -> mx.array | None:
+        """The second one."""
+        return self.states[1]
 
 
 def judge_projection(x: Any, Wx: Any, bias: Any, cell: Cell = ELMAN) -> Sequence:
@@ -139,6 +151,7 @@ def judge(
     options: Mapping[str, Any],
     hidden_bias: Any,
     stream: StreamOrDevice,
+    parameters: tuple[Any, ...] = (),
 ) -> Judged:
     """Judge the operands and the options of the recurrence over a sequence.
 
@@ -147,30 +160,32 @@ def judge(
         ValueError: If a shape, a dtype or a value does not fit.
     """
     cell, x, H = sequence.cell, sequence.x, sequence.H
-    judge_array(cell.Wh, Wh)
     lead, L = x.shape[:-2], x.shape[-2]
-    square = Wh.shape == (cell.hidden_rows * H, H)
-    if not square:
-        choice = _judge_uneven(cell, choice, Wh, L, H, states[0])
-    judge_count(sequence.name, x.shape, cell.Wh, Wh.shape)
+    square, sizes = True, (0, H)
+    if cell.hidden_rows:
+        judge_array(cell.Wh, Wh)
+        sizes = Wh.shape
+        square = sizes == (cell.hidden_rows * H, H)
+        if not square:
+            choice = _judge_uneven(cell, choice, Wh, L, H, states[0])
+    judge_count(sequence.name, x.shape, cell.Wh, sizes)
     if hidden_bias is not None:
-        judge_array(cell.hidden_bias, hidden_bias)
-        if hidden_bias.shape != (H,):
-            raise ValueError(
-                f"{cell.hidden_bias} must have shape ({H},), but has shape "
-                f"{hidden_bias.shape}"
-            )
+        _judge_vector(cell.hidden_bias, hidden_bias, len(cell.hidden_gates) * H)
+    for name, vector in zip(cell.parameters, parameters, strict=True):
+        _judge_vector(name, vector, H)
     for name, state in zip(cell.states, states, strict=True):
         if state is not None:
-            lead = judge_state(name, state, sequence, lead, Wh)
+            lead = judge_state(name, state, sequence, lead, sizes)
             shape = (*lead, *x.shape[-2:])
             what = f"{sequence.name} broadcast to {name}"
-            judge_count(what, shape, cell.Wh, Wh.shape)
+            judge_count(what, shape, cell.Wh, sizes)
 
     judged = None
     weights: dict[str, mx.array] = {}
     if options:
-        begins = [state is None for state in states]
+        begins = {
+            name: state is None for name, state in zip(cell.starts, states, strict=True)
+        }
         judged = judge_options(options, sequence.name, lead, L, H, begins)
         weights = judged.weights
         if not square and (judged.change_steps or weights):
@@ -184,7 +199,7 @@ def judge(
                 f"a bias {bias.shape} that is not ({M},) stands beside optional terms"
             )
     given = {cell.hidden_bias: hidden_bias} | dict(
-        zip(cell.states, states, strict=True)
+        zip((*cell.states, *cell.parameters), (*states, *parameters), strict=True)
     )
     operands = {name: a for name, a in given.items() if a is not None}
     dtype = _judge_dtypes(sequence, operands, Wh, weights)
@@ -192,17 +207,33 @@ def judge(
     place = place_of(_work(sequence, lead), kernels, stream)
     if place.device == "gpu":
         choice = dispatch.on_gpu(choice)
-    return Judged(choice, dtype, lead, sequence, Wh, hidden_bias, states, judged, place)
+    return Judged(
+        choice,
+        dtype,
+        lead,
+        sequence,
+        Wh,
+        hidden_bias,
+        states,
+        judged,
+        place,
+        parameters,
+    )
 
 
 def _work(sequence: Sequence, lead: tuple[int, ...]) -> Work:
     cell, x = sequence.cell, sequence.x
-    N, L, D = (
-        math.prod(lead),
-        x.shape[-2],
-        x.shape[-1] if sequence.Wx is not None else 0,
-    )
-    return Work(cell.name, N, L, D, sequence.H, cell.input_rows)
+    L, features = x.shape[-2:]
+    D = 0 if sequence.Wx is None else features
+    return Work(cell.name, math.prod(lead), L, D, sequence.H, cell.input_rows)
+
+
+def _judge_vector(name: str, vector: Any, size: int) -> None:
+    judge_array(name, vector)
+    if vector.shape != (size,):
+        raise ValueError(
+            f"{name} must have shape ({size},), but has shape {vector.shape}"
+        )
 
 
 def judge_bias(bias: Any, shape: tuple[int, ...], name: str = "bias") -> None:
@@ -236,7 +267,11 @@ def judge_count(
 
 
 def judge_state(
-    name: str, state: Any, sequence: Sequence, lead: tuple[int, ...], Wh: mx.array
+    name: str,
+    state: Any,
+    sequence: Sequence,
+    lead: tuple[int, ...],
+    sizes: tuple[int, ...],
 ) -> tuple[int, ...]:
     """Judge a state; return the leading axes of the call with it.
 
@@ -245,22 +280,22 @@ def judge_state(
         state (array): What was given.
         sequence (Sequence): The inputs.
         lead (tuple(int)): The leading axes without it.
-        Wh (array): The recurrent weight.
+        sizes (tuple(int)): The shape of the recurrent weight.
     """
     cell = sequence.cell
     judge_array(name, state)
-    K = Wh.shape[-1]
+    K = sizes[-1]
     shape = state.shape
     # What makes no product is added and multiplied in MLX, and so may broadcast.
     whole = name != cell.states[0] and shape[-1:] in ((), (1,))
     if shape[-1:] != (K,) and not whole:
         raise ValueError(
-            f"{name} must have shape (..., {K}) to fit {cell.Wh} {Wh.shape}, but has "
-            f"shape {shape}"
+            f"{name} must have shape (..., {K}){_fitting(cell, sizes)}, but has shape "
+            f"{shape}"
         )
     # MLX adds an Elman layer's input to the product with its state.
     if cell is ELMAN:
-        M = Wh.shape[0]
+        M = sizes[0]
         if not broadcasts((*lead, sequence.H), (*shape[:-1], M)):
             raise ValueError(
                 f"{name} must have leading axes that those of {sequence.name}, {lead}, "
@@ -276,6 +311,10 @@ def judge_state(
             f"{sequence.name}, {lead}, but has shape {shape}"
         ) from None
     return common
+
+
+def _fitting(cell: Cell, sizes: tuple[int, ...]) -> str:
+    return f" to fit {cell.Wh} {sizes}" if cell.hidden_rows else ""
 
 
 def judge_floating(operands: dict[str, mx.array]) -> mx.Dtype:
@@ -295,11 +334,19 @@ def bind(call: Judged, stream: StreamOrDevice) -> Operands:
     def bound(a: mx.array | None) -> mx.array | None:
         return None if a is None else as_dtype(a, call.dtype, stream)
 
-    x, Wh = as_dtype(x, call.dtype, stream), as_dtype(call.Wh, call.dtype, stream)
+    x = as_dtype(x, call.dtype, stream)
     states = tuple(bound(_of_units(s, call, stream)) for s in starts(call, stream))
     x, states = _broadcast(x, states, call, stream)
-    bhn = bound(call.hidden_bias)
-    return Operands(x, bound(Wx), bound(bias), Wh, states[0], bhn, *states[1:])
+    parameters = tuple(as_dtype(p, call.dtype, stream) for p in call.parameters)
+    return Operands(
+        x,
+        bound(Wx),
+        bound(bias),
+        bound(call.Wh),
+        states,
+        bound(call.hidden_bias),
+        parameters,
+    )
 
 
 def starts(call: Judged, stream: StreamOrDevice) -> States:
@@ -307,10 +354,9 @@ def starts(call: Judged, stream: StreamOrDevice) -> States:
     options = call.options
     if options is None:
         return call.states
-    learned = (options.hidden0, options.cell0)
     return tuple(
         given if given is not None or start is None else _of_rows(start, call, stream)
-        for given, start in zip(call.states, learned, strict=False)
+        for given, start in zip(call.states, options.starts.values(), strict=True)
     )
 
 
@@ -392,7 +438,7 @@ def _judge_uneven(
 def _judge_dtypes(
     sequence: Sequence,
     operands: dict[str, mx.array],
-    Wh: mx.array,
+    Wh: mx.array | None,
     weights: dict[str, mx.array],
 ) -> mx.Dtype:
     """Return the dtype of the states.
@@ -400,11 +446,11 @@ def _judge_dtypes(
     Args:
         sequence (Sequence): The inputs.
         operands (dict): What the recurrence has beside its weight, by name.
-        Wh (array): The recurrent weight.
+        Wh (array, optional): The recurrent weight.
         weights (dict): What options add.
     """
-    projection = sequence.operands
-    recurrence = operands | {sequence.cell.Wh: Wh}
+    projection, cell = sequence.operands, sequence.cell
+    recurrence = operands if Wh is None else operands | {cell.Wh: Wh}
     dtype = judge_floating(recurrence | projection | weights)
     if sequence.Wx is not None:
         projected = judge_floating(projection)
@@ -413,7 +459,7 @@ def _judge_dtypes(
         if projected not in FLOATING:
             return dtype
     # Without a previous state the first step makes no product with Wh.
-    starts = sequence.cell.states[0] in operands or "hidden0" in weights
+    starts = cell.states[0] in operands or cell.starts[0] in weights
     if not starts and sequence.x.shape[-2] == 1:
         return mx.result_type(projected, *operands.values(), *weights.values())
     return mx.result_type(*recurrence.values(), projected, *weights.values())

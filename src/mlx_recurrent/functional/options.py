@@ -147,9 +147,6 @@ class LSTMOptions(CellOptions, InputOptions, total=False):
     zoneout: float | tuple[float, float]
 
 
-# The states that episodes start from, by the names of options.
-STARTS = ("hidden0", "cell0")
-
 # What asks for nothing, in the order of signatures.
 _DEFAULTS: Mapping[str, Any] = {
     "lengths": None,
@@ -179,13 +176,11 @@ class JudgedOptions(NamedTuple):
             ``(L,)``.
         mask (array, optional): Which steps are not skipped, in the same form.
         reverse (bool): Whether time runs backwards.
-        hidden0 (array, optional): The state to start from, ``(H,)``.
-        cell0 (array, optional): The second state to start from.
+        starts (dict): The states to start from, ``(H,)``, by name, or ``None``.
         leak (float or array, optional): ``(H,)``, or that of all units.
-        kept (float): What a unit keeps of its state where zoneout is an expectation.
-        kept_cell (float): The same of a second state.
-        zoneout (float): How probably a unit keeps its state at a step.
-        zoneout_cell (float): The same of a second state.
+        kept (tuple(float)): What a unit keeps of each state where zoneout is an
+            expectation.
+        zoneout (tuple(float)): How probably a unit keeps each of its states at a step.
         recurrent_dropout (float): How probably a unit's state is left out of the
             products of a sequence.
         input_dropout (float): How probably a feature is left out of a sequence.
@@ -197,13 +192,10 @@ class JudgedOptions(NamedTuple):
     reset: mx.array | None
     mask: mx.array | None
     reverse: bool
-    hidden0: mx.array | None
-    cell0: mx.array | None
+    starts: Mapping[str, mx.array | None]
     leak: float | mx.array | None
-    kept: float
-    kept_cell: float
-    zoneout: float
-    zoneout_cell: float
+    kept: tuple[float, ...]
+    zoneout: tuple[float, ...]
     recurrent_dropout: float
     input_dropout: float
     checkpoint_every: int
@@ -212,15 +204,16 @@ class JudgedOptions(NamedTuple):
     @property
     def weights(self) -> dict[str, mx.array]:
         """Those that have a say in the dtype of the state."""
-        given = {"leak": self.leak, "hidden0": self.hidden0, "cell0": self.cell0}
+        given = {"leak": self.leak, **self.starts}
         return {name: a for name, a in given.items() if isinstance(a, mx.array)}
 
     @property
     def change_steps(self) -> bool:
         """Whether they ask for other steps than a call without options makes."""
+        others = (*self._replace(starts={}, kept=(), zoneout=()),)
         return any(
             isinstance(value, mx.array) or value
-            for value in self._replace(hidden0=None, cell0=None)
+            for value in (*others, *self.kept, *self.zoneout)
         )
 
     def bind(
@@ -247,12 +240,12 @@ class JudgedOptions(NamedTuple):
             reset=self.reset,
             mask=self.mask,
             reverse=self.reverse,
-            hidden0=start(self.hidden0),
-            cell0=start(self.cell0),
-            leak=share(self.leak, self.kept),
-            leak_cell=share(None, self.kept_cell),
-            zoneout=self.zoneout,
-            zoneout_cell=self.zoneout_cell,
+            starts=tuple(map(start, self.starts.values())),
+            leaks=tuple(
+                share(None if k else self.leak, kept)
+                for k, kept in enumerate(self.kept)
+            ),
+            zoneouts=self.zoneout,
             recurrent_dropout=self.recurrent_dropout,
             input_dropout=self.input_dropout,
             checkpoint_every=self.checkpoint_every,
@@ -264,11 +257,10 @@ class BoundOptions(NamedTuple):
     """Options as the recurrence takes them: arrays of its dtype, and the masks' key.
 
     Args:
-        hidden0 (array, optional): The state after a reset, ``(H,)``. ``None`` is none,
-            as before a first step without ``hidden``.
-        cell0 (array, optional): The second state after a reset.
-        leak (array, optional): How much of a state is new, ``(H,)``. ``None`` is one.
-        leak_cell (array, optional): The same of a second state.
+        starts (tuple(array)): Each state after a reset, ``(H,)``. ``None`` is none, as
+            before a first step without a state.
+        leaks (tuple(array)): How much of each state is new, ``(H,)``. ``None`` is one.
+        zoneouts (tuple(float)): How probably a unit keeps each of its states.
         key (array, optional): Of the masks: two ``uint32``. ``None`` until it is drawn.
         flips (int): Along which leading axis the second half of the sets of weights
             runs in the other direction. Default: ``-1``, none.
@@ -276,16 +268,13 @@ class BoundOptions(NamedTuple):
     The others are those of :class:`JudgedOptions`.
     """
 
+    starts: tuple[mx.array | None, ...]
+    leaks: tuple[mx.array | None, ...]
+    zoneouts: tuple[float, ...]
     lengths: mx.array | None = None
     reset: mx.array | None = None
     mask: mx.array | None = None
     reverse: bool = False
-    hidden0: mx.array | None = None
-    cell0: mx.array | None = None
-    leak: mx.array | None = None
-    leak_cell: mx.array | None = None
-    zoneout: float = 0.0
-    zoneout_cell: float = 0.0
     recurrent_dropout: float = 0.0
     input_dropout: float = 0.0
     key: mx.array | None = None
@@ -296,12 +285,20 @@ class BoundOptions(NamedTuple):
     @property
     def are_random(self) -> bool:
         """Whether a mask is drawn."""
-        return bool(
-            self.zoneout
-            or self.zoneout_cell
-            or self.recurrent_dropout
-            or self.input_dropout
-        )
+        return any((*self.zoneouts, self.recurrent_dropout, self.input_dropout))
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """All arrays among them."""
+        values = (*self, *self.starts, *self.leaks)
+        return [a for a in values if isinstance(a, mx.array)]
+
+    @classmethod
+    def of(cls, states: int, **options: Any) -> "BoundOptions":
+        """Return options of a cell with so many states, of which each has none yet."""
+        none = (None,) * states
+        each = {"starts": none, "leaks": none, "zoneouts": (0.0,) * states}
+        return cls(**{**each, **options})
 
 
 def documented(*kinds: type) -> Callable[[_F], _F]:
@@ -351,7 +348,7 @@ def judge_options(
     lead: tuple[int, ...],
     L: int,
     H: int,
-    begins: Sequence[bool],
+    begins: Mapping[str, bool],
 ) -> JudgedOptions:
     """Judge the options of a call.
 
@@ -361,7 +358,8 @@ def judge_options(
         lead (tuple(int)): The leading axes.
         L (int): How many steps there are.
         H (int): How many hidden features.
-        begins (tuple(bool)): Whether rows begin without each of the cell's states.
+        begins (dict): Whether rows begin without a state, for each of the cell's, by
+            the name of what they start from instead.
 
     Raises:
         TypeError: If an option is of the wrong type.
@@ -371,13 +369,14 @@ def judge_options(
     training = judge_flag("training", given["training"])
     lengths, reset, mask = given["lengths"], given["reset"], given["mask"]
     leak = None if given["leak"] is None else judge_leak(given["leak"], H)
-    starts: list[mx.array | None] = [None, None]
-    for i, (kind, begin) in enumerate(zip(STARTS, begins, strict=False)):
-        if given[kind] is not None:
-            judge_start(kind, given[kind], H)
-        if begin or reset is not None:
-            starts[i] = given[kind]
-    zoneout, zoneout_cell = judge_zoneout(given["zoneout"], len(begins))
+    starts: dict[str, mx.array | None] = {}
+    for kind, begin in begins.items():
+        start = given.get(kind)
+        if start is not None:
+            judge_start(kind, start, H)
+        starts[kind] = start if begin or reset is not None else None
+    zoneout = judge_zoneout(given["zoneout"], len(begins))
+    none = (0.0,) * len(zoneout)
     recurrent = judge_probability("recurrent_dropout", given["recurrent_dropout"])
     at_input = judge_probability("input_dropout", given["input_dropout"])
     return JudgedOptions(
@@ -385,13 +384,10 @@ def judge_options(
         reset=None if reset is None else judge_flags("reset", reset, name, lead, (L,)),
         mask=None if mask is None else judge_flags("mask", mask, name, lead, (L,)),
         reverse=judge_flag("reverse", given["reverse"]),
-        hidden0=starts[0],
-        cell0=starts[1],
+        starts=starts,
         leak=None if isinstance(leak, float) and leak == 1 else leak,
-        kept=0.0 if training else zoneout,
-        kept_cell=0.0 if training else zoneout_cell,
-        zoneout=zoneout if training else 0.0,
-        zoneout_cell=zoneout_cell if training else 0.0,
+        kept=none if training else zoneout,
+        zoneout=zoneout if training else none,
         recurrent_dropout=recurrent if training else 0.0,
         input_dropout=at_input if training else 0.0,
         checkpoint_every=judge_every("checkpoint_every", given["checkpoint_every"]),
@@ -399,27 +395,28 @@ def judge_options(
     )
 
 
-def judge_zoneout(value: Any, states: int) -> tuple[float, float]:
-    """Return the probabilities of zoneout of a cell's two states.
+def judge_zoneout(value: Any, states: int) -> tuple[float, ...]:
+    """Return the probabilities of zoneout of each of a cell's states.
 
     Args:
         value (float or tuple): What the user gave: a number for all states or, of a
-            cell with two, one for each.
+            cell with several, one for each.
         states (int): How many states the cell has.
     """
-    if states == 1:
-        return judge_probability("zoneout", value), 0.0
-    if not isinstance(value, (tuple, list)):
-        return (both := judge_probability("zoneout", value)), both
+    if states == 1 or not isinstance(value, (tuple, list)):
+        return (judge_probability("zoneout", value),) * states
     if len(value) != states:
-        raise ValueError(
-            "zoneout must be a number, or a pair of the hidden state's and the cell "
-            f"state's, but has {len(value)} entries"
+        each = (
+            "a pair of the hidden state's and the cell state's"
+            if states == 2
+            else f"one for each of the {states} states"
         )
-    of_hidden, of_cell = (
+        raise ValueError(
+            f"zoneout must be a number, or {each}, but has {len(value)} entries"
+        )
+    return tuple(
         judge_probability(f"zoneout[{i}]", entry) for i, entry in enumerate(value)
     )
-    return of_hidden, of_cell
 
 
 def new_share(

@@ -18,8 +18,9 @@ _VARIABLE = "MLX_RECURRENT_PLACEMENT"
 CROSSING = 180.0
 # A step in MLX's operations on the GPU, by its dispatches: 34 to 58 for an LSTM (MLX
 # pull request 1419), 40 and 47 for an LSTM and a GRU (3089), about eleven dispatches
-# each. An Elman cell has two or three.
-GPU_STEP = {"rnn": 10.0, "gru": 45.0, "lstm": 45.0}
+# each, as a cell of a user's own may have. An Elman cell has two or three.
+GPU_STEP = {"rnn": 10.0}
+GPU_STEP_GATED = 45.0
 # Multiplications and additions in a microsecond: of a small GPU (an M1's peak is
 # 2.6e6), and of some fast cores on wide batches, two thirds of 100e3 each.
 GPU_RATE = 2e6
@@ -84,7 +85,7 @@ def costs(work: Work) -> Costs:
     arithmetic = 2.0 * N * L * slabs * H * (D + H)
     used = min(1.0, N / CPU_ROWS) if N else 1.0
     cpu = CROSSING + L * CPU_STEP + arithmetic / (CPU_RATE * used)
-    return Costs(cpu, L * GPU_STEP[cell] + arithmetic / GPU_RATE)
+    return Costs(cpu, L * GPU_STEP.get(cell, GPU_STEP_GATED) + arithmetic / GPU_RATE)
 
 
 def decide(

@@ -25,8 +25,8 @@ from mlx_recurrent.functional.values import as_dtype
 def run(call: Judged, return_state: ReturnState) -> Any:
     """Return the outputs of a call, the state after it, or both.
 
-    Of a cell with several states: those of every step, a tuple; the outputs, and the
-    tuple of the states after the last step; or that tuple alone.
+    Of a cell with several outputs all of them, a tuple; of one with several states the
+    tuple of those after the last step.
     """
     stream = call.place.stream
     options = bound_options(call, stream)
@@ -87,7 +87,7 @@ def _run_composed(
     # A callable is given, as in MLX's layer, what its own operands promote to.
     operands = bind(call, stream) if call.cell is not ELMAN else _unbound(call, stream)
     x, Wx, bias = operands.x, operands.Wxh, operands.bias
-    states = (operands.hidden, operands.cell)[: len(call.states)]
+    states = operands.states
     if options is not None:
         projected = mx.result_type(*(a for a in (x, Wx, bias) if a is not None))
         with nullcontext() if stream is None else mx.stream(stream):
@@ -102,14 +102,14 @@ def _run_composed(
             z = z[..., : call.sequence.H]
         several = [_run_no_steps(z, state, stream) for state in states]
         outputs, last = (tuple(each) for each in zip(*several, strict=True))
+        outputs = outputs[: call.cell.outputs]
     else:
-        wanted = {False: len(states), True: 1, "only": 0}[return_state]
+        wanted = {False: call.cell.outputs, True: 1, "only": 0}[return_state]
         with nullcontext() if stream is None else mx.stream(stream):
             step, z = step_of(
                 call.cell,
                 call.choice.nonlinearity,
-                operands.Whh,
-                operands.bhn,
+                operands,
                 z,
                 begun,
                 stream,
@@ -124,10 +124,9 @@ def _returned(
     outputs: tuple[mx.array, ...], last: tuple[mx.array, ...], return_state: ReturnState
 ) -> Any:
     """Return what a call returns, of the states that were asked for."""
-    several = len(last) > 1
     if return_state is False:
-        return outputs if several else outputs[0]
-    state = last if several else last[0]
+        return outputs if len(outputs) > 1 else outputs[0]
+    state = last if len(last) > 1 else last[0]
     return (outputs[0], state) if return_state is True else state
 
 
@@ -138,15 +137,17 @@ def _expect(call: Judged, options: BoundOptions | None, stream: StreamOrDevice) 
     own = dict(tree_flatten(own)).values()
     _, _, x, Wx, bias, _ = call.sequence
     learned = () if call.options is None else call.options.weights.values()
-    given = (x, Wx, bias, call.Wh, call.hidden_bias, *call.states, *learned, *own)
-    arrays = [a for a in (*given, *(options or ())) if isinstance(a, mx.array)]
+    weights = (Wx, bias, call.Wh, call.hidden_bias, *call.parameters)
+    given = (x, *weights, *call.states, *learned, *own)
+    arrays = [a for a in given if isinstance(a, mx.array)]
+    arrays += [] if options is None else options.arrays
     _native.expect_operands(arrays, stream)
 
 
 def _unbound(call: Judged, stream: StreamOrDevice) -> Operands:
     """Return the operands of an Elman cell, each of its own dtype."""
     _, _, x, Wxh, bias, _ = call.sequence
-    return Operands(x, Wxh, bias, call.Wh, *starts(call, stream))
+    return Operands(x, Wxh, bias, call.Wh, starts(call, stream))
 
 
 def _run_no_steps(

@@ -1,7 +1,7 @@
 """One step of each cell on the composed path."""
 
 from collections.abc import Callable
-from typing import NoReturn, TypeAlias
+from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 import mlx.core as mx
 
@@ -11,6 +11,9 @@ from mlx_recurrent.functional.dispatch import Nonlinearity
 from mlx_recurrent.functional.judging import broadcasts
 from mlx_recurrent.functional.transition import Transition
 
+if TYPE_CHECKING:
+    from mlx_recurrent.functional.operands import Operands
+
 # From a step's input and the states that it starts from to the states after it.
 Step: TypeAlias = Callable[[mx.array, States, Transition], tuple[mx.array, ...]]
 
@@ -18,8 +21,7 @@ Step: TypeAlias = Callable[[mx.array, States, Transition], tuple[mx.array, ...]]
 def step_of(
     cell: Cell,
     nonlinearity: Nonlinearity | None,
-    Wh: mx.array,
-    hidden_bias: mx.array | None,
+    weights: "Operands",
     z: mx.array,
     begun: list[mx.array],
     stream: StreamOrDevice,
@@ -29,18 +31,20 @@ def step_of(
     Args:
         cell (Cell): The cell.
         nonlinearity (callable, optional): That of an Elman cell.
-        Wh (array): The recurrent weight.
-        hidden_bias (array, optional): Of what the state alone gives.
+        weights (Operands): What a step has beside its input and the states.
         z (array): The projected inputs, ``(..., L, K)``.
         begun (list(array)): What a nonlinearity has returned for the first steps.
         stream (Stream or Device, optional): The stream. ``None`` is the default one.
     """
+    Wh = weights.Whh
+    if cell.step is not None:
+        step = CellStep(cell, Wh, weights.parameters, stream)
+        return step, CellStep.inputs(cell, z, weights.bhn)
+    assert Wh is not None  # for the type checker: only a cell of one's own has none
     if cell is ELMAN:
         assert nonlinearity is not None
         return CallableStep(nonlinearity, Wh, z, begun, stream), z
-    if cell.step is None:
-        return ResetBeforeStep(Wh, stream), z
-    return CellStep(cell, Wh, stream), CellStep.inputs(cell, z, hidden_bias)
+    return ResetBeforeStep(Wh, stream), z
 
 
 class CallableStep:
@@ -140,13 +144,21 @@ class CellStep:
 
     Args:
         cell (Cell): The cell.
-        Wh (array): The recurrent weight.
+        Wh (array, optional): The recurrent weight, of a cell that has one.
+        parameters (tuple(array)): The cell's, ``(H,)`` each.
         stream (Stream or Device, optional): The stream. ``None`` is the default one.
     """
 
-    def __init__(self, cell: Cell, Wh: mx.array, stream: StreamOrDevice) -> None:
+    def __init__(
+        self,
+        cell: Cell,
+        Wh: mx.array | None,
+        parameters: tuple[mx.array, ...],
+        stream: StreamOrDevice,
+    ) -> None:
         self._cell = cell
         self._Wh = Wh
+        self._parameters = parameters
         self._stream = stream
 
     @staticmethod
@@ -172,21 +184,29 @@ class CellStep:
         self, z: mx.array, starts: States, transition: Transition
     ) -> tuple[mx.array, ...]:
         """Return the states after a step, from those before and the step's input."""
-        cell, rows = self._cell, self._Wh.shape[0]
+        cell = self._cell
         inputs: list[mx.array] = []
-        if cell.input_gates:
-            z, inside = mx.split(z, [rows], axis=-1)
-            inputs = [
-                *mx.split(transition.given(inside), len(cell.input_gates), axis=-1)
-            ]
-        a = z
-        if starts[0] is not None:
-            a = transition.pre_activation(starts[0], self._Wh, z, self._stream)
-        slabs = mx.split(transition.given(a), cell.hidden_rows, axis=-1)
+        slabs: list[mx.array] = []
+        if self._Wh is None:
+            inputs = _slabs(transition.given(z), cell.input_rows)
+        else:
+            a = z
+            if cell.input_gates:
+                a, inside = mx.split(z, [self._Wh.shape[0]], axis=-1)
+                inputs = _slabs(transition.given(inside), len(cell.input_gates))
+            if starts[0] is not None:
+                a = transition.pre_activation(starts[0], self._Wh, a, self._stream)
+            slabs = _slabs(transition.given(a), cell.hidden_rows)
         shared = len(cell.gates)
-        states = transition.present(starts, slabs[0])
+        states = transition.present(starts, (slabs or inputs)[0])
         assert cell.step is not None
-        return cell.step(*slabs[:shared], *inputs, *slabs[shared:], *states)
+        return cell.step(
+            *slabs[:shared], *inputs, *slabs[shared:], *states, *self._parameters
+        )
+
+
+def _slabs(a: mx.array, count: int) -> list[mx.array]:
+    return list(mx.split(a, count, axis=-1))
 
 
 class ResetBeforeStep:

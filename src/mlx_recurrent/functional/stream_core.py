@@ -1,6 +1,7 @@
 """What runs a layer in real time: the kernels, or MLX a step at a time."""
 
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import mlx.core as mx
@@ -14,7 +15,6 @@ from mlx_recurrent.functional.judging import type_name
 from mlx_recurrent.functional.layer_calls import Function, cell_of, judged, plan_of
 from mlx_recurrent.functional.operands import Judged, Operands
 from mlx_recurrent.functional.options import (
-    STARTS,
     BoundOptions,
     judge_start,
     new_share,
@@ -66,9 +66,10 @@ class Weights(NamedTuple):
     """A layer's weights, evaluated, of one dtype; biases are vectors."""
 
     Wx: mx.array
-    Wh: mx.array
+    Wh: mx.array | None
     bias: mx.array | None
     hidden_bias: mx.array | None
+    parameters: tuple[mx.array, ...]
 
 
 def prepare(
@@ -82,12 +83,11 @@ def prepare(
         arguments (dict): What it is given by the layer, by name.
     """
     cell, arguments = cell_of(function), dict(arguments)
-    Wx, Wh = arguments[cell.Wx], arguments[cell.Wh]
-    names = STARTS[: len(cell.states)]
-    learned = {name: arguments.pop(name, None) for name in names}
+    Wx, Wh = arguments[cell.Wx], arguments.get(cell.Wh)
+    learned = {name: arguments.pop(name, None) for name in cell.starts}
     for name, start in learned.items():
-        if start is not None and getattr(Wh, "ndim", 0) == 2:
-            judge_start(name, start, Wh.shape[-1])
+        if start is not None and getattr(Wx if Wh is None else Wh, "ndim", 0) == 2:
+            judge_start(name, start, _units(cell, Wx, Wh))
     given = (*arguments.values(), *learned.values())
     arrays = [a for a in given if isinstance(a, mx.array)]
     _native.expect_threads(arrays)
@@ -99,12 +99,12 @@ def prepare(
     found = plan_of(call)
     to = _NUMPY[dtype]
     weights = _weights(call, dtype, found.path == "composed")
-    D, H = weights.Wx.shape[1], weights.Wh.shape[1]
+    D, H = weights.Wx.shape[1], _units(cell, Wx, weights.Wh)
     options = call.options
     assert options is not None  # for the type checker: there is one
     shares = tuple(
         _each(new_share(leak, kept, dtype, mx.cpu), H, to)
-        for leak, kept in ((options.leak, options.kept), (None, options.kept_cell))
+        for leak, kept in zip_longest((options.leak,), options.kept)
     )
     starts = tuple(
         None if start is None else converted(name, start, to)
@@ -113,7 +113,7 @@ def prepare(
 
     choice = call.choice
     if found.path == "traced":
-        operands = Operands(x, weights.Wx, weights.bias, weights.Wh, None)
+        operands = Operands(x, weights.Wx, weights.bias, weights.Wh, (None,))
         assert choice.nonlinearity is not None
         traced, obstacle, _ = trace(choice.nonlinearity, operands, mx.cpu, mx.cpu)
         choice = choice.after_reading(traced, obstacle)
@@ -124,17 +124,20 @@ def prepare(
         reason = f"{found.reason} (MLX evaluates every step by itself)"
         found = Plan("composed", reason)
         core = ComposedCore(
-            call.cell, choice.nonlinearity, weights, shares, starts, lead, dtype
+            call.cell, choice.nonlinearity, weights, shares, starts, (*lead, H), dtype
         )
     else:
         found = replace(found, threads=1, partition="none")
+        assert (
+            weights.Wh is not None
+        )  # for the type checker: the kernels' cells have it
         core = _native.Stream(
             Wxh=weights.Wx,
             bias=weights.bias,
             Whh=weights.Wh,
             bhn=weights.hidden_bias,
             leak=shares[0],
-            leak_cell=shares[1],
+            leak_cell=shares[1] if len(shares) > 1 else None,
             hidden0=starts[0],
             cell0=starts[1] if len(starts) > 1 else None,
             cell=choice.activation,
@@ -154,7 +157,7 @@ class ComposedCore:
         weights: Weights,
         shares: tuple[np.ndarray | None, ...],
         starts: tuple[np.ndarray | None, ...],
-        lead: tuple[int, ...],
+        shape: tuple[int, ...],
         dtype: mx.Dtype,
     ) -> None:
         def of_layer(values: np.ndarray | None) -> mx.array | None:
@@ -163,13 +166,14 @@ class ComposedCore:
         self._cell = cell
         self._nonlinearity = nonlinearity
         self._weights = weights
-        self._shape = (*lead, weights.Wh.shape[1])
+        self._shape = shape
         self._dtype = dtype
         self._options: BoundOptions | None = None
         if any(share is not None for share in shares):
-            leak, leak_cell = map(of_layer, shares)
-            self._options = BoundOptions(leak=leak, leak_cell=leak_cell)
-        self._starts = (*map(of_layer, starts), None)
+            self._options = BoundOptions.of(
+                len(shares), leaks=tuple(map(of_layer, shares))
+            )
+        self._starts = tuple(map(of_layer, starts))
         self._states: States = (None,) * len(starts)
         self._kept: States = self._states
         self._turns = Turns()
@@ -225,16 +229,15 @@ class ComposedCore:
     def _step(
         self, x: mx.array, states: States, starts: np.ndarray | None
     ) -> tuple[mx.array, ...]:
-        Wx, Wh, bias, hidden_bias = self._weights
+        Wx, Wh, bias, hidden_bias, parameters = self._weights
         z = mx.expand_dims(dispatch.product(x, Wx, bias, None), -2)
         options = self._options
         if starts is not None and starts.any():
-            options = (options or BoundOptions())._replace(
-                reset=mx.array(starts[..., None]),
-                hidden0=self._starts[0],
-                cell0=self._starts[1],
+            options = (options or BoundOptions.of(len(self._starts)))._replace(
+                reset=mx.array(starts[..., None]), starts=self._starts
             )
-        step, z = step_of(self._cell, self._nonlinearity, Wh, hidden_bias, z, [], None)
+        weights = Operands(x, Wx, bias, Wh, states, hidden_bias, parameters)
+        step, z = step_of(self._cell, self._nonlinearity, weights, z, [], None)
         H = self._shape[-1]
         _, new = composed.recurrence(step, z, states, H, 0, options, None)
         if new[0].shape != self._shape:
@@ -251,6 +254,11 @@ class ComposedCore:
 Core: TypeAlias = _native.Stream | ComposedCore
 
 
+def _units(cell: Cell, Wx: mx.array, Wh: mx.array | None) -> int:
+    """Return how many features a state has; a nonlinearity may change their number."""
+    return Wx.shape[0] // cell.input_rows if Wh is None else Wh.shape[-1]
+
+
 def _weights(call: Judged, dtype: mx.Dtype, copies: bool) -> Weights:
     """Return evaluated weights in a dtype, the biases vectors."""
     # The kernels make their own copies. What is there is read where it lies: a forked
@@ -259,7 +267,9 @@ def _weights(call: Judged, dtype: mx.Dtype, copies: bool) -> Weights:
     convert = mx.array if copies else as_dtype
     Wx, bias, name = call.sequence.Wx, call.sequence.bias, call.cell.bias
     assert Wx is not None
-    Wx, Wh = convert(Wx, dtype), convert(call.Wh, dtype)
+    Wx = convert(Wx, dtype)
+    Wh = None if call.Wh is None else convert(call.Wh, dtype)
+    parameters = tuple(convert(p, dtype) for p in call.parameters)
     if bias is not None:
         bias = convert(bias, dtype)
         if bias.shape != Wx.shape[:1]:
@@ -272,8 +282,9 @@ def _weights(call: Judged, dtype: mx.Dtype, copies: bool) -> Weights:
     hidden_bias = call.hidden_bias
     if hidden_bias is not None:
         hidden_bias = convert(hidden_bias, dtype)
-    evaluate(*(a for a in (Wx, Wh, bias, hidden_bias) if a is not None))
-    return Weights(Wx, Wh, bias, hidden_bias)
+    weights = (Wx, Wh, bias, hidden_bias, *parameters)
+    evaluate(*(a for a in weights if a is not None))
+    return Weights(Wx, Wh, bias, hidden_bias, parameters)
 
 
 def _each(leak: float | mx.array | None, H: int, dtype: np.dtype) -> np.ndarray | None:

@@ -9,7 +9,7 @@ import mlx.core as mx
 from mlx_recurrent.functional.cells import States
 from mlx_recurrent.functional.devices import StreamOrDevice
 from mlx_recurrent.functional.dispatch import product
-from mlx_recurrent.functional.masks import Mask, hits
+from mlx_recurrent.functional.masks import Mask, hits, zoneout_mask
 from mlx_recurrent.functional.options import BoundOptions
 from mlx_recurrent.functional.padding import only_taken
 from mlx_recurrent.functional.selection import select
@@ -95,10 +95,17 @@ class OptionsTransition(Transition):
         self._step = -1
         self._lengths = _column(options.lengths, L)
         self._keepings = [
-            Keeping(mask, leak, zoneout, options.key, lead, L, H)
-            for mask, leak, zoneout in (
-                (Mask.ZONEOUT, options.leak, options.zoneout),
-                (Mask.ZONEOUT_CELL, options.leak_cell, options.zoneout_cell),
+            Keeping(
+                zoneout_mask(k),
+                leak,
+                zoneout,
+                options.key,
+                lead,
+                L,
+                H,
+            )
+            for k, (leak, zoneout) in enumerate(
+                zip(options.leaks, options.zoneouts, strict=True)
             )
         ]
         if options.recurrent_dropout:
@@ -125,19 +132,15 @@ class OptionsTransition(Transition):
         if restarts is None:
             return tuple(truncated)
         options = self._options
-        if options.hidden0 is None:
+        if options.starts[0] is None:
             self._empty = (
                 restarts
                 if self._empty is None
                 else (mx.logical_or(self._empty, restarts))
             )
         return tuple(
-            None
-            if state is None
-            else select(restarts, _zero(state) if first is None else first, state)
-            for state, first in zip(
-                truncated, (options.hidden0, options.cell0), strict=False
-            )
+            self._restarted(restarts, *each)
+            for each in zip(truncated, options.starts, strict=True)
         )
 
     def pre_activation(
@@ -174,7 +177,7 @@ class OptionsTransition(Transition):
     ) -> tuple[tuple[mx.array, ...], tuple[mx.array, ...]]:
         new, outputs = [], []
         for state, start, result, keeping in zip(
-            states, starts, results, self._keepings, strict=False
+            states, starts, results, self._keepings, strict=True
         ):
             if start is None:
                 start = mx.zeros(self.shape, result.dtype)
@@ -202,6 +205,14 @@ class OptionsTransition(Transition):
             restarts = mx.logical_and(restarts, self._lengths > border)
         return restarts
 
+    @staticmethod
+    def _restarted(
+        restarts: mx.array, state: mx.array | None, first: mx.array | None
+    ) -> mx.array | None:
+        if state is None:
+            return None
+        return select(restarts, _zero(state) if first is None else first, state)
+
     def _truncated(self, start: mx.array | None) -> mx.array | None:
         every = self._options.truncate_every
         if start is None or not every or self._step == 0:
@@ -218,7 +229,7 @@ class Keeping:
     """What units keep of a state: in part by a leak, or whole by zoneout.
 
     Args:
-        mask (Mask): What zoneout's mask is for.
+        mask (int): What zoneout's mask is for.
         leak (array, optional): How much of the state is new, ``(H,)``. ``None`` is one.
         zoneout (float): How probably a unit keeps its state at a step.
         key (array, optional): Of the mask.
@@ -229,7 +240,7 @@ class Keeping:
 
     def __init__(
         self,
-        mask: Mask,
+        mask: int,
         leak: mx.array | None,
         zoneout: float,
         key: mx.array | None,

@@ -76,7 +76,8 @@ class Bidirectional(WholeTime, Loading):
 
     Raises:
         TypeError: If one is no layer, or ``backward`` is ``None`` and
-            ``forward`` is no :class:`RNN`, :class:`GRU` or :class:`LSTM`.
+            ``forward`` is no :class:`RNN`, :class:`GRU`, :class:`LSTM` or
+            :class:`Recurrent`.
         ValueError: If ``merge`` is none of these, or the layers' sizes do not fit.
 
     Example:
@@ -251,15 +252,19 @@ def _like(layer: Any) -> RecurrentLayer:
     """Return a layer with the options of another one and new weights."""
     if not isinstance(layer, RecurrentLayer):
         raise TypeError(
-            "forward must be an mlx_recurrent.RNN, GRU or LSTM where backward is None, "
-            f"but is {type_name(layer)}"
+            "forward must be an mlx_recurrent.RNN, GRU, LSTM or Recurrent where "
+            f"backward is None, but is {type_name(layer)}"
         )
     new = duplicate(layer)
     bound = 1 / math.sqrt(layer.hidden_size)
+    own = layer._own_parameters()
     for name in layer._weight_names():
         if name in layer:
             old = layer[name]
-            new[name] = mx.random.uniform(-bound, bound, old.shape).astype(old.dtype)
+            drawn = own.get(name)
+            if drawn is None:
+                drawn = mx.random.uniform(-bound, bound, old.shape)
+            new[name] = drawn.astype(old.dtype)
     for name in layer._start_names():
         if name in layer:
             new[name] = mx.zeros_like(layer[name])

@@ -85,7 +85,7 @@ class GRU(OneState, recurrent.GRU):
     ) -> None:
         bias = judge_sizes(input_size, hidden_size, bias)
         own = judge_own(
-            type(self),
+            self._start_names(),
             hidden_size,
             zoneout=zoneout,
             input_dropout=input_dropout,

@@ -98,7 +98,7 @@ class LSTM(RecurrentLayer, recurrent.LSTM):
     ) -> None:
         bias = judge_sizes(input_size, hidden_size, bias)
         own = judge_own(
-            type(self),
+            self._start_names(),
             hidden_size,
             zoneout=zoneout,
             input_dropout=input_dropout,

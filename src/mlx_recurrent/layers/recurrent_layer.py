@@ -5,19 +5,20 @@ from typing import Any, ClassVar
 import mlx.core as mx
 
 from mlx_recurrent import functional
+from mlx_recurrent.functional.cells import LSTM
 from mlx_recurrent.functional.judging import (
     judge_flag,
     judge_probability,
     judge_size,
     type_name,
 )
-from mlx_recurrent.functional.options import STARTS, judge_zoneout
+from mlx_recurrent.functional.options import judge_zoneout
 from mlx_recurrent.layers.streaming import Array, Stream
 from mlx_recurrent.mlx_faults.loading import Loading
 from mlx_recurrent.mlx_faults.pickling import reduce_ex
 
 # What a layer may have beside MLX's parameters, and beside its attributes.
-_PARAMETERS = frozenset({"leak", *STARTS})
+_PARAMETERS = frozenset({"leak", *LSTM.starts})
 _SHARED = ("zoneout", "input_dropout", "recurrent_dropout")
 _ATTRIBUTES = frozenset({"leak", "reset_after", *_SHARED})
 
@@ -56,7 +57,9 @@ class RecurrentLayer(Loading):
         for name in _SHARED:
             if value := getattr(self, name):
                 described += f", {name}={value}"
-        return described + (", learn_hidden=True" if "hidden0" in self else "")
+        return described + (
+            ", learn_hidden=True" if self._start_names()[0] in self else ""
+        )
 
     def _described(self) -> str:
         """Return what the representation says of options that other layers lack."""
@@ -72,7 +75,11 @@ class RecurrentLayer(Loading):
     @classmethod
     def _start_names(cls) -> tuple[str, ...]:
         """The names of the states that episodes start from."""
-        return STARTS[: len(functional.cell_of(cls._function).states)]
+        return functional.cell_of(cls._function).starts
+
+    def _own_parameters(self) -> dict[str, mx.array]:
+        """What parameters start from that are not drawn like weights, by name."""
+        return {}
 
     @property
     def _has_options(self) -> bool:
@@ -107,7 +114,7 @@ def judge_sizes(input_size: Any, hidden_size: Any, bias: Any) -> bool:
 
 
 def judge_own(
-    kind: type[RecurrentLayer],
+    starts: tuple[str, ...],
     hidden_size: int,
     *,
     zoneout: Any,
@@ -118,18 +125,17 @@ def judge_own(
     """Return the attributes and parameters that a layer has beside MLX's.
 
     Args:
-        kind (type): The class of the layer.
+        starts (tuple(str)): The names of the states that episodes start from.
         hidden_size (int): Its hidden features.
         zoneout (float or tuple): As its constructor was given it, like the others.
         input_dropout (float): That.
         recurrent_dropout (float): That.
         learn_hidden (bool): That.
     """
-    starts = kind._start_names()
     own: dict[str, Any] = {}
-    both = judge_zoneout(zoneout, len(starts))
-    if any(both):
-        own["zoneout"] = both if isinstance(zoneout, (tuple, list)) else both[0]
+    each = judge_zoneout(zoneout, len(starts))
+    if any(each):
+        own["zoneout"] = each if isinstance(zoneout, (tuple, list)) else each[0]
     for name, value in (
         ("input_dropout", input_dropout),
         ("recurrent_dropout", recurrent_dropout),

@@ -89,7 +89,7 @@ class RNN(OneState, recurrent.RNN):
         if nonlinearity is not None:
             judge_nonlinearity(nonlinearity)
         own = judge_own(
-            type(self),
+            self._start_names(),
             hidden_size,
             zoneout=zoneout,
             input_dropout=input_dropout,

@@ -4,7 +4,8 @@ from typing import Any
 
 from mlx.nn.layers import recurrent
 
-from mlx_recurrent.functional.judging import judge_pair
+from mlx_recurrent.functional.judging import judge_pair, judge_states
+from mlx_recurrent.layers.recurrent import Recurrent
 from mlx_recurrent.layers.recurrent_layer import RecurrentLayer
 
 
@@ -14,12 +15,15 @@ def states_of(layer: Any, name: str, state: Any) -> tuple[Any, ...]:
     Args:
         layer (Module): The layer.
         name (str): What the user calls the state.
-        state (array or tuple): That state, of an LSTM a pair, or ``None``.
+        state (array or tuple): That state, of an LSTM a pair, of a cell with several
+            states a tuple of them, or ``None``.
 
     Raises:
-        TypeError: If it is no pair where it must be one.
-        ValueError: If it has not two entries then.
+        TypeError: If it is no tuple where it must be one.
+        ValueError: If it has another number of entries then.
     """
+    if isinstance(layer, Recurrent):
+        return judge_states(name, state, layer.cell.states)
     return judge_pair(name, state) if isinstance(layer, recurrent.LSTM) else (state,)
 
 

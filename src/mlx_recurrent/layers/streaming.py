@@ -7,8 +7,14 @@ import numpy as np
 from mlx.nn.layers.base import Module
 
 from mlx_recurrent import functional
+from mlx_recurrent.functional.cells import LSTM
 from mlx_recurrent.functional.dispatch import Nonlinearity
-from mlx_recurrent.functional.judging import judge_pair, type_name
+from mlx_recurrent.functional.judging import (
+    judge_given,
+    judge_pair,
+    judge_states,
+    type_name,
+)
 from mlx_recurrent.functional.options import Values, judge_flags_now
 from mlx_recurrent.functional.plan import Plan
 from mlx_recurrent.functional.stream_core import (
@@ -198,14 +204,15 @@ class Stream:
         """What runs each step, and why."""
         return self._plan
 
-    def reset(self, hidden: Array | None = None, cell: Array | None = None) -> None:
+    def reset(self, *states: Array | None, **named: Array | None) -> None:
         """Start anew.
 
         Args:
-            hidden (array, optional): The state, ``(..., H)`` with the leading axes that
-                the stream has. ``None`` is ``hidden0``, or zero. Default: ``None``.
-            cell (array, optional): The cell state of an LSTM, as ``hidden``.
-                Default: ``None``.
+            states (array, optional): The layer's states, in order: ``hidden``, and of
+                an LSTM ``cell``; of a declared cell its own. Each ``(..., H)`` with the
+                leading axes that the stream has. ``None`` is the state that the layer
+                has learned, or zero. Default: ``None`` for each.
+            named (array, optional): The same by their names.
 
         Raises:
             TypeError: If a state is not an array, or one that the layer does not have.
@@ -220,17 +227,15 @@ class Stream:
             >>> np.array_equal(stream(x), first)
             True
         """
-        if cell is not None and "cell" not in self._names:
-            raise TypeError(
-                "cell must be None for a layer with one state, but is "
-                f"{type_name(cell)}"
-            )
-        states = zip(self._names, (hidden, cell), self._starts, strict=False)
-        self._core.reset(*(self._start(*each) for each in states))
+        given = judge_given(self._names, states, named)
+        each = zip(self._names, given, self._starts, strict=True)
+        self._core.reset(*(self._start(*state) for state in each))
 
     def _states_of(self, name: str, state: Any) -> tuple[Any, ...]:
-        """Return what :meth:`reset` takes for a state, of an LSTM a pair."""
-        return (state,) if len(self._names) == 1 else judge_pair(name, state)
+        """Return what :meth:`reset` takes for a state, of several a tuple."""
+        if self._names == LSTM.states:
+            return judge_pair(name, state)
+        return judge_states(name, state, self._names)
 
     def _start(
         self, name: str, state: Array | None, otherwise: np.ndarray | None
