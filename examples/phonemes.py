@@ -14,8 +14,8 @@ reads the letters of a word, another says phonemes until it says that it is done
 
 Both run in real time, as `layer.stream` with a row for each word. The same network
 written as a loop in NumPy, a word at a time, must say the same: the example fails if it
-does not. Phonemes are those of the CMU dictionary;
-the digit of a vowel is its stress: 1 primary, 2 secondary, 0 none.
+does not. Phonemes are those of the CMU dictionary; the digit of a vowel is its stress:
+1 primary, 2 secondary, 0 none.
 
 The folder `--out` receives `phonemes.csv` and the picture `phonemes.png`. Exit status:
 0, 2 for an error (one line on stderr) and 130 after Ctrl-C.
@@ -119,10 +119,8 @@ class Speaker:
 
     def __init__(self, model: Speller, count: int):
         start = np.zeros((count, SIZE), np.float32)
-        self.reader, self.sayer = (
-            model.encoder.stream(start),
-            model.decoder.stream(start),
-        )
+        self.reader = model.encoder.stream(start)
+        self.sayer = model.decoder.stream(start)
         self.letters = np.array(model.letters.weight)
         self.phonemes = np.array(model.phonemes.weight)
         self.weight, self.bias = np.array(model.head.weight), np.array(model.head.bias)
