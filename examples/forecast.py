@@ -1,7 +1,7 @@
 """Forecasts with intervals: a recurrent layer that reads a series once.
 
     .venv/bin/python examples/forecast.py                     # sea temperature
-    .venv/bin/python examples/forecast.py --series sunspots
+    .venv/bin/python examples/forecast.py --series sunspots --layer lstm
     .venv/bin/python examples/forecast.py data.csv --column sales --season 12
 
 After each value the model gives quantiles of the next K, so one pass over the series
@@ -10,6 +10,8 @@ forecasts from every row (Wen et al., "A Multi-Horizon Quantile Recurrent nn.Mod
 
     h_t = (h_{t-1} + tanh(Wxh x_t + Whh h_{t-1} + b)) / 2
     quantiles(y_{t+1} .. y_{t+K}) = sort(W h_t + c)
+
+With `--layer gru` or `lstm` the states h_t are that layer's.
 
 The first 60 % of the rows train, the next 20 % tell how long to, and then the model is
 trained again on both. The last 20 % only give the score, beside exponential smoothing
@@ -47,7 +49,7 @@ try:
     from statsmodels.tools.sm_exceptions import ConvergenceWarning
     from statsmodels.tsa.exponential_smoothing.ets import ETSModel
 
-    from mlx_recurrent import RNN, Linear
+    from mlx_recurrent import GRU, LSTM, RNN, Linear, Stack
 except ImportError as missing:
     print(
         f"forecast: error: {missing} (pip install 'mlx-recurrent[cpu,examples]')",
@@ -61,6 +63,7 @@ except KeyboardInterrupt:
 # The ends of the 95 % interval, of the 80 % interval, and the median.
 LEVELS = np.array([0.025, 0.1, 0.5, 0.9, 0.975])
 HIDDEN, LEAK, DROPOUT, LEARNING_RATE = 64, 0.5, 0.5, 1e-3
+LAYERS = {"rnn": partial(RNN, leak=LEAK), "gru": GRU, "lstm": LSTM}
 # Steps between two validations; at most so many of those, and so many without a gain.
 EVERY, MOST, PATIENCE = 10, 200, 15
 LARGEST = 1e12  # of what the model takes in float32, whose squares must be finite
@@ -216,10 +219,11 @@ class Task:
                 "four fifths of its rows"
             )
 
-    def fit(self, seed: int, end: int) -> Iterator[np.ndarray]:
+    def fit(self, layer: str, seed: int, end: int) -> Iterator[np.ndarray]:
         """Train on the rows before `end`; every few steps, quantiles for all rows."""
         mx.random.seed(seed)
-        rnn = RNN(self.features.shape[-1], HIDDEN, leak=LEAK)
+        # In a stack the output of every layer is its hidden state.
+        rnn = Stack([LAYERS[layer](self.features.shape[-1], HIDDEN)])
         head = Linear(HIDDEN, self.horizon * len(LEVELS))
         model = nn.Sequential(rnn, nn.Dropout(DROPOUT), head)
         optimizer = optim.AdamW(LEARNING_RATE)
@@ -265,11 +269,11 @@ def pinball(targets: mx.array, quantiles: mx.array) -> mx.array:
     return mx.maximum(levels * error, (levels - 1) * error).mean(axis=-1)
 
 
-def recurrent(task: Task, members: int) -> np.ndarray:
+def recurrent(task: Task, members: int, layer: str = "rnn") -> np.ndarray:
     """Quantiles ``(T, K, 5)``: the mean of several models, each from its own seed."""
 
     def fit(end: int) -> Iterator[np.ndarray]:
-        fits = [task.fit(seed, end) for seed in range(members)]
+        fits = [task.fit(layer, seed, end) for seed in range(members)]
         return (np.mean(each, axis=0) for each in zip(*fits, strict=True))
 
     best, chosen = math.inf, 0
@@ -403,7 +407,7 @@ def run(arguments: argparse.Namespace) -> None:
         f"{len(task.origins)} of them.\n",
         flush=True,
     )
-    methods = {"recurrent": recurrent(task, arguments.members)}
+    methods = {"recurrent": recurrent(task, arguments.members, arguments.layer)}
     methods["exponential"] = smoothing(task)
     if season > 1:
         methods["seasonal naive"] = naive(task, season)
@@ -437,6 +441,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--series", choices=names, help="without a file (default: elnino)")
     add("--season", type=int, metavar="S", help="rows of a season (1: none)")
     add("--horizon", type=int, metavar="K", help="rows ahead (default: a season, or 8)")
+    text = "the recurrent layer (default: rnn, leaky)"
+    add("--layer", choices=LAYERS, default="rnn", help=text)
     add("--members", type=int, metavar="M", default=5, help="models (default: 5)")
     home = Path("runs/forecast")
     add("--out", type=Path, metavar="DIR", default=home, help=f"(default: {home})")

@@ -14,8 +14,8 @@ reads the letters of a word, another says phonemes until it says that it is done
 
 Both run in real time, as `layer.stream` with a row for each word. The same network
 written as a loop in NumPy, a word at a time, must say the same: the example fails if it
-does not. Phonemes are those of the CMU dictionary;
-the digit of a vowel is its stress: 1 primary, 2 secondary, 0 none.
+does not. Phonemes are those of the CMU dictionary; the digit of a vowel is its stress:
+1 primary, 2 secondary, 0 none.
 
 The folder `--out` receives `phonemes.csv` and the picture `phonemes.png`. Exit status:
 0, 2 for an error (one line on stderr) and 130 after Ctrl-C.
@@ -71,7 +71,7 @@ WORDS = (
     "mlx neuroplasticity petrichor quokka serendipitous snarkiest thingamajig "
     "unfollowable vibecoding zeitgeist"
 ).split()
-BLUE, ORANGE = "#0072b2", "#d55e00"
+BLUE = "#0072b2"  # of Okabe and Ito
 
 
 class Failure(Exception):
@@ -119,10 +119,8 @@ class Speaker:
 
     def __init__(self, model: Speller, count: int):
         start = np.zeros((count, SIZE), np.float32)
-        self.reader, self.sayer = (
-            model.encoder.stream(start),
-            model.decoder.stream(start),
-        )
+        self.reader = model.encoder.stream(start)
+        self.sayer = model.decoder.stream(start)
         self.letters = np.array(model.letters.weight)
         self.phonemes = np.array(model.phonemes.weight)
         self.weight, self.bias = np.array(model.head.weight), np.array(model.head.bias)
@@ -258,42 +256,24 @@ def timings(
     return by_loop, {count: each(count) for count in (1, 4, 16, 64)}
 
 
-def draw(
-    word: str,
-    spoken: list[str],
-    likely: np.ndarray,
-    by_loop: float,
-    by_model: dict[int, float],
-) -> bytes:
-    """What else might have been said at each step, and the time of a word, as a PNG."""
-    figure = Figure(figsize=(8, 4.4), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(5, 3))
+def draw(word: str, spoken: list[str], likely: np.ndarray) -> bytes:
+    """What else might have been said at each step, as a PNG."""
     steps = [*spoken, "end"][: len(likely)]
-    likely = likely[: len(steps)]
-    for i, row in enumerate(likely):
-        best = np.argsort(-row)[:4]
-        for place, n in enumerate(best):
-            name = "end" if n == END else PHONEMES[n]
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for i, row in enumerate(likely[: len(steps)]):
+        for rank, n in enumerate(np.argsort(-row)[:4], 1):
             shade = {"facecolor": BLUE, "alpha": float(row[n]), "lw": 0}
-            left.fill_between([i - 0.5, i + 0.5], place - 0.5, place + 0.5, **shade)
+            axes.fill_between([i + 0.5, i + 1.5], rank - 0.5, rank + 0.5, **shade)
             if row[n] >= 0.005:
-                color = "white" if row[n] > 0.5 else "black"
-                text = f"{name}\n{row[n]:.2f}"
-                left.text(i, place, text, ha="center", va="center", color=color, size=7)
-    left.set(xlim=(-0.5, len(steps) - 0.5), ylim=(3.5, -0.5), xlabel="step")
-    left.set(title=f"{word}: the likeliest phonemes", ylabel="rank")
-    left.set_xticks(range(len(steps)), range(1, len(steps) + 1))
-    left.set_yticks(range(4), range(1, 5))
-    counts, seconds = zip(*by_model.items(), strict=True)
-    right.axhline(1e6 * by_loop, color=ORANGE, label="NumPy, a word at a time")
-    style = {"color": BLUE, "marker": "o", "label": "this package"}
-    right.plot(counts, 1e6 * np.array(seconds), **style)
-    right.set_xscale("log", base=4)
-    right.set_xticks(counts, counts)
-    right.set(xlabel="words at once", ylabel="microseconds a word", ylim=(0, None))
-    right.set_title("time")
-    right.grid(alpha=0.25)
-    right.legend(frameon=False)
+                text = f"{'end' if n == END else PHONEMES[n]}\n{row[n]:.2f}"
+                style = {"ha": "center", "va": "center", "size": 8}
+                style["color"] = "white" if row[n] > 0.7 else "black"
+                axes.text(i + 1, rank, text, **style)
+    axes.set(xlim=(0.5, len(steps) + 0.5), ylim=(4.5, 0.5), xlabel="step")
+    axes.set(title=f"{word}: the likeliest phonemes", ylabel="rank")
+    axes.set_xticks(range(1, len(steps) + 1))
+    axes.set_yticks(range(1, 5))
     figure.savefig(buffer := io.BytesIO(), format="png", dpi=120)
     return buffer.getvalue()
 
@@ -345,7 +325,7 @@ def run(arguments: argparse.Namespace) -> None:
         "\n".join(["word,phonemes", *lines, ""]).encode(),
     )
     i = words.index(drawn)
-    picture = draw(drawn, spoken[i], likely[i], by_loop, by_model)
+    picture = draw(drawn, spoken[i], likely[i])
     write(arguments.out / "phonemes.png", picture)
     print(f"Files: {arguments.out / 'phonemes.csv'}, {arguments.out / 'phonemes.png'}")
 

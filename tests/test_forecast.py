@@ -132,14 +132,23 @@ def test_a_constant_that_minimises_pinball_is_the_quantile(forecast):
             assert forecast.pinball(values, other).mean() > best
 
 
-def test_it_beats_naive_where_there_is_something_to_learn(forecast, monkeypatch):
+@pytest.mark.parametrize("layer", ["rnn", "gru", "lstm"])
+def test_it_beats_naive_where_there_is_something_to_learn(layer, forecast, monkeypatch):
     monkeypatch.setattr(forecast, "MOST", 30)
     task = forecast.Task("wave", pd.Series(wave(400)), 1, 8)
-    model = forecast.score(task, forecast.recurrent(task, 1))
+    model = forecast.score(task, forecast.recurrent(task, 1, layer))
     naive = forecast.score(task, forecast.naive(task, 1))
     assert model["MAE"] < 0.5 * naive["MAE"]
     assert model["pinball"] < 0.5 * naive["pinball"]
     assert 40 < model["in 80 %"] < model["in 95 %"] <= 100
+
+
+def test_layers_are_three(forecast, task, monkeypatch):
+    monkeypatch.setattr(forecast, "EVERY", 1)
+    first = [next(task.fit(layer, 0, task.trained)) for layer in forecast.LAYERS]
+    for i, quantiles in enumerate(first):
+        assert quantiles.shape == (200, 6, 5)
+        assert all(np.abs(quantiles - other).max() > 1e-2 for other in first[:i])
 
 
 def test_a_run_of_a_file(forecast, csv, tmp_path, capsys, monkeypatch):
@@ -271,6 +280,7 @@ def test_what_a_table_may_have(forecast, csv):
         (["--horizon", "0"], "--horizon must be from 1 to 366"),
         (["--season", "many"], "invalid int value: 'many'"),
         (["--series", "rain"], "invalid choice: 'rain'"),
+        (["--layer", "transformer"], "invalid choice: 'transformer'"),
         (["nowhere.csv", "--column", "x"], "No such file or directory: nowhere.csv"),
         (["--season", "200"], "732 rows: at least 1000"),
     ],

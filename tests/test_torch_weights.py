@@ -7,7 +7,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from conftest import draw
-from mlx_recurrent import GRU, LSTM, RNN, Stack
+from mlx_recurrent import GRU, LSTM, RNN, Bidirectional, Stack
 from mlx_recurrent.interop import Reversed, torch_weights
 from networks import each_layer
 from tolerances import agree
@@ -164,6 +164,20 @@ def test_porting_a_model(rng):
             "weights must hold weights, but is empty",
         ),
         ("projected", LSTM(D, H), "", ValueError, "weights must have no projections"),
+        (
+            "cell",
+            Stack([GRU(D, H), GRU(H, H)]),
+            "",
+            ValueError,
+            "weights must hold weight_ih_l0, but does not",
+        ),
+        (
+            "cell",
+            Bidirectional(GRU(D, H)),
+            "",
+            ValueError,
+            "weights must hold weight_ih_l0, but does not",
+        ),
     ],
 )
 def test_refused_weights(weights, layer, prefix, error, message):
@@ -172,6 +186,7 @@ def test_refused_weights(weights, layer, prefix, error, message):
         "GRU": lambda: torch.nn.GRU(D, H).state_dict(),
         "two": lambda: torch.nn.LSTM(D, H, 2).state_dict(),
         "projected": lambda: torch.nn.LSTM(D, H, proj_size=3).state_dict(),
+        "cell": lambda: torch.nn.GRUCell(D, H).state_dict(),
         "no dict": lambda: [mx.zeros(3)],
         "empty": dict,
     }[weights]()

@@ -162,11 +162,10 @@ _MLX_FUNCTIONS = {
 }
 # A subclass may do anything: only the exact types count.
 _TYPES: dict[type, Callable[[Any], Activation | None]] = {
-    Affine: lambda f: Activation("Affine", f.alpha, f.beta),
-    LeakyRelu: lambda f: Activation("LeakyRelu", f.alpha),
-    ThresholdedRelu: lambda f: Activation("ThresholdedRelu", f.alpha),
-    ScaledTanh: lambda f: Activation("ScaledTanh", f.alpha, f.beta),
-    HardSigmoid: lambda f: Activation("HardSigmoid", f.alpha, f.beta),
+    **dict.fromkeys(
+        (Affine, LeakyRelu, ThresholdedRelu, ScaledTanh, HardSigmoid),
+        lambda f: Activation(type(f).__name__, **vars(f)),
+    ),
     nn.LeakyReLU: lambda f: (
         Activation("LeakyRelu", f._negative_slope) if f._negative_slope <= 1 else None
     ),

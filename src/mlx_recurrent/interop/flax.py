@@ -11,7 +11,7 @@ from mlx.nn.layers.linear import Identity
 from mlx_recurrent.functional.dispatch import Nonlinearity
 from mlx_recurrent.functional.judging import judge_flag, shown, type_name
 from mlx_recurrent.interop.activations import describe
-from mlx_recurrent.interop.gates import KINDS, Kind, Sides, gates_in, gates_of, kind_of
+from mlx_recurrent.interop.gates import KINDS, Kind, Sides, gates_in, kind_of
 from mlx_recurrent.interop.parts import (
     Layer,
     array_of,
@@ -32,34 +32,48 @@ from mlx_recurrent.layers.stack import Stack
 
 _CELLS: dict[Kind, str] = {RNN: "SimpleCell", GRU: "GRUCell", LSTM: "LSTMCell"}
 _LISTED = "SimpleCell, GRUCell or LSTMCell"
-# The parts with a bias, of those that hold one gate or an only one.
-_BIASED = frozenset("i ir iz in hn hi hf hg ho".split())
 
 
 class _Parts(NamedTuple):
-    """What a cell calls its parts: of the input, and of the state.
+    """What a cell calls its parts of the input and of the state, and which are biased.
 
-    One part holds all gates, or each has its own.
+    One part holds all gates, or each has its own, in the order of the rows here.
     """
 
-    of_input: tuple[str, ...]
-    of_state: tuple[str, ...]
+    kind: Kind
+    nnx: bool
+    of_input: list[str]
+    of_state: list[str]
+    biased: list[str]
 
 
-def _parts_of(kind: Kind, nnx: bool) -> _Parts:
-    if kind is RNN and not nnx:
-        return _Parts(("i",), ("h",))
-    if kind is not LSTM and nnx:
-        return _FUSED
-    gates = gates_of(kind, "flax")
-    names = _Parts(*(tuple(f"{side}{g}" for g in gates) for side in "ih"))
-    # A word of Python's is no name there.
-    renamed = (f"{name}_" if nnx and name == "if" else name for name in names.of_input)
-    return names._replace(of_input=tuple(renamed))
+# Of two for one kind and library, the first is written. ``if_``: a word of Python's is
+# no name there.
+_PARTS = [
+    _Parts(kind, nnx, *(names.split() for names in (of_input, of_state, biased)))
+    for kind, nnx, of_input, of_state, biased in (
+        (RNN, False, "i", "h", "i"),
+        (GRU, False, "ir iz in", "hr hz hn", "ir iz in hn"),
+        (LSTM, False, "ii if ig io", "hi hf hg ho", "hi hf hg ho"),
+        (RNN, True, "dense_i", "dense_h", "dense_i"),
+        (GRU, True, "dense_i", "dense_h", "dense_i"),
+        (LSTM, True, "ii if_ ig io", "hi hf hg ho", "hi hf hg ho"),
+        (LSTM, True, "dense_i", "dense_h", "dense_h"),
+    )
+]
 
 
-_FUSED = _Parts(("dense_i",), ("dense_h",))
-_LAYOUTS = [(_parts_of(kind, nnx), kind) for nnx in (False, True) for kind in KINDS]
+def _parts_in(tree: Mapping[str, Any]) -> _Parts | None:
+    """Return whose parts these are; of several with their names the shapes tell."""
+    names = set(tree) - {"rngs"}  # which modules of nnx have beside parameters
+    named = [p for p in _PARTS if names == {*p.of_input, *p.of_state}]
+    if not named:
+        return None
+    held = tree[named[0].of_state[0]]
+    kernel = held.get("kernel") if isinstance(held, Mapping) else None
+    rows, *columns = getattr(kernel, "shape", None) or (0,)
+    wide = [p for p in named if columns == [gates_in(p.kind) * rows]]
+    return wide[0] if wide else named[0]
 
 
 def from_flax(
@@ -189,11 +203,10 @@ class _Reader:
                 inner, at = inner[key], f"{at}[{key!r}]"
             return self._of_tree(inner, at)
 
-        keys = set(tree) - {"rngs"}  # which modules of nnx have beside parameters
-        for parts, kind in _LAYOUTS:
-            if keys == {*parts.of_input, *parts.of_state}:
-                at = f"{name}[%r]"
-                return _of_cell(tree, at, f"{at}[%r]", parts, kind, self.nonlinearity)
+        if parts := _parts_in(tree):
+            at = f"{name}[%r]"
+            return _of_cell(tree, at, f"{at}[%r]", parts, self.nonlinearity)
+        keys = set(tree) - {"rngs"}
         for only in ("params", "cell"):
             if keys == {only}:
                 return read(only)
@@ -271,9 +284,9 @@ class _Reader:
                 "starts from zeros: convert it without, and give its values as hidden "
                 "in the call"
             )
-        parts = _parts_of(LSTM, nnx=True) if type(cell) is nnx.LSTMCell else _FUSED
+        names = next(p for p in _PARTS if p.nnx and hasattr(cell, p.of_input[0]))
         tree: dict[str, dict[str, Any]] = {}
-        for part in (*parts.of_input, *parts.of_state):
+        for part in (*names.of_input, *names.of_state):
             dense, tree[part] = getattr(cell, part), {}
             if type(dense) is not nnx.Linear:
                 raise TypeError(
@@ -302,7 +315,7 @@ class _Reader:
                     f"kind has {describe(known)}"
                 )
         at = f"{name}.%s"
-        return _of_cell(tree, at, f"{at}.%s", parts, LSTM, nonlinearity)
+        return _of_cell(tree, at, f"{at}.%s", _parts_in(tree) or names, nonlinearity)
 
     def _nonlinearity(self, jax: Any, cell: Any, name: str) -> Nonlinearity | None:
         """Return what a cell's activation is in MLX."""
@@ -327,7 +340,6 @@ def _of_cell(
     part_name: str,
     leaf_name: str,
     parts: _Parts,
-    kind: Kind,
     nonlinearity: Nonlinearity | None,
 ) -> Layer:
     """Make a layer of a cell's parameters.
@@ -337,13 +349,11 @@ def _of_cell(
         part_name (str): What a message calls a part, with a place for its name.
         leaf_name (str): What it calls an array, with places for two names.
         parts (tuple): The names of the parts.
-        kind (type): What they make, where there is no more than one gate in each.
         nonlinearity (callable, optional): Of an :class:`mlx_recurrent.RNN`.
     """
-    if parts == _FUSED:
-        kind = _fused_kind(tree)
+    kind = parts.kind
     for part in (*parts.of_input, *parts.of_state):
-        allowed = {"kernel", "bias"} if _has_bias(part, kind) else {"kernel"}
+        allowed = {"kernel", "bias"} if part in parts.biased else {"kernel"}
         held = tree[part]
         if not isinstance(held, Mapping) or not {"kernel"} <= set(held) <= allowed:
             raise ValueError(
@@ -359,10 +369,10 @@ def _of_cell(
         at = leaf_name % (parts.of_input[0], "kernel")
         raise ValueError(f"{at} must have two axes, but is {first.shape}")
     D, width = first.shape
-    H = width // gates_in(kind) if parts == _FUSED else width
+    H = width * len(parts.of_input) // gates_in(kind)
     kernels, biases = [], []
     with mx.stream(mx.cpu):
-        for names, features in zip(parts, (D, H), strict=True):
+        for names, features in ((parts.of_input, D), (parts.of_state, H)):
             found = [array(part, "kernel", (features, width)) for part in names]
             kernels.append(mx.concatenate(found, axis=1).T)
             found = [
@@ -376,24 +386,6 @@ def _of_cell(
     options = {"nonlinearity": nonlinearity} if kind is RNN else {}
     made: Layer = made_of(kind, Sides(*kernels, *biases), "flax", **options)
     return made
-
-
-def _fused_kind(tree: Mapping[str, Any]) -> Kind:
-    """Return what a cell is whose parts hold all gates."""
-    held = tree["dense_h"]
-    kernel = held.get("kernel") if isinstance(held, Mapping) else None
-    shape = tuple(getattr(kernel, "shape", ()))
-    for kind in KINDS:
-        if len(shape) == 2 and shape[1] == gates_in(kind) * shape[0]:
-            return kind
-    return RNN
-
-
-def _has_bias(part: str, kind: Kind) -> bool:
-    """Return whether a part of a cell has a bias."""
-    if part in ("dense_i", "dense_h"):
-        return part == ("dense_h" if kind is LSTM else "dense_i")
-    return part in _BIASED
 
 
 def _write(layer: Any, name: str, nnx: bool) -> dict[str, Any]:
@@ -412,16 +404,20 @@ def _write(layer: Any, name: str, nnx: bool) -> dict[str, Any]:
         framework("ml_dtypes", "to_flax").bfloat16 if dtype == "bfloat16" else dtype
     )
     zeros = np.zeros(len(sides.Wh))
-    biases = [zeros if b is None else b for b in (sides.bx, sides.bh)]
-    parts, cell = _parts_of(kind, nnx), {}
-    for names, W, b in zip(
-        parts, sides[:2], biases[::-1] if kind is LSTM else biases, strict=True
+    bx, bh = (zeros if b is None else b for b in (sides.bx, sides.bh))
+    if kind is LSTM:  # whose bias is the state's there
+        bx, bh = bh, bx
+    parts = next(p for p in _PARTS if (p.kind, p.nnx) == (kind, nnx))
+    cell = {}
+    for names, W, b in (
+        (parts.of_input, sides.Wx, bx),
+        (parts.of_state, sides.Wh, bh),
     ):
         for part, rows, bias in zip(
             names, np.split(W, len(names)), np.split(b, len(names)), strict=True
         ):
             held = {"kernel": rows.T}
-            if _has_bias(part, kind):
+            if part in parts.biased:
                 held["bias"] = bias
             elif bias.any():
                 raise ValueError(

@@ -41,6 +41,7 @@ from mlx_recurrent.interop.onnx_tensors import (
     whole_input_of,
     why_of,
 )
+from mlx_recurrent.interop.parts import line_of
 
 # They only move what they are given.
 _MOVES = frozenset(
@@ -255,7 +256,7 @@ class Graph:
                 return np.asarray(numpy_helper.to_array(loaded))
             except _DAMAGE as error:
                 raise ValueError(
-                    f"{self.name} {where}, which cannot be read: {_line(error)}"
+                    f"{self.name} {where}, which cannot be read: {line_of(error)}"
                 ) from error
 
         return Fixed(load)
@@ -323,7 +324,7 @@ class Graph:
                 except Exception as error:
                     raise ValueError(
                         f"{self.name} has the node {label_of(node)!r} "
-                        f"({node.op_type}), which fails: {_line(error)}"
+                        f"({node.op_type}), which fails: {line_of(error)}"
                     ) from error
                 arrays.update(zip(names, map(np.asarray, results), strict=True))
             return arrays[node.output[i]]
@@ -360,11 +361,6 @@ def _within(
             for graph in (attribute.g, *attribute.graphs):
                 inner = f" in the node {label_of(node)!r} ({node.op_type})"
                 yield from _within(graph.node, inner)
-
-
-def _line(error: BaseException) -> str:
-    """Return an error's first line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _held(values: Any, dtype: type) -> Fixed:

@@ -42,20 +42,13 @@ from mlx_recurrent.interop.onnx_tensors import (
     whole_input_of,
     why_of,
 )
-from mlx_recurrent.interop.parts import layer_of
+from mlx_recurrent.interop.parts import DTYPES, layer_of
 from mlx_recurrent.interop.reversed import Reversed
 from mlx_recurrent.layers.bidirectional import Bidirectional
 from mlx_recurrent.layers.gru import GRU
 from mlx_recurrent.layers.lstm import LSTM
 from mlx_recurrent.layers.rnn import RNN
 from mlx_recurrent.layers.stack import Stack
-
-_DTYPES = {
-    "float32": mx.float32,
-    "float64": mx.float64,
-    "float16": mx.float16,
-    "bfloat16": mx.bfloat16,
-}
 
 # A last state: of a node, which one, and in which direction.
 _End: TypeAlias = tuple[Run, int, int]
@@ -367,7 +360,7 @@ class Reader:
         if not isinstance(value, Fixed):
             self._refuse_run(run, name, f"it must be a constant, but {why_of(value)}")
         array = value.array
-        dtype = _DTYPES.get(array.dtype.name)
+        dtype = DTYPES.get(array.dtype.name)
         if dtype is None:
             self._refuse_run(run, name, f"it has dtype {array.dtype.name}")
         return mx.array(array, dtype=dtype)
@@ -438,7 +431,7 @@ class Reader:
             if array.ndim == 3 and array.shape[1] > 1:
                 same = (array == array[:, :1]).all()
                 array = array[:, :1] if same else array
-            dtype = _DTYPES.get(array.dtype.name)
+            dtype = DTYPES.get(array.dtype.name)
             try:
                 states = np.broadcast_to(array, (directions, 1, H))
             except ValueError:

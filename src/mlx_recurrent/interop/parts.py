@@ -33,7 +33,7 @@ from mlx_recurrent.layers.stack import Stack
 
 Layer: TypeAlias = Single | Bidirectional | Stack
 
-_DTYPES = {
+DTYPES = {
     dtype_name(dtype): dtype
     for dtype in (mx.float32, mx.float64, mx.float16, mx.bfloat16)
 }
@@ -84,11 +84,11 @@ def array_of(name: str, values: Any, shape: tuple[int, ...] | None = None) -> mx
     if not isinstance(values, mx.array):
         values = _of_numpy(name, values)
     dtype = str(values.dtype).removeprefix("mlx.core.")
-    if dtype not in _DTYPES:
+    if dtype not in DTYPES:
         raise ValueError(f"{name} must be {_LISTED}, but is {dtype}")
     if shape is not None and values.shape != shape:
         raise ValueError(f"{name} must be {shape}, but is {values.shape}")
-    return mx.array(values, dtype=_DTYPES[dtype])
+    return mx.array(values, dtype=DTYPES[dtype])
 
 
 def _of_numpy(name: str, values: Any) -> np.ndarray:
@@ -96,7 +96,7 @@ def _of_numpy(name: str, values: Any) -> np.ndarray:
     try:
         array = np.array(values, order="C")
     except (ValueError, TypeError, OverflowError) as error:
-        raise ValueError(f"{name} must be an array, but {_line(error)}") from error
+        raise ValueError(f"{name} must be an array, but {line_of(error)}") from error
     if array.dtype.kind == "f":  # of either byte order
         array = array.astype(array.dtype.newbyteorder("="), copy=False)
     return array
@@ -114,12 +114,12 @@ def _of_tensor(name: str, tensor: Any) -> mx.array | np.ndarray:
     except (TypeError, RuntimeError) as error:
         # A sparse one, one of float8, a subclass: PyTorch says which.
         raise ValueError(
-            f"{name} must be a tensor that NumPy can hold, but {_line(error)}"
+            f"{name} must be a tensor that NumPy can hold, but {line_of(error)}"
         ) from error
     return values
 
 
-def _line(error: Exception) -> str:
+def line_of(error: BaseException) -> str:
     """Return an error's first line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
@@ -240,7 +240,7 @@ def weights_of(layer: Single, name: str, framework: str) -> tuple[Sides, str]:
     if len(set(dtypes.values())) > 1:
         raise ValueError(f"{name} must have weights of one dtype, but has {dtypes}")
     (dtype,) = set(dtypes.values())
-    if dtype not in _DTYPES:
+    if dtype not in DTYPES:
         raise ValueError(f"{name} must have weights in {_LISTED}, but has {dtype}")
     with mx.stream(mx.cpu):
         return Sides(

@@ -33,7 +33,7 @@ from mlx_recurrent.interop.parts import (
     judge_own,
     judge_type,
     judge_weights,
-    layer_of,
+    made_of,
     singles_of,
     weights_of,
 )
@@ -48,7 +48,7 @@ _NONLINEARITIES: dict[str, Nonlinearity | None] = {
 # weight_ih_l0, weight_ih_l0_reverse; weight_ih of a cell; weight_hr_l0 of a projection.
 _NAME = re.compile(
     r"(?:weight_(?:ih|hh|hr)|bias_(?:ih|hh))"
-    r"(?:_l(?P<layer>[0-9]{1,18})(?P<reverse>_reverse)?)?"
+    r"(?P<place>_l(?P<layer>[0-9]{1,18})(?P<reverse>_reverse)?)?"
 )
 # The same in a larger model.
 _PLACE = re.compile(rf"(?:(.*)\.)?{_NAME.pattern}", re.DOTALL)
@@ -115,7 +115,15 @@ def from_torch(
             "module must have no projections (proj_size), for which a layer has no "
             f"place, but has proj_size={module.proj_size}"
         )
-    names = _names(torch, module)
+    places = _places(0, 1)
+    if isinstance(module, torch.nn.RNNBase):
+        places = _places(module.num_layers, 1 + module.bidirectional)
+    names = [
+        f"{kind}{place}"
+        for row in places
+        for place in row
+        for kind in _names_of(module.bias)
+    ]
     for name in names:
         if name not in module._parameters and not (
             torch.nn.utils.parametrize.is_parametrized(module, name)
@@ -185,11 +193,11 @@ def torch_weights(
     given = _entries(weights, _prefix(prefix), "weights")
     found: dict[str, mx.array] = {}
     used: set[str] = set()
-    paths, _ = _rows(layer, "torch.nn", exact=False)
-    is_cell = "weight_ih" in given
-    for i, row in enumerate(paths):
-        for way, (path, single) in zip(("", "_reverse"), row, strict=False):
-            place = "" if is_cell else f"_l{i}{way}"
+    rows, _ = _rows(layer, "torch.nn", exact=False)
+    is_cell = "weight_ih" in given and rows == [[("", layer)]]
+    places = _places(0 if is_cell else len(rows), len(rows[0]))
+    for at, row in zip(places, rows, strict=True):
+        for place, (path, single) in zip(at, row, strict=True):
             own = _fitting(given, place, single, called(path))
             found |= {f"{path}{name}": a for name, a in own.items()}
             used |= {f"{name}{place}" for name in _names_of(f"bias_ih{place}" in given)}
@@ -245,8 +253,9 @@ def to_torch(layer: Layer, *, batch_first: bool = True, cell: bool = False) -> A
     rows, dropout = _rows(layer, target)
     options: dict[str, Any] = {}
     tensors: dict[str, Any] = {}
-    for i, row in enumerate(rows):
-        for way, (path, single) in zip(("", "_reverse"), row, strict=False):
+    places = _places(0 if cell else len(rows), len(rows[0]))
+    for at, row in zip(places, rows, strict=True):
+        for place, (path, single) in zip(at, row, strict=True):
             name = called(path)
             judge_layer(single, name, target)
             sides, dtype = weights_of(single, name, "torch")
@@ -264,7 +273,6 @@ def to_torch(layer: Layer, *, batch_first: bool = True, cell: bool = False) -> A
                         f"{name} has {option} {value} and {called(rows[0][0][0])} "
                         f"{options[option]}, but {target} has one for all"
                     )
-            place = "" if cell else f"_l{i}{way}"
             for kind, a in zip(_names_of(True), sides, strict=True):
                 if a is not None:
                     tensors[f"{kind}{place}"] = torch.from_numpy(a.copy())
@@ -372,13 +380,10 @@ def _entries(
     )
 
 
-def _names(torch: Any, module: Any) -> list[str]:
-    """Return the names of a module's weights."""
-    places = [""]
-    if isinstance(module, torch.nn.RNNBase):
-        ways = ("", "_reverse") if module.bidirectional else ("",)
-        places = [f"_l{i}{way}" for i in range(module.num_layers) for way in ways]
-    return [f"{kind}{place}" for place in places for kind in _names_of(module.bias)]
+def _places(layers: int, ways: int) -> list[list[str]]:
+    """Return what names end with, layer by layer, in each direction; 0 is a cell."""
+    each = ("", "_reverse")[:ways]
+    return [[f"_l{i}{way}" for way in each] for i in range(layers)] or [[""]]
 
 
 def _names_of(biased: bool) -> tuple[str, ...]:
@@ -390,56 +395,53 @@ def _from_weights(
     weights: Mapping[str, Any], nonlinearity: str | None, dropout: float
 ) -> Layer:
     """Make a layer from weights by PyTorch's names."""
-    found: set[tuple[str | None, str | None]] = {
-        (m["layer"], m["reverse"]) for m in map(_NAME.fullmatch, weights) if m
-    }
-    places: set[tuple[str | None, str | None]]
-    if (None, None) in found:
-        count, places = 1, {(None, None)}
-    else:
-        numbers = sorted({int(layer or 0) for layer, _ in found})
-        count = len(numbers)
-        if numbers != list(range(count)):
-            raise ValueError(
-                "module must hold the weights of every layer from _l0 on, but holds "
-                f"those of {shown(numbers)}"
-            )
-        ways = (None, "_reverse") if any(way for _, way in found) else (None,)
-        places = {(str(i), way) for i in range(count) for way in ways}
-    if found - places:
+    found = [m for m in map(_NAME.fullmatch, weights) if m]
+    is_cell = any(not m["place"] for m in found)
+    numbers = sorted({int(m["layer"]) for m in found if m["place"]})
+    if not is_cell and numbers != list(range(len(numbers))):
+        raise ValueError(
+            "module must hold the weights of every layer from _l0 on, but holds those "
+            f"of {shown(numbers)}"
+        )
+    places = _places(
+        0 if is_cell else len(numbers), 1 + any(m["reverse"] for m in found)
+    )
+    if {m["place"] or "" for m in found} - {place for row in places for place in row}:
         raise ValueError(
             f"module must hold the weights of one torch.nn.{LISTED}, or of one cell, "
             f"but holds both, or odd names: {shown(sorted(weights))}"
         )
     # A module has every bias or none.
     biased = any(name.startswith("bias") for name in weights)
-    rows: list[Any] = []
-    kinds: set[str] = set()
-    for i in range(count):
-        layer = None if (None, None) in places else str(i)
-        row = []
-        for way in (None, "_reverse"):
-            if (layer, way) not in places:
-                continue
-            place = "" if layer is None else f"_l{layer}{way or ''}"
-            kind, sides = _sides(weights, place, biased)
-            kinds.add(kind.__name__)
-            options = {}
-            if kind is RNN:
-                options["nonlinearity"] = _NONLINEARITIES[nonlinearity or "tanh"]
-            elif nonlinearity is not None:
-                raise ValueError(
-                    f"nonlinearity must be None for a torch.nn.{kind.__name__}, which "
-                    f"has its own, but is {shown(nonlinearity)}"
-                )
-            row.append(layer_of(kind, own_of(kind, sides, "torch"), **options))
-        rows.append(row[0] if len(row) == 1 else Bidirectional(*row))
+    made = [
+        [_direction(weights, place, biased, nonlinearity) for place in row]
+        for row in places
+    ]
+    kinds = {kind_of(layer).__name__ for row in made for layer in row}
     if len(kinds) > 1:
         raise ValueError(
             "module must hold the weights of layers of one kind, but holds those of "
             f"{' and '.join(sorted(kinds))}"
         )
+    rows = [row[0] if len(row) == 1 else Bidirectional(*row) for row in made]
     return Stack(rows, dropout) if len(rows) > 1 else rows[0]
+
+
+def _direction(
+    weights: Mapping[str, Any], place: str, biased: bool, nonlinearity: str | None
+) -> Single:
+    """Make a layer of one direction from its entries."""
+    kind, sides = _sides(weights, place, biased)
+    options = {}
+    if kind is RNN:
+        options["nonlinearity"] = _NONLINEARITIES[nonlinearity or "tanh"]
+    elif nonlinearity is not None:
+        raise ValueError(
+            f"nonlinearity must be None for a torch.nn.{kind.__name__}, which has its "
+            f"own, but is {shown(nonlinearity)}"
+        )
+    made: Single = made_of(kind, sides, "torch", **options)
+    return made
 
 
 def _sides(

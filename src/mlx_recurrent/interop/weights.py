@@ -6,9 +6,9 @@ file. What is not in the arrays is JSON in the file's metadata.
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
@@ -127,7 +127,7 @@ def read(path: str | os.PathLike[str], unsaid: Unsaid) -> Any:
                 "float32, float16 or bfloat16"
             )
     try:
-        structure = _structure(arrays)
+        tree = _tree(arrays)
         if _KEY in metadata:
             if not unsaid.is_empty:
                 raise ValueError(
@@ -136,9 +136,9 @@ def read(path: str | os.PathLike[str], unsaid: Unsaid) -> Any:
                 )
             network = _parsed(metadata[_KEY])
         else:
-            _judge_used(structure, unsaid)
-            network = _completed(structure, unsaid, arrays, "", None)
-        return _built(network, structure, arrays, "")
+            _judge_used(tree, unsaid)
+            network = _completed(tree, unsaid, "", None)
+        return _built(network, tree, "")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} {error}") from error
 
@@ -171,17 +171,25 @@ def _described(layer: Any) -> dict[str, Any]:
     return {"kind": "RNN", **activation._asdict()}
 
 
-def _structure(names: Iterable[str]) -> Any:
-    """Return what the names say: a list, a dictionary, or the names of one layer."""
-    heads: dict[str, list[str]] = {}
-    for name in names:
+class _Ways(dict[str, "_Tree"]):
+    """The arrays of two directions, or of the backward one alone."""
+
+
+# Of a stack's layers, of directions, or of one layer by their names.
+_Tree: TypeAlias = "list[_Tree] | _Ways | dict[str, mx.array]"
+
+
+def _tree(arrays: Mapping[str, mx.array]) -> _Tree:
+    """Return arrays in the places that their names say."""
+    heads: dict[str, dict[str, mx.array]] = {}
+    for name, a in arrays.items():
         head, _, rest = name.partition(".")
-        heads.setdefault(head, []).append(rest)
+        heads.setdefault(head, {})[rest] = a
     if set(heads) == {"layers"}:
         return _stacked(heads["layers"])
     if set(heads) in ({"forward", "backward"}, {"backward"}):
-        inner = {head: _structure(rest) for head, rest in heads.items()}
-        if all(isinstance(names, frozenset) for names in inner.values()):
+        inner = _Ways({head: _tree(rest) for head, rest in heads.items()})
+        if all(type(tree) is dict for tree in inner.values()):
             return inner
     if not heads:
         raise ValueError("holds no arrays")
@@ -190,22 +198,22 @@ def _structure(names: Iterable[str]) -> Any:
         required = [[n for n in weight_names(k)[:2] if n not in heads] for k in KINDS]
         fewest = min(required, key=len)
         raise ValueError(
-            f"has {_listed(names)}, which is no layer's: {', '.join(fewest)} must be "
+            f"has {_listed(arrays)}, which is no layer's: {', '.join(fewest)} must be "
             "there, or layers.0, forward and backward before it"
         )
-    others = [[n for n in names if n not in _ALLOWED[kind]] for kind in near]
+    others = [[n for n in arrays if n not in _ALLOWED[kind]] for kind in near]
     if all(others):
         fewest = min(others, key=len)
         raise ValueError(f"has {_listed(fewest)}, which no layer to convert has")
-    return frozenset(heads)
+    return dict(arrays)
 
 
-def _kind_at(names: frozenset[str], arrays: dict[str, mx.array], path: str) -> Kind:
-    """Return what layer the arrays at a path are of, by their names and shapes."""
-    kinds = [k for k in KINDS if _REQUIRED[k] <= names <= _ALLOWED[k]]
+def _kind_of(held: dict[str, mx.array], path: str) -> Kind:
+    """Return what layer arrays are of, by their names and shapes."""
+    kinds = [k for k in KINDS if _REQUIRED[k] <= held.keys() <= _ALLOWED[k]]
     if len(kinds) == 1:
         return kinds[0]
-    shape = arrays[f"{path}Wh"].shape
+    shape = held["Wh"].shape
     for kind in kinds:
         if len(shape) == 2 and shape[0] == gates_in(kind) * shape[1]:
             return kind
@@ -215,17 +223,17 @@ def _kind_at(names: frozenset[str], arrays: dict[str, mx.array], path: str) -> K
     )
 
 
-def _stacked(names: list[str]) -> list[Any]:
-    layers: dict[str, list[str]] = {}
-    for name in names:
+def _stacked(arrays: dict[str, mx.array]) -> list[_Tree]:
+    layers: dict[str, dict[str, mx.array]] = {}
+    for name, a in arrays.items():
         index, _, rest = name.partition(".")
-        layers.setdefault(index, []).append(rest)
+        layers.setdefault(index, {})[rest] = a
     if set(layers) != {str(i) for i in range(len(layers))}:
         raise ValueError(
             f"has layers {', '.join(sorted(layers))}, which must be 0, 1, ... without "
             "gaps"
         )
-    return [_structure(layers[str(i)]) for i in range(len(layers))]
+    return [_tree(layers[str(i)]) for i in range(len(layers))]
 
 
 def _parsed(text: str) -> dict[str, Any]:
@@ -242,78 +250,64 @@ def _parsed(text: str) -> dict[str, Any]:
     return network
 
 
-def _judge_used(structure: Any, unsaid: Unsaid) -> None:
+def _judge_used(tree: _Tree, unsaid: Unsaid) -> None:
     """Refuse options for what the names say is not there.
 
     Raises:
         ValueError: If there are no two directions, or no layers one after another.
     """
-    if unsaid.activation is not None and not _has_rnn(structure):
+    if unsaid.activation is not None and not _named_in(tree, "Wxh"):
         raise ValueError("has no RNN: --nonlinearity must not be given")
-    is_stack = isinstance(structure, list)
-    if unsaid.residual and not is_stack:
+    if unsaid.residual and not isinstance(tree, list):
         raise ValueError("has no stack of layers: --residual must not be given")
-    if unsaid.merge is not None and not _has_pair(structure):
+    if unsaid.merge is not None and not _named_in(tree, "forward"):
         raise ValueError("has no two directions: --merge must not be given")
-    if unsaid.merge == "none" and is_stack and any(map(_has_pair, structure[:-1])):
+    before = tree[:-1] if isinstance(tree, list) else []
+    if unsaid.merge == "none" and _named_in(before, "forward"):
         raise ValueError(
             "has layers after one of two directions, which must be merged: --merge "
             "must not be none"
         )
 
 
-def _has_rnn(structure: Any) -> bool:
-    if isinstance(structure, frozenset):
-        return "Wxh" in structure
-    inner = structure.values() if isinstance(structure, dict) else structure
-    return any(map(_has_rnn, inner))
-
-
-def _has_pair(structure: Any) -> bool:
-    if isinstance(structure, list):
-        return any(map(_has_pair, structure))
-    return isinstance(structure, dict) and "forward" in structure
+def _named_in(tree: Any, name: str) -> bool:
+    """Return whether an array or a direction has this name."""
+    if isinstance(tree, list):
+        return any(_named_in(inner, name) for inner in tree)
+    return name in tree or (
+        isinstance(tree, _Ways) and any(_named_in(t, name) for t in tree.values())
+    )
 
 
 def _completed(
-    structure: Any,
-    unsaid: Unsaid,
-    arrays: dict[str, mx.array],
-    path: str,
-    following: int | None,
+    tree: _Tree, unsaid: Unsaid, path: str, following: int | None
 ) -> dict[str, Any]:
     """Return the description that names, shapes and options give.
 
     Args:
-        structure: What the names say.
+        tree: The arrays.
         unsaid (Unsaid): The options.
-        arrays (dict): The arrays by name.
-        path (str): What is before the names.
+        path (str): What is before their names.
         following (int, optional): How many features the next layer takes.
     """
-    if isinstance(structure, list):
-        widths = [
-            _input_size(inner, arrays, f"{path}layers.{i}.")
-            for i, inner in enumerate(structure)
-        ]
+    if isinstance(tree, list):
+        widths = [*(_features(inner, 0) for inner in tree[1:]), following]
         inner = [
-            _completed(layer, unsaid, arrays, f"{path}layers.{i}.", width)
-            for i, (layer, width) in enumerate(
-                zip(structure, [*widths[1:], following], strict=True)
-            )
+            _completed(layer, unsaid, f"{path}layers.{i}.", width)
+            for i, (layer, width) in enumerate(zip(tree, widths, strict=True))
         ]
         return {"kind": "Stack", "residual": unsaid.residual, "layers": inner}
-    if isinstance(structure, dict):
+    if isinstance(tree, _Ways):
         directions = {
-            key: _completed(value, unsaid, arrays, f"{path}{key}.", None)
-            for key, value in structure.items()
+            key: _completed(inner, unsaid, f"{path}{key}.", None)
+            for key, inner in tree.items()
         }
-        if "forward" not in structure:
+        if "forward" not in tree:
             return {"kind": "Reversed", **directions}
         merge = unsaid.merge
-        widths = [_size(arrays, f"{path}{key}.", ("Whh", "Wh")) for key in structure]
-        if following is not None and following == sum(widths):
-            merge = "concat" if merge is None else merge
+        if merge is None and following is not None:
+            if following == sum(_features(inner, 1) for inner in tree.values()):
+                merge = "concat"
         if merge is None:
             raise ValueError(
                 f"does not say what {path.rstrip('.') or 'the network'} makes of two "
@@ -321,10 +315,10 @@ def _completed(
             )
         merge = None if merge == "none" else merge
         return {"kind": "Bidirectional", "merge": merge, **directions}
-    kind = _kind_at(structure, arrays, path)
+    kind = _kind_of(tree, path)
     if kind is GRU:
         # With biases the names tell it; without them it is as MLX's layer.
-        after = "bhn" in structure or "b" not in structure
+        after = "bhn" in tree or "b" not in tree
         return {"kind": "GRU", "reset_after": after}
     if kind is not RNN:
         return {"kind": kind.__name__}
@@ -333,61 +327,52 @@ def _completed(
     return {"kind": "RNN", **unsaid.activation._asdict()}
 
 
-def _input_size(structure: Any, arrays: dict[str, mx.array], path: str) -> int:
-    if isinstance(structure, list):
-        return _input_size(structure[0], arrays, f"{path}layers.0.")
-    if isinstance(structure, dict):
-        path += "backward."
-    return _size(arrays, path, ("Wxh", "Wx"))
-
-
-def _size(arrays: dict[str, mx.array], path: str, names: tuple[str, ...]) -> int:
-    """Return the last axis of the array at a path that has one of these names."""
-    (a,) = (arrays[path + name] for name in names if path + name in arrays)
+def _features(tree: Any, side: int) -> int:
+    """Return how many features the first layer takes, 0, or gives, 1."""
+    if isinstance(tree, list):
+        return _features(tree[0], side)
+    if isinstance(tree, _Ways):
+        return _features(tree["backward"], side)
+    a = next(
+        a for kind in KINDS if (a := tree.get(weight_names(kind)[side])) is not None
+    )
     return a.shape[-1] if a.ndim else 0
 
 
-def _built(network: Any, structure: Any, arrays: dict[str, mx.array], path: str) -> Any:
+# What each kind of description is of, and what it says.
+_DESCRIBED: dict[str, tuple[type, set[str]]] = {
+    "Stack": (list, {"residual", "layers"}),
+    "Bidirectional": (_Ways, {"merge", "forward", "backward"}),
+    "Reversed": (_Ways, {"backward"}),
+    "RNN": (dict, set(Activation._fields)),
+    "GRU": (dict, {"reset_after"}),
+    "LSTM": (dict, set()),
+}
+
+
+def _built(network: Any, tree: Any, path: str) -> Any:
     """Return the layers of a description; what is against the names is refused."""
-    kinds: dict[str, Any] = {"Stack": list, "Bidirectional": dict, "Reversed": dict}
     kind = str(network.get("kind")) if isinstance(network, dict) else ""
-    keys = {
-        "Stack": {"residual", "layers"},
-        "Bidirectional": {"merge", "forward", "backward"},
-        "Reversed": {"backward"},
-        "RNN": set(Activation._fields),
-        "GRU": {"reset_after"},
-        "LSTM": set(),
-    }
-    if (
-        kind not in keys
-        or set(network) != {"kind", *keys[kind]}
-        or not isinstance(structure, kinds.get(kind, frozenset))
-    ):
+    of, says = _DESCRIBED.get(kind, (None, set()))
+    fits = type(tree) is of and set(network) == {"kind", *says}
+    if not fits:
         raise ValueError(
             f"has metadata {_KEY} that do not fit its arrays at {path or 'the root'}"
         )
-    if kind == "Stack":
+    if of is dict:
+        return _layer(network, tree, path)
+    if of is list:
         inner = network["layers"]
-        if not isinstance(inner, list) or len(inner) != len(structure):
+        if not isinstance(inner, list) or len(inner) != len(tree):
             raise ValueError(
                 f"has metadata {_KEY} of another number of layers than its arrays have"
             )
-        return Stack(
-            [
-                _built(item, names, arrays, f"{path}layers.{i}.")
-                for i, (item, names) in enumerate(zip(inner, structure, strict=True))
-            ],
-            residual=network["residual"] is True,
-        )
-    if kind not in kinds:
-        return _layer(network, structure, arrays, path)
-    if set(structure) != keys[kind] - {"merge"}:
+        pairs = enumerate(zip(inner, tree, strict=True))
+        layers = [_built(item, at, f"{path}layers.{i}.") for i, (item, at) in pairs]
+        return Stack(layers, residual=network["residual"] is True)
+    if set(tree) != says - {"merge"}:
         raise ValueError(f"has metadata {_KEY} of other directions than its arrays")
-    made = {
-        key: _built(network[key], structure[key], arrays, f"{path}{key}.")
-        for key in structure
-    }
+    made = {key: _built(network[key], tree[key], f"{path}{key}.") for key in tree}
     if kind == "Reversed":
         return Reversed(made["backward"])
     if network["merge"] not in _MERGES:
@@ -395,17 +380,12 @@ def _built(network: Any, structure: Any, arrays: dict[str, mx.array], path: str)
     return Bidirectional(made["forward"], made["backward"], network["merge"])
 
 
-def _layer(
-    network: dict[str, Any],
-    names: frozenset[str],
-    arrays: dict[str, mx.array],
-    path: str,
-) -> Any:
+def _layer(network: dict[str, Any], held: dict[str, mx.array], path: str) -> Any:
     """Return one layer, found to be what the names and shapes say."""
-    kind, options = _kind_at(names, arrays, path), {}
+    kind, options = _kind_of(held, path), {}
     if kind is GRU and network["kind"] == "GRU":
         options["reset_after"] = after = network["reset_after"]
-        fits = {"b", "bhn"} & names in ({"b", "bhn"} if after else {"b"}, set())
+        fits = {"b", "bhn"} & held.keys() in ({"b", "bhn"} if after else {"b"}, set())
     else:
         fits = network["kind"] == kind.__name__
     if not fits or options.get("reset_after", True) not in (True, False):
@@ -420,7 +400,6 @@ def _layer(
         ):
             raise ValueError(f"has metadata {_KEY} with the nonlinearity {given!r}")
         options["nonlinearity"] = nonlinearity_of(complete(*given))
-    held = {name: arrays[path + name] for name in names}
     Wx, G = weight_names(kind)[0], gates_in(kind)
     if held[Wx].ndim != 2 or len(held[Wx]) < G:
         rows = "H" if G == 1 else f"{G} H"
