@@ -208,6 +208,7 @@ std::vector<RecurrenceArgs> arguments(
   one.projected = form.projected();
   one.checkpoint_every = checkpoint_steps(form, sizes.L);
   one.latest_checkpoint = form.latest_checkpoint;
+  one.sgemm = sgemm();
   if (form.function) {
     operands.hold(form.function);
     one.function = &form.function->function();
