@@ -16,6 +16,7 @@
 #include "mlx_faults/interpreter.h"
 #include "mlx_faults/stream_threads.h"
 #include "primitives/broadcast.h"
+#include "primitives/launch.h"
 #include "primitives/matmul.h"
 #include "primitives/memory.h"
 #include "primitives/operand.h"
@@ -84,6 +85,8 @@ NB_MODULE(_native, m) {
       "w"_a,
       "bias"_a.none(),
       "stream"_a.none());
+
+  m.def("blas", [] { return sgemm() ? kernels::blas().name : ""; });
 
   m.def(
       "widen",

@@ -6,13 +6,16 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/variant.h>
+#include <nanobind/stl/vector.h>
 
 #include <array>
 #include <string>
 #include <variant>
+#include <vector>
 
 #include "cell_names.h"
 #include "mlx_faults/stream_threads.h"
+#include "primitives/launch.h"
 #include "primitives/recurrence_slots.h"
 
 namespace mlx_recurrent {
@@ -188,6 +191,33 @@ nb::dict described(const kernels::Partition& p) {
   return d;
 }
 
+// Which products of a whole sequence go through a BLAS.
+std::vector<std::string> products_by_blas(
+    const kernels::Partition& p,
+    int64_t N,
+    int64_t L,
+    int64_t D,
+    int64_t H,
+    mx::Dtype dtype,
+    const kernels::CellShape& shape) {
+  std::vector<std::string> found;
+  if (!sgemm() || compute_bytes(dtype) != sizeof(float)) {
+    return found;
+  }
+  int64_t rows = (N + p.slices - 1) / p.slices;
+  int threads = p.split == kernels::Split::units ? p.threads : 1;
+  if (kernels::by_blas(
+          kernels::rows_of_chunk(rows, L),
+          D,
+          shape.input_slabs() * H / threads)) {
+    found.push_back("the projection");
+  }
+  if (kernels::by_blas(rows, H, shape.state_slabs() * H / threads)) {
+    found.push_back("each step's");
+  }
+  return found;
+}
+
 } // namespace
 
 void bind_recurrence(nb::module_& m) {
@@ -258,7 +288,10 @@ void bind_recurrence(nb::module_& m) {
          mx::Dtype dtype,
          const std::string& cell) {
         kernels::CellShape shape = kernels::shape_of(cell_named(cell).kind);
-        return described(partition_of({0, 1, N, L, D, H, shape}, dtype));
+        kernels::Partition p = partition_of({0, 1, N, L, D, H, shape}, dtype);
+        nb::dict found = described(p);
+        found["by_blas"] = products_by_blas(p, N, L, D, H, dtype, shape);
+        return found;
       },
       "N"_a,
       "L"_a,

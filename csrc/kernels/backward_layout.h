@@ -42,7 +42,10 @@ struct BackwardLayout {
   // (rows, ldh) each: what a state passes on beside Whh; by group
   C* held[kMostStates];
   ProgramMemory<C> derivative;
-  C* panel;        // (kOuterTerms, kPanel), by member
+  Sgemm of_state; // of the sums of dWhh; null: the kernels' own
+  Sgemm of_input; // of those of dWxh
+  // (kOuterTerms, kPanel), by member; by a BLAS a chunk's rows of x
+  C* panel;
   RowAt* row_at;   // (steps * rows), by member
   int64_t* begins; // (steps + 1): the first row of each step, by member
   // (ldh) each, by member: a chunk's dhidden0, and its dleak or dcell0
@@ -116,14 +119,27 @@ struct BackwardLayout {
     int groups = Shares::groups(shares.partition);
     int threads = shares.partition.threads;
     int slices = shares.partition.slices;
+    const Partition& p = shares.partition;
+    int64_t state_depth = slabs.depth(shape.state_slabs());
+    int64_t input_depth = slabs.depth(shape.input_slabs());
+    int64_t chunk_rows = rows_of_chunk(rows, g.L);
     transposed = take_panels<T>(
         arena,
-        slabs.depth(shape.state_slabs()),
+        state_depth,
         g.H,
-        stays_stored<T>(chains_for(g.N)));
+        stays_stored<T>(chains_for(g.N)),
+        product_of<T>(g.sgemm, p, rows, state_depth, g.H));
     bool input = args.dx && !g.projected;
     Wxh = take_panels<T>(
-        arena, input ? slabs.depth(shape.input_slabs()) : 0, g.D, false);
+        arena,
+        input ? input_depth : 0,
+        g.D,
+        false,
+        product_of<T>(g.sgemm, p, chunk_rows, input_depth, g.D));
+    of_state = product_of<T>(g.sgemm, p, g.H, chunk_rows, g.H);
+    of_input = args.dWxh && !g.projected
+        ? product_of<T>(g.sgemm, p, g.H, chunk_rows, g.D)
+        : nullptr;
     auto take = [&](int64_t count) {
       return arena.take<C>(groups * count) + shares.group() * count;
     };
@@ -144,7 +160,8 @@ struct BackwardLayout {
       derivative = ProgramMemory<C>(
           arena, *g.derivative, shares.partition, shares.member.index);
     }
-    int64_t size = kOuterTerms * kPanel<C>;
+    int64_t size = of_input ? steps * rows * leading_dimension<C>(g.D)
+                            : kOuterTerms * kPanel<C>;
     panel = arena.take<C>(threads * size) + shares.member.index * size;
     size = steps * rows;
     row_at = arena.take<RowAt>(threads * size) + shares.member.index * size;

@@ -55,13 +55,21 @@ struct ForwardMemory {
     bool projects = steps > 0 && !g.projected;
     Slabs<C> slabs(g);
     int64_t columns = panel_count<C>(g.H) * kPanel<C>;
+    int state_slabs = slabs.shape.state_slabs();
+    int input_slabs = slabs.shape.input_slabs();
     Whh = take_panels<T>(
         arena,
         steps > 0 ? g.H : 0,
-        slabs.shape.state_slabs() * columns,
-        stays_stored<T>(chains));
+        state_slabs * columns,
+        stays_stored<T>(chains),
+        product_of<T>(g.sgemm, p, rows, g.H, state_slabs * g.H));
     Wxh = take_panels<T>(
-        arena, projects ? g.D : 0, slabs.shape.input_slabs() * columns, false);
+        arena,
+        projects ? g.D : 0,
+        input_slabs * columns,
+        false,
+        product_of<T>(
+            g.sgemm, p, rows_of_chunk(rows, g.L), g.D, input_slabs * g.H));
     bias = arena.take<C>(steps > 0 ? slabs.ld : 0);
     if (g.activation == Activation::traced) {
       function = ProgramMemory<C>(arena, *g.function, p, member);

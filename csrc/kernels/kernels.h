@@ -10,6 +10,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "blas.h"
+
 namespace mlx_recurrent::kernels {
 
 enum class Type : int { float32, float64, float16, bfloat16 };
@@ -145,6 +147,7 @@ struct MatmulArgs {
   Matrix w;
   Vector bias;
   void* out;
+  Sgemm sgemm = nullptr; // for large products; null: the kernels' own
 };
 
 // out (M, K) = sum over n and t of a[n, t, :] (outer) b[n, t, :].
@@ -153,6 +156,7 @@ struct OuterSumArgs {
   Sequence a; // (N, L, M)
   Sequence b; // (N, L, K)
   void* out;
+  Sgemm sgemm = nullptr;
 };
 
 // out[i] = program(inputs[0][i], inputs[1][i]) over contiguous elements.
@@ -255,6 +259,7 @@ struct RecurrenceArgs {
   // Of a traced activation: f(a), and c f'(a) of the inputs (a, c).
   const Program* function = nullptr;
   const Program* derivative = nullptr; // read by the backward pass only
+  Sgemm sgemm = nullptr;
 
   // Every so many of a state are kept; 0: all.
   int64_t kept_every(int state) const {

@@ -23,7 +23,9 @@ struct MatmulLayout {
       const Partition& p,
       int member) {
     int64_t staged = kMatmulRows * leading_dimension<C>(g.K);
-    w = take_panels<T>(arena, g.K, g.M, false);
+    int64_t rows = minimum(g.N * g.L, kMatmulRows);
+    w = take_panels<T>(
+        arena, g.K, g.M, false, product_of<T>(g.sgemm, p, rows, g.K, g.M));
     bias = arena.take<C>(leading_dimension<C>(g.M));
     x = arena.take<C>(p.threads * staged) + member * staged;
   }
@@ -110,7 +112,8 @@ struct OuterSumLayout {
   typedef Compute<T> C;
   C* sums;  // (M, ldk)
   C* a;     // (kOuterRows, ldm), by member
-  C* panel; // (kOuterTerms, kPanel), by member
+  C* panel; // (kOuterTerms, kPanel), by member; by a BLAS (kOuterRows, ldk)
+  Sgemm sgemm;
 
   OuterSumLayout(
       Arena& arena,
@@ -120,8 +123,11 @@ struct OuterSumLayout {
     int64_t staged = kOuterRows * leading_dimension<C>(g.M);
     sums = arena.take<C>(g.M * leading_dimension<C>(g.K));
     a = arena.take<C>(p.threads * staged) + member * staged;
-    panel = arena.take<C>(p.threads * kOuterTerms * kPanel<C>) +
-        member * kOuterTerms * kPanel<C>;
+    sgemm = product_of<T>(
+        g.sgemm, p, g.M / p.threads, minimum(g.N * g.L, kOuterRows), g.K);
+    int64_t size = sgemm ? kOuterRows * leading_dimension<C>(g.K)
+                         : kOuterTerms * kPanel<C>;
+    panel = arena.take<C>(p.threads * size) + member * size;
   }
 };
 
@@ -159,6 +165,30 @@ static void run_outer_sum(
           g.a.feature_stride,
           staged,
           own.last);
+    }
+    if constexpr (sizeof(C) == sizeof(float)) {
+      if (layout.sgemm) {
+        for (int64_t r = 0; r < count; ++r) {
+          stage_row<T>(
+              layout.panel + r * ldk,
+              row_of<T>(g.b, (r0 + r) / g.L, (r0 + r) % g.L),
+              g.b.feature_stride,
+              0,
+              g.K);
+        }
+        add_outer(
+            layout.sgemm,
+            count,
+            own.last - own.first,
+            g.K,
+            layout.a + own.first,
+            ldm,
+            layout.panel,
+            ldk,
+            layout.sums + own.first * ldk,
+            ldk);
+        continue;
+      }
     }
     for (int64_t j0 = 0; j0 < g.K; j0 += kPanel<C>) {
       int64_t width = minimum(kPanel<C>, g.K - j0);

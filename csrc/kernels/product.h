@@ -58,6 +58,9 @@ template <class T>
 struct Panels {
   char* data;
   bool stored;
+  // Not null: it is multiplied by this, and packed whole in rows `ld` apart.
+  mlx_recurrent::kernels::Sgemm sgemm = nullptr;
+  int64_t ld = 0;
 
   INLINE_MEMBER int64_t bytes(int64_t K, int64_t columns) const {
     return packed_size<Compute<T>>(K, columns) *
@@ -142,6 +145,19 @@ static void pack_as(
   }
 }
 
+// Of blas_product.h.
+template <class T>
+static void pack_whole(
+    const Panels<T>& to,
+    const PanelPlace& place,
+    const Element<T>* data,
+    int64_t k_stride,
+    int64_t j_stride,
+    int64_t K,
+    int64_t M,
+    int64_t first,
+    int64_t last);
+
 template <class T>
 INLINE void pack(
     const Panels<T>& to,
@@ -155,7 +171,9 @@ INLINE void pack(
     int64_t last) {
   typedef AsComputed<Compute<T>> S;
   const Element<T>* from = static_cast<const Element<T>*>(data);
-  if (to.stored) {
+  if (to.sgemm) {
+    pack_whole<T>(to, place, from, k_stride, j_stride, K, M, first, last);
+  } else if (to.stored) {
     pack_as<T, T>(
         reinterpret_cast<Element<T>*>(to.data),
         place,
@@ -399,6 +417,21 @@ constexpr int64_t kTerms = 256;
 // while a panel is in use, the next one is fetched.
 constexpr int64_t kFarBytes = 512 * 1024;
 
+// Of blas_product.h.
+template <class T, int slabs, class Consume>
+static void multiply_whole(
+    int64_t rows,
+    int64_t K,
+    const float* a,
+    int64_t lda,
+    const Panels<T>& panels,
+    int64_t M,
+    int64_t first,
+    int64_t last,
+    const Sums<float>& sums,
+    int64_t slab_stride,
+    Consume consume);
+
 // Rows a (rows, K) times panels [first, last) of a packed (K, M) matrix. Each
 // finished tile goes to `consume`; without a `result` of the sums, in a buffer
 // that the next tile overwrites. With `backward` from the last panel to the
@@ -425,6 +458,13 @@ INLINE void multiply(
     Consume consume,
     int64_t slab_stride = 0) {
   typedef Compute<T> C;
+  if constexpr (sizeof(C) == sizeof(float)) {
+    if (panels.sgemm) {
+      multiply_whole<T, slabs>(
+          rows, K, a, lda, panels, M, first, last, sums, slab_stride, consume);
+      return;
+    }
+  }
   alignas(64) C buffer[kRows * kPanel<C>];
   if (rows == 0) {
     return;

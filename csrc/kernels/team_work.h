@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "product.h"
+#include "blas_product.h"
 
 namespace {
 
@@ -28,15 +28,38 @@ INLINE Arena arena_at(char* scratch) {
   return Arena{(reinterpret_cast<uintptr_t>(scratch) + 63) & ~uintptr_t{63}};
 }
 
+// A `sgemm` that is not null is what the matrix is multiplied by.
 template <class T>
 INLINE Panels<T> take_panels(
     Arena& arena,
     int64_t K,
     int64_t columns,
-    bool stored) {
+    bool stored,
+    Sgemm sgemm = nullptr) {
+  typedef Compute<T> C;
   Panels<T> panels{nullptr, stored};
+  if (sgemm) {
+    panels = {nullptr, false, sgemm, leading_dimension<C>(columns)};
+    panels.data = reinterpret_cast<char*>(arena.take<C>(K * panels.ld));
+    return panels;
+  }
   panels.data = arena.take<char>(panels.bytes(K, columns));
   return panels;
+}
+
+// What multiplies `rows` rows of `terms` by a matrix with so many columns, by
+// rows or by the columns of a partition's threads: null, the kernels.
+template <class T>
+INLINE Sgemm product_of(
+    Sgemm sgemm,
+    const Partition& p,
+    int64_t rows,
+    int64_t terms,
+    int64_t columns) {
+  int64_t own = p.split == Split::units ? columns / p.threads : columns;
+  bool takes =
+      sizeof(Compute<T>) == sizeof(float) && sgemm && by_blas(rows, terms, own);
+  return takes ? sgemm : nullptr;
 }
 
 struct Range {

@@ -92,6 +92,25 @@ struct WeightGradients {
   }
 
   void add_dWhh(int64_t K, const C* delta, const C* seen, C* sums) const {
+    if constexpr (sizeof(C) == sizeof(float)) {
+      if (layout.of_state) {
+        for (int k = 0; k < shape.state_slabs(); ++k) {
+          add_outer(
+              layout.of_state,
+              K,
+              g.H,
+              columns.last - columns.first,
+              delta + k * slabs.width,
+              slabs.ld,
+              seen + columns.first,
+              ldh,
+              sums + shape.state_block(k) * g.H * layout.dWhh.ld +
+                  columns.first,
+              layout.dWhh.ld);
+        }
+        return;
+      }
+    }
     for (int64_t p = work.panels.first; p < work.panels.last; ++p) {
       int64_t j0 = p * kPanel<C>;
       const C* from = seen + j0;
@@ -120,6 +139,12 @@ struct WeightGradients {
 
   void add_dWxh(const Chunk& chunk, const C* delta, C* sums) const {
     const Terms<T>& terms = layout.terms;
+    if constexpr (sizeof(C) == sizeof(float)) {
+      if (layout.of_input) {
+        add_dWxh_by_blas(chunk, delta, sums);
+        return;
+      }
+    }
     for (int64_t p = inputs.first; p < inputs.last; ++p) {
       int64_t j0 = p * kPanel<C>;
       int64_t width = minimum(kPanel<C>, g.D - j0);
@@ -150,6 +175,35 @@ struct WeightGradients {
             terms.drop_inputs(at->r, at->t, to - j0, j0, j0 + width);
             ++at;
           });
+    }
+  }
+
+  void add_dWxh_by_blas(const Chunk& chunk, const C* delta, C* sums) const {
+    Range own = columns_of<C>(inputs, g.D);
+    int64_t ldd = leading_dimension<C>(g.D);
+    C* to = layout.panel;
+    for (int64_t k = 0; k < chunk.rows(); ++k, to += ldd) {
+      const RowAt& at = layout.row_at[k];
+      stage_row<T>(
+          to,
+          row_of<T>(g.x, work.row_number(at.r), at.t),
+          g.x.feature_stride,
+          own.first,
+          own.last);
+      layout.terms.drop_inputs(at.r, at.t, to, own.first, own.last);
+    }
+    for (int k = 0; k < shape.input_slabs(); ++k) {
+      add_outer(
+          layout.of_input,
+          chunk.rows(),
+          g.H,
+          own.last - own.first,
+          delta + slabs.input_column() + k * slabs.width,
+          slabs.ld,
+          layout.panel + own.first,
+          ldd,
+          sums + k * g.H * layout.dWxh.ld + own.first,
+          layout.dWxh.ld);
     }
   }
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <memory>
+#include <stdexcept>
 #include <utility>
 #include <vector>
 
@@ -80,6 +81,19 @@ void launch(
 
 inline const kernels::TypedKernels& kernels_for(const mx::array& a) {
   return kernels::table()->types[static_cast<int>(kernel_type(a.dtype()))];
+}
+
+// Raises where the BLAS that was asked for cannot be used.
+inline void expect_blas() {
+  if (kernels::blas().fault[0]) {
+    throw std::runtime_error(kernels::blas().fault);
+  }
+}
+
+// What large float32 products go through; null: the kernels alone.
+inline kernels::Sgemm sgemm() {
+  expect_blas();
+  return kernels::blas().sgemm;
 }
 
 inline kernels::Machine machine_now() {

@@ -39,6 +39,7 @@ mx::array matmul(
   if (bias) {
     inputs.push_back(*bias);
   }
+  expect_blas();
   expect_operands(inputs, stream);
   auto primitive = std::make_shared<Matmul>(stream);
   mx::Shape shape = primitive->output_shapes(inputs)[0];
@@ -97,7 +98,8 @@ void Matmul::eval_cpu(const Arrays& inputs, Arrays& outputs) {
          Operands::matrix(w, i),
          inputs.size() > 2 ? Operands::vector(inputs[2], i)
                            : kernels::Vector{nullptr, 0},
-         of_set(out, i, sets)});
+         of_set(out, i, sets),
+         sgemm()});
   }
   launch(
       stream(),
@@ -204,7 +206,8 @@ void OuterSum::eval_cpu(const Arrays& inputs, Arrays& outputs) {
          b.shape(-1),
          of_set(rows_a, i, steps.N),
          of_set(rows_b, i, steps.N),
-         of_set(out, i, sets)});
+         of_set(out, i, sets),
+         sgemm()});
   }
   launch(
       stream(),

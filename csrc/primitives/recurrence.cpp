@@ -38,6 +38,7 @@ Arrays recurrence(
     RecurrenceForm form,
     Returned returned,
     const mx::Stream& stream) {
+  expect_blas();
   form.inputs = in.slots();
   kernels::CellShape cell = form.shape();
   bool two = cell.states > 1;

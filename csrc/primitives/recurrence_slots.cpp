@@ -218,6 +218,7 @@ std::vector<RecurrenceArgs> arguments(
   one.activation = form.activation;
   one.projected = form.projected();
   set_kept(one, form, sizes.L);
+  one.sgemm = sgemm();
   if (form.function) {
     operands.hold(form.function);
     one.function = &form.function->function();

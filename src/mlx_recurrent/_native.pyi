@@ -114,6 +114,7 @@ class _Partition(TypedDict):
     isa: str
     threads: int
     split: Literal["none", "batch", "hidden"]
+    by_blas: list[str]
 
 def matmul(
     x: mx.array,
@@ -214,9 +215,16 @@ def two_steps(first: mx.array, last: mx.array, stream: _Stream) -> mx.array:
 def partition(
     N: int, L: int, D: int, H: int, dtype: mx.Dtype, cell: str = "tanh"
 ) -> _Partition:
-    """Return how the kernels divide a call of these shapes.
+    """Return how the kernels divide a call of these shapes, and which of its products
+    go through a BLAS.
 
     ``cell`` is what :func:`recurrence` takes.
+    """
+
+def blas() -> str:
+    """Return which library large float32 products go through; empty: none.
+
+    RuntimeError where the one that was asked for cannot be used.
     """
 
 def runs_apart(

@@ -33,7 +33,7 @@ def main() -> int:
     if native is not None:
         instruction_set(found, native)
     cores(found, native)
-    if native is not None:
+    if native is not None and blas(found, native):
         product(found)
         evaluation(found)
         result(found)
@@ -155,6 +155,17 @@ def cores(found: Findings, native: Any) -> None:
                 "each step they wait for one on a slow core"
             )
         found.slow.append(f"{text}: mlx_recurrent.set_num_threads({usable}).")
+
+
+def blas(found: Findings, native: Any) -> bool:
+    """What large products go through, and whether it can be used."""
+    name = _try(native.blas)
+    if name.startswith("The environment variable"):
+        found.say("large products", "cannot be made")
+        found.broken.append(name)
+        return False
+    found.say("large products", f"through {name}" if name else "this package's own")
+    return True
 
 
 def product(found: Findings) -> None:

@@ -173,5 +173,13 @@ def plan_of(call: Judged) -> Plan:
         parts["isa"],
         parts["threads"],
         parts["split"],
+        by_blas=_through(parts["by_blas"]),
         **where,
     )
+
+
+def _through(products: list[str]) -> str | None:
+    if not products:
+        return None
+    verb = "goes" if len(products) == 1 else "go"
+    return f"{' and '.join(products)} {verb} through {_native.blas()}"

@@ -25,6 +25,8 @@ class Plan:
             several layers.
         parts (dict, optional): Of several layers: the plan of each, by its name in the
             module, ``"layers[0]"`` or ``"forward"``. Default: ``{}``.
+        by_blas (str, optional): Which of the products go through a BLAS, and which that
+            is. ``None`` where none does, and of several layers.
         place (str, optional): Where it would run: ``"cpu"`` or ``"gpu"``. ``None`` of
             several layers that do not all run in one place.
         place_reason (str, optional): Why there.
@@ -43,6 +45,7 @@ class Plan:
     threads: int | None = None
     partition: Literal["none", "batch", "hidden"] | None = None
     parts: Mapping[str, "Plan"] = field(default_factory=dict, hash=False)
+    by_blas: str | None = None
     place: Literal["cpu", "gpu"] | None = None
     place_reason: str = ""
 
@@ -66,8 +69,11 @@ class Plan:
         return (
             f"{self.path.capitalize()} path, because {self.reason}: the whole sequence "
             f"in one CPU kernel, with {self.isa} instructions, on {work}."
-            f"{self._where()}"
+            f"{self._products()}{self._where()}"
         )
+
+    def _products(self) -> str:
+        return f" Of its products {self.by_blas}." if self.by_blas else ""
 
     def _where(self) -> str:
         if self.place is None:
