@@ -230,7 +230,7 @@ NB_MODULE(_native, m) {
   m.def(
       "replay",
       [](const mx::array& a, const TracedReference& function) {
-        return function.traced->expression().replay({a});
+        return function.traced->expression().replay({a})[0];
       },
       "a"_a,
       "function"_a);
@@ -239,7 +239,7 @@ NB_MODULE(_native, m) {
       [](const mx::array& a,
          const TracedReference& function,
          mx::StreamOrDevice stream) {
-        return pointwise(a, function.traced, stream_of(stream));
+        return pointwise({a}, function.traced, stream_of(stream));
       },
       "a"_a,
       "function"_a,

@@ -154,7 +154,7 @@ void Case::settle() {
     }
   }
   if (of_mask && drawn != static_cast<int64_t>(Drawn::zoneout) &&
-      drawn != static_cast<int64_t>(Drawn::zoneout_cell)) {
+      drawn != static_cast<int64_t>(Drawn::zoneout_of_second)) {
     L = 1; // a dropout is the same at every step
   }
   if (!layer && !scan) {

@@ -188,7 +188,7 @@ Case any_case(Choices& random) {
   draw_cell(c, random.whole(0, kKinds - 1), random);
   c.mask = random.whole(0, 3) == 1;
   if (c.which() == Entry::mask && random.whole(0, 3) == 1) {
-    c.drawn = static_cast<int64_t>(Drawn::zoneout_cell);
+    c.drawn = static_cast<int64_t>(Drawn::zoneout_of_second);
   }
   fit(c);
   c.settle();
@@ -216,7 +216,7 @@ std::vector<Case> listed_cases() {
     c.type = type;
     draw_cell(c, kind, random);
     if (c.which() == Entry::mask && c.seed % 4 == 0) {
-      c.drawn = static_cast<int64_t>(Drawn::zoneout_cell);
+      c.drawn = static_cast<int64_t>(Drawn::zoneout_of_second);
     }
     c.mask = c.seed % 6 == 0;
     return c;

@@ -94,7 +94,7 @@ def trace(
 
     # The callable's own operations belong on the stream too.
     with nullcontext() if stream is None else mx.stream(stream):
-        first, obstacle = call(operands.hidden)
+        first, obstacle = call(operands.states[0])
         if first is None or obstacle:
             return stop(obstacle)
         known = _sightings.of(nonlinearity)
