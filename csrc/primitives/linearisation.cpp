@@ -1,5 +1,7 @@
 #include "primitives/linearisation.h"
 
+#include <algorithm>
+
 #include "primitives/arithmetic.h"
 #include "primitives/broadcast.h"
 #include "primitives/elementwise.h"
@@ -248,8 +250,7 @@ mx::array Linearisation::to_parameters(const Arrays& states, int sets) {
   StateArrays all(states.begin(), states.end());
   int count = shape_.parameters;
   StateArrays each = carried_back(factors().parameters, all, count, s_);
-  each[0] = each[0] ? each[0] : filled(states_[0], 0, s_); // one is there
-  return row_sum(joined(each, s_), sets, s_);
+  return row_sum(side_by_side(each), sets, s_);
 }
 
 void Linearisation::add_parameters(
@@ -267,9 +268,17 @@ void Linearisation::add_parameters(
   }
 }
 
-mx::array Linearisation::of_input(const StateArrays& slabs) const {
-  StateArrays blocks(slabs.begin() + shape_.state_only, slabs.end());
+mx::array Linearisation::side_by_side(StateArrays blocks) const {
+  if (std::none_of(blocks.begin(), blocks.end(), [](const auto& a) {
+        return a.has_value();
+      })) {
+    blocks[0] = filled(states_[0], 0, s_);
+  }
   return joined(blocks, s_);
+}
+
+mx::array Linearisation::of_input(const StateArrays& slabs) const {
+  return side_by_side({slabs.begin() + shape_.state_only, slabs.end()});
 }
 
 std::optional<mx::array> Linearisation::of_state(
@@ -281,7 +290,7 @@ std::optional<mx::array> Linearisation::of_state(
   for (int k = 0; k < shape_.state_slabs(); ++k) {
     blocks[shape_.state_block(k)] = slabs[k];
   }
-  return joined(blocks, s_);
+  return side_by_side(std::move(blocks));
 }
 
 void Linearisation::add_slabs(
@@ -327,19 +336,21 @@ Arrays Linearisation::scan(
   in.hidden.resize(shape_.states);
   in.hidden0.resize(shape_.states);
   if (shape_.state_slabs() == 0) {
-    // The scan has a product: one that is absent.
+    // The scan has a product, of which nothing comes here.
     mx::Shape square = in.V.shape();
     square[square.size() - 2] = square.back();
     in.V = mx::zeros(square, in.V.dtype(), s_);
-    in.B.push_back({{0, 0}, filled(states_[0], 0, s_)});
-    return linear_scan(in, 1, course_, transposed, s_);
   }
   for (const auto& [link, factor] : factors().slabs) {
     if (link.from < shape_.state_slabs()) {
       in.B.push_back({{link.to, shape_.state_block(link.from)}, factor});
     }
   }
-  return linear_scan(in, shape_.state_slabs(), course_, transposed, s_);
+  if (in.B.empty()) {
+    in.B.push_back({{0, 0}, filled(states_[0], 0, s_)});
+  }
+  int slabs = std::max(shape_.state_slabs(), 1);
+  return linear_scan(in, slabs, course_, transposed, s_);
 }
 
 } // namespace mlx_recurrent

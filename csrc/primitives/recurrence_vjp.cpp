@@ -10,7 +10,6 @@
 #include "primitives/linearisation.h"
 #include "primitives/matmul.h"
 #include "primitives/recurrence_slots.h"
-#include "primitives/slabs.h"
 #include "primitives/steps.h"
 
 namespace mlx_recurrent {
@@ -141,7 +140,7 @@ class Backpropagation {
       case Slot::bhn: {
         int state_only = layer_.shape().state_only;
         StateArrays own(delta_.begin(), delta_.begin() + state_only);
-        return row_sum(joined(own, s_), sets_, s_);
+        return row_sum(linear_.side_by_side(std::move(own)), sets_, s_);
       }
       case Slot::parameters:
         return linear_.to_parameters(lambda_, sets_);
