@@ -37,6 +37,7 @@ const std::vector<Field>& fields() {
       {"D", &Case::D, {}},
       {"H", &Case::H, {}},
       {"kind", &Case::kind, {"elman", "gru", "lstm"}},
+      {"as_program", &Case::as_program, {}},
       {"activation",
        &Case::activation,
        {"tanh", "relu", "sigmoid", "identity", "traced"}},
@@ -116,6 +117,12 @@ bool parse_value(const Field& field, const std::string& text, int64_t& value) {
 // What one kind of cell has and another has not.
 void Case::settle_cell() {
   bool lstm = of_kind() == CellKind::lstm;
+  // A program rounds no state on the way.
+  bool whole = type == static_cast<int64_t>(Type::float32) ||
+      type == static_cast<int64_t>(Type::float64);
+  if (of_kind() == CellKind::elman || !whole) {
+    as_program = 0;
+  }
   if (of_kind() != CellKind::elman) {
     activation = projected = leak = 0;
   }

@@ -150,6 +150,7 @@ void draw_cell(Case& c, int64_t kind, Choices& random) {
   c.last_cell = random.whole(0, 1);
   c.dcells = random.whole(0, 1);
   c.cells = random.whole(0, 3) > 0;
+  c.as_program = (c.last_cell + c.dcells + c.bhn) % 2;
   if (c.wanted != want_every) {
     c.wanted |= want_dbhn * random.whole(0, 7);
   }

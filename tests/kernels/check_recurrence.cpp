@@ -1,5 +1,6 @@
 // The recurrence and its derivative.
 
+#include "cell_programs.h"
 #include "check_case.h"
 
 namespace kernel_tests {
@@ -44,10 +45,10 @@ Check::Operands Check::layer() {
           c_.L,
           c_.D,
           c_.H,
-          c_.of_kind(),
+          c_.as_program ? CellKind::program : c_.of_kind(),
           activation,
           c_.projected != 0,
-          nullptr,
+          c_.as_program ? &cell_programs(c_.of_kind()) : nullptr,
           x.sequence(),
           c_.projected ? kNoMatrix : Wxh.matrix(),
           c_.bias ? bias.vector() : kNoVector,
@@ -197,7 +198,7 @@ void Check::forward() {
   if (has_cells()) {
     compare("cells", all.cells, right.states[1]);
   }
-  if (c_.kind && keeps_saved()) {
+  if (c_.kind && keeps_saved() && !c_.as_program) {
     compare("saved", all.saved, right.saved, unsaved());
   }
 
