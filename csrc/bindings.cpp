@@ -233,7 +233,7 @@ NB_MODULE(_native, m) {
   m.def(
       "replay",
       [](const mx::array& a, const TracedReference& function) {
-        return function.traced->expression().replay({a});
+        return function.traced->expression().replay({a})[0];
       },
       "a"_a,
       "function"_a);
@@ -242,7 +242,7 @@ NB_MODULE(_native, m) {
       [](const mx::array& a,
          const TracedReference& function,
          mx::StreamOrDevice stream) {
-        return pointwise(a, function.traced, stream_of(stream));
+        return pointwise({a}, function.traced, stream_of(stream));
       },
       "a"_a,
       "function"_a,

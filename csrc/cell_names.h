@@ -1,11 +1,13 @@
-// The cells that the kernels have, by their names in Python.
+// The cells that the kernels have, by their names in Python, and those that are
+// told.
 
 #pragma once
 
 #include <stdexcept>
 #include <string>
+#include <variant>
 
-#include "kernels/kernels.h"
+#include "primitives/recurrence.h"
 
 namespace mlx_recurrent {
 
@@ -36,6 +38,27 @@ inline NamedCell cell_named(const std::string& name) {
     return {CellKind::elman, Activation::identity};
   }
   throw std::invalid_argument("[mlx_recurrent] no cell named " + name);
+}
+
+// What runs over a sequence: a cell by its name, an Elman cell's callable, or a
+// user's cell.
+typedef std::variant<std::string, TracedReference, CellReference> AnyCell;
+
+inline RecurrenceForm form_of(const AnyCell& any) {
+  RecurrenceForm form;
+  if (const auto* name = std::get_if<std::string>(&any)) {
+    NamedCell cell = cell_named(*name);
+    form.kind = cell.kind;
+    form.activation = cell.activation;
+  } else if (const auto* cell = std::get_if<CellReference>(&any)) {
+    form.kind = kernels::CellKind::program;
+    form.activation = kernels::Activation::identity; // it has none
+    form.program = cell->program;
+  } else {
+    form.activation = kernels::Activation::traced;
+    form.function = std::get<TracedReference>(any).traced;
+  }
+  return form;
 }
 
 } // namespace mlx_recurrent

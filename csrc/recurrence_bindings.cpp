@@ -16,6 +16,7 @@
 #include "cell_names.h"
 #include "mlx_faults/stream_threads.h"
 #include "primitives/launch.h"
+#include "primitives/reading.h"
 #include "primitives/recurrence_slots.h"
 
 namespace mlx_recurrent {
@@ -26,6 +27,18 @@ using namespace nb::literals;
 namespace {
 
 using Slot = RecurrenceSlot;
+
+// Operations that a cell may have.
+constexpr int kMostOfCell = 1024;
+
+// Where memory runs out nanobind's own conversion ends the process.
+Arrays arrays_of(nb::iterable arrays) {
+  Arrays found;
+  for (nb::handle a : arrays) {
+    found.push_back(nb::cast<mx::array>(a));
+  }
+  return found;
+}
 
 // Python finds a name by its identity: made once, and kept.
 PyObject* interned(const char* name) {
@@ -76,26 +89,29 @@ void read_each(
     nb::handle object,
     PyObject* name,
     int states,
-    Slot StateSlots::* slot,
+    Slot first,
     Slotted<Slot>& arrays) {
   read_each(object, name, states, [&](int k, nb::handle found) {
     if (!found.is_none()) {
-      arrays[state_slots[k].*slot] = nb::cast<mx::array>(found);
+      arrays[nth(first, k)] = nb::cast<mx::array>(found);
     }
   });
 }
 
 Slotted<Slot> operands_of(
     nb::handle operands,
-    kernels::CellKind kind = kernels::CellKind::elman) {
+    const kernels::CellShape& shape =
+        kernels::shape_of(kernels::CellKind::elman)) {
   static PyObject* const states = interned("states");
-  kernels::CellShape shape = kernels::shape_of(kind);
   Slotted<Slot> arrays;
   read(operands, {Slot::x, Slot::Wxh, Slot::bias, Slot::Whh}, arrays);
   if (shape.state_only > 0) {
     read(operands, {Slot::bhn}, arrays);
   }
-  read_each(operands, states, shape.states, &StateSlots::hidden, arrays);
+  if (shape.parameters > 0) {
+    read(operands, {Slot::parameters}, arrays);
+  }
+  read_each(operands, states, shape.states, Slot::hidden, arrays);
   return arrays;
 }
 
@@ -109,11 +125,10 @@ void read_options(
   static PyObject* const leaks = interned("leaks");
   static PyObject* const zoneouts = interned("zoneouts");
   int states = form.shape().states;
-  read_each(options, starts, states, &StateSlots::hidden0, arrays);
-  read_each(options, leaks, states, &StateSlots::leak, arrays);
+  read_each(options, starts, states, Slot::hidden0, arrays);
+  read_each(options, leaks, states, Slot::leak, arrays);
   read_each(options, zoneouts, states, [&](int k, nb::handle probability) {
-    form.probability(k == 0 ? Drawn::zoneout : Drawn::zoneout_cell) =
-        nb::cast<double>(probability);
+    form.probability(kernels::zoneout_of(k)) = nb::cast<double>(probability);
   });
   static PyObject* const reverse = interned("reverse");
   static PyObject* const flips = interned("flips");
@@ -129,20 +144,6 @@ void read_options(
   read(options, input_dropout, form.probability(Drawn::input_dropout));
 }
 
-RecurrenceForm form_of(
-    const std::variant<std::string, TracedReference>& activation) {
-  RecurrenceForm form;
-  if (const auto* name = std::get_if<std::string>(&activation)) {
-    NamedCell cell = cell_named(*name);
-    form.kind = cell.kind;
-    form.activation = cell.activation;
-  } else {
-    form.activation = kernels::Activation::traced;
-    form.function = std::get<TracedReference>(activation).traced;
-  }
-  return form;
-}
-
 Returned returned_of(const std::variant<bool, std::string>& return_state) {
   const bool* whether = std::get_if<bool>(&return_state);
   return !whether ? Returned::state
@@ -155,7 +156,7 @@ std::optional<Slotted<Slot>> plain_operands(
     const nb::tuple& operands,
     kernels::CellKind kind) {
   // What a cell has beside those of all.
-  Slot own = kind == kernels::CellKind::gru ? Slot::bhn : Slot::cell;
+  Slot own = kind == kernels::CellKind::gru ? Slot::bhn : nth(Slot::hidden, 1);
   const Slot order[] = {
       Slot::x, Slot::Wxh, Slot::bias, Slot::Whh, Slot::hidden, own};
   size_t count = kind == kernels::CellKind::elman ? 5 : 6;
@@ -175,10 +176,36 @@ std::optional<Slotted<Slot>> plain_operands(
 }
 
 nb::object returned(const Arrays& found) {
-  return found.size() == 1 ? nb::cast(found[0])
-      : found.size() == 2
-      ? nb::object(nb::make_tuple(found[0], found[1]))
-      : nb::object(nb::make_tuple(found[0], found[1], found[2]));
+  if (found.size() == 1) {
+    return nb::cast(found[0]);
+  }
+  if (found.size() == 2) {
+    return nb::make_tuple(found[0], found[1]);
+  }
+  if (found.size() == 3) {
+    return nb::make_tuple(found[0], found[1], found[2]);
+  }
+  nb::list all;
+  for (const mx::array& a : found) {
+    all.append(a);
+  }
+  return nb::tuple(all);
+}
+
+// Why the kernels have no such cell; empty where they have.
+std::string most_of(const kernels::CellShape& shape) {
+  auto beyond = [](int count, int most, const char* what) {
+    return count <= most ? std::string()
+                         : "has " + std::to_string(count) + " " + what +
+            ", where the kernels have at most " + std::to_string(most);
+  };
+  std::string states = beyond(shape.states, kernels::kMostStates, "states");
+  std::string slabs =
+      beyond(shape.slabs(), kernels::kMostSlabs, "pre-activations");
+  return !states.empty() ? states
+      : !slabs.empty()
+      ? slabs
+      : beyond(shape.parameters, kernels::kMostParameters, "parameters");
 }
 
 nb::dict described(const kernels::Partition& p) {
@@ -221,15 +248,71 @@ std::vector<std::string> products_by_blas(
 } // namespace
 
 void bind_recurrence(nb::module_& m) {
+  nb::class_<CellReference>(m, "CellProgram")
+      .def_prop_ro(
+          "operations",
+          [](const CellReference& cell) {
+            return cell.program->expression().names();
+          })
+      .def(
+          "is_of",
+          [](const CellReference& cell,
+             nb::iterable results,
+             nb::iterable arguments) {
+            Arrays given = arrays_of(arguments);
+            Reading reading = read(arrays_of(results), given, kMostOfCell);
+            return reading.obstacle.empty() &&
+                reading.expression.simplified(given[0].dtype()) ==
+                cell.program->expression();
+          },
+          "results"_a,
+          "arguments"_a);
+
+  m.def(
+      "trace_cell",
+      [](nb::iterable results,
+         nb::iterable arguments,
+         int state_only,
+         int shared,
+         int input_only,
+         int parameters) -> std::variant<std::string, CellReference> {
+        Arrays found = arrays_of(results), given = arrays_of(arguments);
+        kernels::CellShape shape{state_only, shared, input_only};
+        shape.states = static_cast<int>(found.size());
+        shape.saved = shape.slabs();
+        shape.parameters = parameters;
+        std::string most = most_of(shape);
+        if (!most.empty()) {
+          return most;
+        }
+        Reading reading = read(found, given, kMostOfCell);
+        if (!reading.obstacle.empty()) {
+          return reading.obstacle;
+        }
+        try {
+          return CellReference{std::make_shared<CellProgram>(
+              shape, reading.expression, given[0].dtype())};
+        } catch (const std::invalid_argument& error) {
+          return std::string(error.what());
+        }
+      },
+      "results"_a,
+      "arguments"_a,
+      nb::kw_only(),
+      "state_only"_a,
+      "shared"_a,
+      "input_only"_a,
+      "parameters"_a);
+
   m.def(
       "recurrence",
       [](nb::handle operands,
-         const std::variant<std::string, TracedReference>& cell,
+         const AnyCell& cell,
          nb::handle options,
          const std::variant<bool, std::string>& return_state,
          mx::StreamOrDevice stream) -> nb::object {
         RecurrenceForm form = form_of(cell);
-        Slotted<Slot> arrays = operands_of(operands, form.kind);
+        Slotted<Slot> arrays = operands_of(operands, form.shape());
         if (!options.is_none()) {
           read_options(options, arrays, form);
         }
@@ -286,8 +369,8 @@ void bind_recurrence(nb::module_& m) {
          int64_t D,
          int64_t H,
          mx::Dtype dtype,
-         const std::string& cell) {
-        kernels::CellShape shape = kernels::shape_of(cell_named(cell).kind);
+         const AnyCell& cell) {
+        kernels::CellShape shape = form_of(cell).shape();
         kernels::Partition p = partition_of({0, 1, N, L, D, H, shape}, dtype);
         nb::dict found = described(p);
         found["by_blas"] = products_by_blas(p, N, L, D, H, dtype, shape);
@@ -307,8 +390,8 @@ void bind_recurrence(nb::module_& m) {
          int64_t H,
          mx::Dtype dtype,
          int64_t sets,
-         const std::string& cell) {
-        kernels::CellShape shape = kernels::shape_of(cell_named(cell).kind);
+         const AnyCell& cell) {
+        kernels::CellShape shape = form_of(cell).shape();
         return partition_of({1, sets, N, L, D, H, shape}, dtype).split ==
             kernels::Split::sets;
       },

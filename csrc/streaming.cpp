@@ -40,19 +40,17 @@ Stream::Stream(
     std::shared_ptr<const void> owner)
     : type_(type),
       kernel_(kernels::table()->types[static_cast<int>(type)].forward),
-      args_{layer, nullptr, nullptr},
+      args_{layer},
       owner_(std::move(owner)) {
   int64_t N = layer.N, D = layer.D, H = layer.H;
   most_steps_ = std::max<int64_t>(1, kPieceRows / std::max<int64_t>(1, N));
   int64_t element = stored_bytes(type);
-  leak_ = copied(vectors.leak);
-  leak_cell_ = copied(vectors.leak_cell);
-  hidden0_ = copied(vectors.hidden0);
-  cell0_ = copied(vectors.cell0);
-  args_.layer.leak = {leak_.get(), 1};
-  args_.layer.leak_cell = {leak_cell_.get(), 1};
-  args_.layer.hidden0 = {hidden0_.get(), 1};
-  args_.layer.cell0 = {cell0_.get(), 1};
+  for (int s = 0; s < states(); ++s) {
+    states_[s].leak = copied(vectors.leaks[s]);
+    states_[s].start = copied(vectors.starts[s]);
+    args_.layer.leak[s] = {states_[s].leak.get(), 1};
+    args_.layer.hidden0[s] = {states_[s].start.get(), 1};
+  }
   for (int64_t n = 0; n < N; ++n) {
     x_rows_.push_back(0);
     state_rows_.push_back(n * H);
@@ -125,15 +123,12 @@ void Stream::run_piece(const char* x, int64_t row_stride, int64_t steps) {
   }
   layer.L = steps;
   layer.x = {x, x_rows_.data(), layer.D, 1};
-  auto state = [&](int s) -> kernels::Sequence {
+  args_.states[0] = out_.get();
+  for (int s = 0; s < states(); ++s) {
     const char* data = states_[s].there ? states_[s].before.get() : nullptr;
-    return {data, state_rows_.data(), 0, 1};
-  };
-  layer.hidden = state(0);
-  layer.cell = state(1);
-  args_.states = out_.get();
-  args_.state = states_[0].after.get();
-  args_.last_cell = states_[1].after.get();
+    layer.hidden[s] = {data, state_rows_.data(), 0, 1};
+    args_.state[s] = states_[s].after.get();
+  }
   kernel_.run(args_, kAlone, kOnly, scratch_.get());
   for (int s = 0; s < states(); ++s) {
     std::swap(states_[s].before, states_[s].after);

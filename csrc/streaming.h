@@ -14,10 +14,9 @@ namespace mlx_recurrent {
 // Vectors that are not given as weights, one element for each unit; null: the
 // layer has none.
 struct StreamVectors {
-  const void* leak;
-  const void* leak_cell;
-  const void* hidden0;
-  const void* cell0;
+  // Of each state.
+  const void* leaks[kernels::kMostStates];
+  const void* starts[kernels::kMostStates];
 };
 
 // Elements of x, these vectors and the states are those of the type; floats
@@ -34,14 +33,14 @@ class Stream {
 
   // Runs L steps of x (N, L, D) into `out` (N, L, H), which may be the memory
   // of x where D == H. Where `reset` (N, L) holds, a row's episode starts: from
-  // `hidden0`, or without a state. Null: nowhere. The bits do not depend on how
-  // steps are shared out to calls.
+  // the `starts`, or without a state. Null: nowhere. The bits do not depend on
+  // how steps are shared out to calls.
   void run(const void* x, int64_t L, const bool* reset, void* out);
 
   // The states (N, H), as many as the cell has. Null: zero and, of the first,
   // no product with Whh in the next step.
   int states() const {
-    return kernels::shape_of(args_.layer.kind).states;
+    return kernels::shape_of(args_.layer).states;
   }
   void set_state(int which, const void* state);
   void copy_state(int which, void* to) const;
@@ -72,13 +71,13 @@ class Stream {
   std::shared_ptr<const void> owner_;
   int64_t most_steps_; // of a piece: one run of the kernel
   std::vector<int64_t> x_rows_, state_rows_, reset_rows_; // where they begin
-  std::unique_ptr<char[]> leak_, leak_cell_, hidden0_, cell0_;
   std::unique_ptr<char[]> scratch_;
   std::unique_ptr<char[]> x_;   // of a piece, where x is converted
   std::unique_ptr<char[]> out_; // of a piece
   struct State {
     std::unique_ptr<char[]> before, after; // a piece
     std::unique_ptr<char[]> kept;          // to go back to
+    std::unique_ptr<char[]> leak, start;
     bool there = false, kept_there = false;
   };
   State states_[kernels::kMostStates];

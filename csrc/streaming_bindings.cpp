@@ -85,35 +85,25 @@ class Memory {
 class NumPyStream {
  public:
   // Weights are evaluated arrays of one floating dtype. `dtype` is the NumPy
-  // array's, of one letter `format`; the leaks, `hidden0` and `cell0` are None
-  // or such an array (H,).
+  // array's, of one letter `format`; of each state there are a leak and a
+  // start, None or such an array (H,).
   NumPyStream(
       const mx::array& Wxh,
       const std::optional<mx::array>& bias,
       const mx::array& Whh,
       const std::optional<mx::array>& bhn,
-      nb::handle leak,
-      nb::handle leak_cell,
-      nb::handle hidden0,
-      nb::handle cell0,
-      const std::variant<std::string, TracedReference>& cell,
+      const std::optional<mx::array>& parameters,
+      nb::handle leaks,
+      nb::handle starts,
+      const AnyCell& cell,
       nb::iterable lead,
       nb::object dtype)
       : lead_(integers(lead)),
         array_type_(nb::module_::import_("numpy").attr("ndarray")),
         stream_(
             kernel_type(Whh.dtype()),
-            layer(Wxh, bias, Whh, bhn, cell, lead_),
-            {elements(leak, Memory(leak, array_type_, false), Whh.shape(1)),
-             elements(
-                 leak_cell,
-                 Memory(leak_cell, array_type_, false),
-                 Whh.shape(1)),
-             elements(
-                 hidden0,
-                 Memory(hidden0, array_type_, false),
-                 Whh.shape(1)),
-             elements(cell0, Memory(cell0, array_type_, false), Whh.shape(1))},
+            layer(Wxh, bias, Whh, bhn, parameters, cell, lead_),
+            vectors(leaks, starts, Whh.shape(1)),
             owner(cell)),
         dtype_(std::move(dtype)),
         format_(nb::cast<std::string>(dtype_.attr("char"))[0]),
@@ -156,7 +146,7 @@ class NumPyStream {
     auto held = hold();
     const kernels::RecurrenceArgs& layer = stream_.layer();
     double work = static_cast<double>(layer.D + layer.H) * layer.H *
-        kernels::shape_of(layer.kind).slabs() * layer.N * L;
+        kernels::shape_of(layer).slabs() * layer.N * L;
     if (work > kLongChunk) {
       Released released;
       stream_.run(from.first(), L, resets, to.first());
@@ -170,22 +160,28 @@ class NumPyStream {
   // An array, or as many as there are states.
   nb::object state() {
     auto held = hold();
-    nb::object hidden = copy_of_state(0);
-    return stream_.states() == 1
-        ? hidden
-        : nb::object(nb::make_tuple(hidden, copy_of_state(1)));
+    nb::list all;
+    for (int s = 0; s < stream_.states(); ++s) {
+      all.append(copy_of_state(s));
+    }
+    return stream_.states() == 1 ? nb::object(all[0])
+                                 : nb::object(nb::tuple(all));
   }
 
-  // Each is None, or a contiguous array (lead..., H) of the dtype.
-  void reset(nb::handle hidden, nb::handle cell) {
-    Memory of_hidden(hidden, array_type_, false);
-    Memory of_cell(cell, array_type_, false);
-    const void* first = state_in(hidden, of_hidden);
-    const void* second = state_in(cell, of_cell);
+  // As many as there are, each None or a contiguous array (lead..., H) of the
+  // dtype.
+  void reset(nb::args states) {
+    if (static_cast<int>(states.size()) != stream_.states()) {
+      throw std::invalid_argument("[mlx_recurrent] not the states of a stream");
+    }
+    const void* from[kernels::kMostStates];
+    for (int s = 0; s < stream_.states(); ++s) {
+      nb::object state = states[s];
+      from[s] = state_in(state, Memory(state, array_type_, false));
+    }
     auto held = hold();
-    stream_.set_state(0, first);
-    if (stream_.states() > 1) {
-      stream_.set_state(1, second);
+    for (int s = 0; s < stream_.states(); ++s) {
+      stream_.set_state(s, from[s]);
     }
   }
 
@@ -236,7 +232,8 @@ class NumPyStream {
       const std::optional<mx::array>& bias,
       const mx::array& Whh,
       const std::optional<mx::array>& bhn,
-      const std::variant<std::string, TracedReference>& cell,
+      const std::optional<mx::array>& parameters,
+      const AnyCell& cell,
       const std::vector<int64_t>& lead) {
     kernels::RecurrenceArgs layer{};
     layer.N = 1;
@@ -253,15 +250,33 @@ class NumPyStream {
     if (bhn) {
       layer.bhn = Operands::vector(*bhn, 0);
     }
-    if (const auto* name = std::get_if<std::string>(&cell)) {
-      NamedCell named = cell_named(*name);
-      layer.kind = named.kind;
-      layer.activation = named.activation;
-    } else {
-      layer.activation = kernels::Activation::traced;
-      layer.function = &std::get<TracedReference>(cell).traced->function();
+    if (parameters) {
+      layer.parameters = Operands::vector(*parameters, 0);
+    }
+    RecurrenceForm form = form_of(cell);
+    layer.kind = form.kind;
+    layer.activation = form.activation;
+    if (form.function) {
+      layer.function = &form.function->function();
+    }
+    if (form.program) {
+      layer.programs = &form.program->programs();
     }
     return layer;
+  }
+
+  // The arrays of tuples, which the caller holds.
+  StreamVectors vectors(nb::handle leaks, nb::handle starts, int64_t H) const {
+    StreamVectors all{};
+    auto take = [&](nb::handle from, const void** to) {
+      int s = 0;
+      for (nb::handle vector : nb::cast<nb::iterable>(from)) {
+        to[s++] = elements(vector, Memory(vector, array_type_, false), H);
+      }
+    };
+    take(leaks, all.leaks);
+    take(starts, all.starts);
+    return all;
   }
 
   // Null for None.
@@ -279,10 +294,10 @@ class NumPyStream {
   }
 
   // Of what the layer points to when it runs: all arrays are copies.
-  static std::shared_ptr<const void> owner(
-      const std::variant<std::string, TracedReference>& cell) {
-    const auto* reference = std::get_if<TracedReference>(&cell);
-    return reference ? reference->traced : nullptr;
+  static std::shared_ptr<const void> owner(const AnyCell& cell) {
+    RecurrenceForm form = form_of(cell);
+    return form.program ? std::shared_ptr<const void>(form.program)
+                        : std::shared_ptr<const void>(form.function);
   }
 
   static nb::object not_implemented() {
@@ -372,22 +387,20 @@ void bind_streaming(nb::module_& m) {
               const std::optional<mx::array>&,
               const mx::array&,
               const std::optional<mx::array>&,
+              const std::optional<mx::array>&,
               nb::handle,
               nb::handle,
-              nb::handle,
-              nb::handle,
-              const std::variant<std::string, TracedReference>&,
+              const AnyCell&,
               nb::iterable,
               nb::object>(),
           nb::kw_only(),
           "Wxh"_a,
           "bias"_a.none(),
           "Whh"_a,
-          "bhn"_a = nb::none(),
-          "leak"_a.none(),
-          "leak_cell"_a = nb::none(),
-          "hidden0"_a.none(),
-          "cell0"_a = nb::none(),
+          "bhn"_a.none(),
+          "parameters"_a.none(),
+          "leaks"_a,
+          "starts"_a,
           "cell"_a,
           "lead"_a,
           "dtype"_a)
@@ -398,11 +411,7 @@ void bind_streaming(nb::module_& m) {
           "out"_a.none(),
           "reset"_a.none())
       .def("state", &NumPyStream::state)
-      .def(
-          "reset",
-          &NumPyStream::reset,
-          "hidden"_a.none(),
-          "cell"_a = nb::none())
+      .def("reset", &NumPyStream::reset)
       .def("keep", &NumPyStream::keep)
       .def("restore", &NumPyStream::restore);
 }

@@ -398,3 +398,138 @@ def test_a_declared_function_is_still_one(rng):
     h, c = declared_lstm(*a)
     assert h.shape == c.shape == (2, 3) and declared_lstm.__name__ == "declared_lstm"
     assert copy.deepcopy(declared_lstm) is declared_lstm
+
+
+# What the kernels run.
+
+
+@each_cell
+def test_the_kernels_run_it(page, name):
+    layer = Recurrent(page[name], 3, 5)
+    plan = layer.plan(mx.zeros((2, 4, 3)))
+    assert plan.path == "traced" and f"the cell {name} is made of" in plan.reason
+    assert str(plan) and layer.stream().plan.path == "traced"
+    with mlx_recurrent.exporting():
+        assert layer.plan(mx.zeros((2, 4, 3))).path == "composed"
+
+
+def many(**kinds):
+    """A cell with so many states, or others, that are added up."""
+    named = {kind: [f"{kind[0]}{i}" for i in range(n)] for kind, n in kinds.items()}
+    states = named.get("states", ["q"])
+    parameters = dict.fromkeys(named.get("parameters", []), 0.1)
+    gates = named.get("gates", ["a"])
+    arguments = ", ".join([*gates, *states, *parameters])
+    total = " + ".join([*gates, *states, *parameters])
+    results = ", ".join(f"0.5 * ({total}) + {s}" for s in states)
+    code = f"def made({arguments}):\n    return {results}\n"
+    scope = {}
+    exec(code, scope)
+    return cell(gates=gates, states=states, parameters=parameters)(scope["made"])
+
+
+def softmax(a, h):
+    return mx.softmax(a, axis=-1)
+
+
+def rows(a, h):
+    return a / a.shape[0]
+
+
+# What the kernels cannot run, and what plan() says of it.
+COMPOSED = {
+    "has the operation Softmax": cell(gates="a", states="h")(softmax),
+    "depends on how many rows": cell(gates="a", states="h")(rows),
+    "has 5 states": many(states=5),
+    "has 9 pre-activations": many(gates=9),
+    "has 9 parameters": many(parameters=9),
+}
+
+
+@pytest.mark.parametrize("words", COMPOSED)
+def test_what_the_kernels_cannot_run(rng, words):
+    layer, x = Recurrent(COMPOSED[words], 3, 5), draw(rng, (2, 4, 3), mx.float32)
+    plan = layer.plan(x)
+    assert plan.path == "composed" and words in plan.reason
+    with mlx_recurrent.exporting():
+        expected = layer(x)
+    np.testing.assert_allclose(layer(x), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_as_many_as_the_kernels_have(rng):
+    """Some of a dense cell are more than its derivative has ways for."""
+    x = draw(rng, (2, 4, 3), mx.float32)
+    for made in (many(states=4), many(gates=8), many(parameters=8)):
+        layer = Recurrent(made, 3, 5)
+        assert layer.plan(x).path == "traced"
+        with mlx_recurrent.exporting():
+            expected = layer(x)
+        np.testing.assert_allclose(layer(x), expected, rtol=1e-5, atol=1e-6)
+    plan = Recurrent(many(states=4, gates=8), 3, 5).plan(x)
+    assert plan.path == "composed" and "more than 24 ways" in plan.reason
+
+
+def test_a_number_of_the_units_is_read_for_each_size(rng):
+    made = cell(gates="a", states="h")(lambda a, h: a / a.shape[-1])
+    for H in (5, 9):
+        layer, x = Recurrent(made, 3, H), draw(rng, (2, 1, 3), mx.float32)
+        a = wide(x[:, 0]) @ wide(layer.Wx).T + wide(layer.b)
+        assert layer.plan(x).path == "traced"
+        np.testing.assert_allclose(wide(layer(x))[:, 0], a / H, rtol=1e-5)
+
+
+# Large enough to be divided among threads, by rows and by units.
+@pytest.mark.parametrize("shape", [(64, 8, 32, 128), (1, 12, 32, 515)])
+@pytest.mark.parametrize("name", ["slstm", "mgu", "peephole"])
+def test_threads_change_nothing(rng, page, name, shape):
+    N, L, D, H = shape
+    layer, x = Recurrent(page[name], D, H), draw(rng, (N, L, D), mx.float32)
+
+    def results():
+        gradients = mx.grad(lambda p: layer.update(p)(x).sum())(layer.parameters())
+        return [layer(x), *gradients.values()]
+
+    mlx_recurrent.set_num_threads(1)
+    expected = results()
+    mx.eval(expected)
+    with mlx_recurrent.exporting():
+        truth = results()
+    for a, b in zip(expected, truth, strict=True):
+        size = np.abs(wide(b)).max()
+        np.testing.assert_allclose(a, b, atol=2e-5 * size, rtol=1e-4)
+    for threads in (2, 3):
+        mlx_recurrent.set_num_threads(threads)
+        equal(layer(x), expected[0])
+        for a, b in zip(results(), expected, strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-5 * np.abs(wide(b)).max())
+
+
+@each_cell
+def test_transforms(rng, page, name):
+    """Of weights and inputs: mapped, compiled for any length, checkpointed."""
+    layer, x = Recurrent(page[name], 3, 5), draw(rng, (2, 4, 3), mx.float32)
+    p = layer.parameters()
+
+    def run(p, x):
+        return layer.update(p)(x)
+
+    expected = layer(x)
+    several = {n: mx.stack([a, 0.5 * a]) for n, a in p.items()}
+    mapped = mx.vmap(run)(several, mx.stack([x, x]))
+    layer.update(p)
+    np.testing.assert_allclose(mapped[0], expected, atol=1e-5)
+    shapeless = mx.compile(lambda x: layer(x), shapeless=True)
+    for more in (x, mx.concatenate([x, x], 1)):
+        np.testing.assert_allclose(shapeless(more), layer(more), atol=1e-5)
+
+    def gradient(run):
+        return mx.grad(lambda x: run(p, x).square().sum())(x)
+
+    once = gradient(run)
+    np.testing.assert_allclose(gradient(mx.checkpoint(run)), once, atol=1e-5)
+    layer.update(p)
+    kept = mx.grad(lambda x: layer(x, checkpoint_every=2).square().sum())(x)
+    np.testing.assert_allclose(kept, once, atol=1e-5)
+    only = mx.grad(lambda x: flat(layer(x, return_state="only"))[0].sum())(x)
+    whole = mx.grad(lambda x: layer(x)[:, -1].sum())(x)
+    np.testing.assert_allclose(only, whole, atol=1e-5)

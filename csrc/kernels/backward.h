@@ -50,6 +50,9 @@ struct BackwardRun {
       if (args.dleak) {
         spread_constants(*g.function, layout.forward.function);
       }
+    } else if constexpr (is_program<Cell>()) {
+      spread_constants(g.programs->pullback, layout.derivative);
+      steps.spread();
     }
   }
 
@@ -112,8 +115,7 @@ struct BackwardRun {
       // Nothing passes this border but to an episode that starts there.
       cotangents.collect(first * layout.steps, count, later);
       weights.move_chunk_sums(slice);
-    } else if (
-        first == 0 && (args.dhidden || args.dcell || work.wants_starts())) {
+    } else if (first == 0 && (any_of(args.dhidden) || work.wants_starts())) {
       cotangents.write_first(count, later);
       weights.move_chunk_sums(slice);
     }
@@ -183,9 +185,6 @@ struct BackwardRun {
   // Results of rows and steps that nothing else writes.
   void write_rest(Range positions) const {
     Element<T>* dx = static_cast<Element<T>*>(args.dx);
-    Element<T>* const firsts[] = {
-        static_cast<Element<T>*>(args.dhidden),
-        static_cast<Element<T>*>(args.dcell)};
     for (int64_t p = positions.first; p < positions.last; ++p) {
       if (!shares.takes(p)) {
         continue;
@@ -195,11 +194,11 @@ struct BackwardRun {
       if (dx) {
         clear(dx + (row * g.L + begin) * g.D, (g.L - begin) * g.D);
       }
-      for (int s = 0; s < Cell::states; ++s) {
-        Element<T>* to = firsts[s] ? firsts[s] + row * g.H : nullptr;
+      for (int s = 0; s < layout.slabs.shape.states; ++s) {
+        Element<T>* first = static_cast<Element<T>*>(args.dhidden[s]);
+        Element<T>* to = first ? first + row * g.H : nullptr;
         if (to && length == 0) {
-          const Sequence& last = s == 0 ? args.dstate : args.dlast_cell;
-          copy_or_clear_row<T>(to, last, row, g.H);
+          copy_or_clear_row<T>(to, args.dstate[s], row, g.H);
         } else if (to && g.latest_checkpoint) {
           clear(to, g.H);
         }
@@ -240,8 +239,9 @@ static void run_backward(
       run.weights.clear(s);
     }
     if (member.index == 0) {
-      copy_or_clear<T>(args.dhidden, args.dstate, g.N, g.H);
-      copy_or_clear<T>(args.dcell, args.dlast_cell, g.N, g.H);
+      for (int s = 0; s < kMostStates; ++s) {
+        copy_or_clear<T>(args.dhidden[s], args.dstate[s], g.N, g.H);
+      }
     }
   }
   wait(member);

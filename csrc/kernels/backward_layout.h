@@ -12,6 +12,15 @@ namespace {
 constexpr int64_t kBackwardChunkRows = 256;
 constexpr int64_t kBackwardChunkBytes = 128 * 1024;
 
+INLINE bool any_of(void* const (&wanted)[kMostStates]) {
+  for (void* one : wanted) {
+    if (one) {
+      return true;
+    }
+  }
+  return false;
+}
+
 // Row r of a slice at place t in time: what a row of a chunk's buffers is.
 struct RowAt {
   int64_t r, t;
@@ -48,20 +57,23 @@ struct BackwardLayout {
   C* panel;
   RowAt* row_at;   // (steps * rows), by member
   int64_t* begins; // (steps + 1): the first row of each step, by member
-  // (ldh) each, by member: a chunk's dhidden0, and its dleak or dcell0
-  C* sums[2];
-  SliceSums<T> dWhh;  // (state slabs * H, H)
-  SliceSums<T> dWxh;  // (input slabs * H, D)
-  SliceSums<T> dbias; // (input slabs, H)
-  SliceSums<T> dbhn;  // (1, H), and so the rest
-  SliceSums<T> dhidden0;
-  SliceSums<T> dcell0;
+  // (ldh) each, by member: a chunk's dhidden0 of each state, its dleak, and its
+  // gradients of parameters
+  C* sums[kMostStates];
+  C* leak_sum;
+  C* parameter_sums;                  // (parameters, ldh)
+  SliceSums<T> dWhh;                  // (state slabs * H, H)
+  SliceSums<T> dWxh;                  // (input slabs * H, D)
+  SliceSums<T> dbias;                 // (input slabs, H)
+  SliceSums<T> dbhn;                  // (slabs of the state alone, H)
+  SliceSums<T> dparameters;           // (parameters, H)
+  SliceSums<T> dhidden0[kMostStates]; // (1, H), and so the last
   SliceSums<T> dleak;
 
   // Whether the derivative starts from pre-activations, not from states: f(a)
   // is no more to be seen in a state that leaks.
   static bool needs_preactivations(const RecurrenceArgs& g) {
-    return g.activation == Activation::traced || g.leak.data ||
+    return g.activation == Activation::traced || g.leak[0].data ||
         g.kind != CellKind::elman;
   }
 
@@ -155,10 +167,12 @@ struct BackwardLayout {
             : needs_preactivations(g) ? steps * rows * ldh
                                       : 0);
     seen = take(sees_states() ? 0 : steps * rows * ldh);
-    back = take(is_plain() || gated ? 0 : rows * ldh);
-    if (g.activation == Activation::traced) {
+    bool finishes_later = gated ? g.programs != nullptr : !is_plain();
+    back = take(finishes_later ? rows * ldh : 0);
+    if (const Program* program =
+            g.programs ? &g.programs->pullback : g.derivative) {
       derivative = ProgramMemory<C>(
-          arena, *g.derivative, shares.partition, shares.member.index);
+          arena, *program, shares.partition, shares.member.index);
     }
     int64_t size = of_input ? steps * rows * leading_dimension<C>(g.D)
                             : kOuterTerms * kPanel<C>;
@@ -170,14 +184,20 @@ struct BackwardLayout {
     for (C*& sum : sums) {
       sum = arena.take<C>(threads * ldh) + shares.member.index * ldh;
     }
+    leak_sum = arena.take<C>(threads * ldh) + shares.member.index * ldh;
+    size = shape.parameters * ldh;
+    parameter_sums = arena.take<C>(threads * size) + shares.member.index * size;
     int64_t input_rows = shape.input_slabs() * g.H;
     dWhh =
         SliceSums<T>(arena, args.dWhh, shape.state_slabs() * g.H, g.H, slices);
     dWxh = SliceSums<T>(arena, args.dWxh, input_rows, g.D, slices);
     dbias = SliceSums<T>(arena, args.dbias, shape.input_slabs(), g.H, slices);
-    dbhn = SliceSums<T>(arena, args.dbhn, 1, g.H, slices);
-    dhidden0 = SliceSums<T>(arena, args.dhidden0, 1, g.H, slices);
-    dcell0 = SliceSums<T>(arena, args.dcell0, 1, g.H, slices);
+    dbhn = SliceSums<T>(arena, args.dbhn, shape.state_only, g.H, slices);
+    dparameters =
+        SliceSums<T>(arena, args.dparameters, shape.parameters, g.H, slices);
+    for (int s = 0; s < kMostStates; ++s) {
+      dhidden0[s] = SliceSums<T>(arena, args.dhidden0[s], 1, g.H, slices);
+    }
     dleak = SliceSums<T>(arena, args.dleak, 1, g.H, slices);
   }
 };
@@ -256,7 +276,7 @@ struct BackwardWork {
 
   // Whether something is wanted of what passes to where episodes start.
   bool wants_starts() const {
-    return (args.dhidden0 || args.dcell0) && layout.terms.episodes;
+    return layout.terms.episodes && any_of(args.dhidden0);
   }
 
   // What Whh saw at the steps of the chunk.

@@ -117,8 +117,9 @@ static void multiply_part(
 }
 
 // As multiply; the results of several slabs are always kept.
-template <class T, int slabs, class Consume>
+template <class T, class Consume>
 static void multiply_whole(
+    int slabs,
     int64_t rows,
     int64_t K,
     const float* a,

@@ -10,28 +10,8 @@
 
 namespace mlx_recurrent::kernels {
 
-// Slabs are pre-activations of all units. Those that Whh alone gives come first
-// in scratch memory, then those of both, then those of Wxh alone, so that each
-// weight's are together. In the weights those of both come first.
-struct CellShape {
-  int state_only, shared, input_only;
-  int states; // the first is the output, and what Whh sees
-  int saved;  // what the derivative starts from, of each unit
-
-  constexpr int state_slabs() const {
-    return state_only + shared;
-  }
-  constexpr int input_slabs() const {
-    return shared + input_only;
-  }
-  constexpr int slabs() const {
-    return state_only + shared + input_only;
-  }
-  // Which H rows of Whh a slab is.
-  constexpr int state_block(int slab) const {
-    return slab < state_only ? shared + slab : slab - state_only;
-  }
-};
+// A cell that is a program: its shape is known when it runs.
+struct ProgramCell {};
 
 template <class Cell>
 constexpr CellShape shape_as() {
@@ -43,10 +23,20 @@ constexpr CellShape shape_as() {
       Cell::saved};
 }
 
+// Whether it is a program.
+template <class Cell>
+constexpr bool is_program() {
+  return __is_same(Cell, ProgramCell);
+}
+
 // Whether it is more than one pre-activation, whose place the state takes.
 template <class Cell>
 constexpr bool is_gated() {
-  return shape_as<Cell>().slabs() > 1;
+  if constexpr (is_program<Cell>()) {
+    return true;
+  } else {
+    return shape_as<Cell>().slabs() > 1;
+  }
 }
 
 // Whether its activation is a program.
@@ -59,8 +49,44 @@ constexpr bool is_traced() {
   }
 }
 
-constexpr int kMostStates = 2;
-constexpr int kMostSlabs = 4;
+// The shape of a cell, which is known before but of a program.
+template <class Cell>
+struct ShapeOf {
+  static constexpr CellShape shape = shape_as<Cell>();
+  static constexpr int most_states = shape.states;
+
+  explicit ShapeOf(const CellShape&) {
+  }
+};
+
+template <>
+struct ShapeOf<ProgramCell> {
+  const CellShape shape;
+  static constexpr int most_states = kMostStates;
+
+  explicit ShapeOf(const CellShape& shape) : shape(shape) {
+  }
+};
+
+// How many slabs of the state, or of the input, it has; 0: that is known when
+// it runs.
+template <class Cell>
+constexpr int state_slabs_of() {
+  if constexpr (is_program<Cell>()) {
+    return 0;
+  } else {
+    return shape_as<Cell>().state_slabs();
+  }
+}
+
+template <class Cell>
+constexpr int input_slabs_of() {
+  if constexpr (is_program<Cell>()) {
+    return 0;
+  } else {
+    return shape_as<Cell>().input_slabs();
+  }
+}
 
 constexpr CellShape shape_of(CellKind kind) {
   switch (kind) {
@@ -71,6 +97,11 @@ constexpr CellShape shape_of(CellKind kind) {
     default:
       return shape_as<Elman<Activation::tanh>>();
   }
+}
+
+inline CellShape shape_of(const RecurrenceArgs& layer) {
+  return layer.kind == CellKind::program ? layer.programs->shape
+                                         : shape_of(layer.kind);
 }
 
 } // namespace mlx_recurrent::kernels

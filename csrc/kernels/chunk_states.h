@@ -9,7 +9,6 @@ namespace {
 template <class T, class Cell>
 struct ChunkStates {
   typedef Compute<T> C;
-  static constexpr int of_states = Cell::states;
   const BackwardWork<T>& work;
   const ForwardSteps<T, Cell>& steps;
   const BackwardArgs& args = work.args;
@@ -18,6 +17,8 @@ struct ChunkStates {
   const BackwardLayout<T>& layout = work.layout;
   Range columns = work.columns;
   int64_t ldh = work.ldh;
+  const CellShape& shape = layout.slabs.shape;
+  int of_states = shape.states;
 
   // Fills layout.states with the states before the chunk and its own; layout.a
   // with what else the derivative needs, unless it is read where the forward
@@ -63,7 +64,7 @@ struct ChunkStates {
 
  private:
   const Sequence& kept(int s) const {
-    return s == 0 ? args.states : args.cells;
+    return args.states[s];
   }
 
   // Stages a state before the chunk; returns whether there is any.
@@ -97,7 +98,7 @@ struct ChunkStates {
     steps.project(chunk.first, chunk.last, a);
     StepBuffers<C> at{};
     at.seen = any ? layout.states[0] : nullptr;
-    if (terms.carries() && (any || g.hidden0.data)) {
+    if (terms.carries() && (any || g.hidden0[0].data)) {
       // Of the first step alone: the others' is written by the step before.
       steps.carry(
           chunk.first, chunk.count(chunk.first), layout.states[0], layout.seen);
@@ -125,7 +126,7 @@ struct ChunkStates {
       at.state[s] = work.own_states(chunk, s) + begin * ldh;
     }
     if (is_gated<Cell>()) {
-      at.saved = layout.a + begin * Cell::saved * g.H;
+      at.saved = layout.a + begin * shape.saved * g.H;
     }
   }
 
@@ -137,8 +138,8 @@ struct ChunkStates {
     C* all = is_gated<Cell>() ? room : layout.a;
     C* a = all + skipped * ld;
     steps.project(chunk.first, chunk.last, all);
-    multiply<T, shape_as<Cell>().state_slabs()>(
-        chunk.rows() - skipped,
+    multiply<T, state_slabs_of<Cell>()>(
+        shape.state_slabs() > 0 ? chunk.rows() - skipped : 0,
         g.H,
         work.seen_rows() + skipped * ldh,
         ldh,
@@ -150,16 +151,23 @@ struct ChunkStates {
         Sums<C>{a, ld, a, ld},
         false,
         [](const Tile<C>&) {},
-        steps.slabs.width);
+        steps.slabs.width,
+        shape.state_slabs());
     if constexpr (is_gated<Cell>()) {
-      bool known = g.kept_every(of_states - 1) == 0;
-      for (int64_t i = chunk.first; i < chunk.last; ++i) {
-        StepBuffers<C> at{};
-        place_step(chunk, i, all, at);
-        if (known) {
-          steps.template finish_known<of_states>(i, chunk.count(i), at);
-        } else {
-          steps.template finish_known<1>(i, chunk.count(i), at);
+      if constexpr (is_program<Cell>()) {
+        for (int64_t k = 0; k < chunk.rows(); ++k) {
+          steps.save_slabs(all + k * ld, layout.a + k * shape.saved * g.H);
+        }
+      } else {
+        bool known = g.kept_every(of_states - 1) == 0;
+        for (int64_t i = chunk.first; i < chunk.last; ++i) {
+          StepBuffers<C> at{};
+          place_step(chunk, i, all, at);
+          if (known) {
+            steps.template finish_known<Cell::states>(i, chunk.count(i), at);
+          } else {
+            steps.template finish_known<1>(i, chunk.count(i), at);
+          }
         }
       }
     }

@@ -22,15 +22,15 @@ struct CotangentSteps {
 
   // The cotangents of the chunk's states.
   void load(const Chunk& chunk, C* delta) const {
-    if (args.dstates.data) {
-      work.template stage_rows<T>(args.dstates, chunk, delta);
+    if (args.dstates[0].data) {
+      work.template stage_rows<T>(args.dstates[0], chunk, delta);
     } else {
       for (int64_t k = 0; k < chunk.rows(); ++k) {
         clear(delta + k * ldh + columns.first, columns.last - columns.first);
       }
     }
     // Of a row's last state.
-    for (int64_t i = chunk.first; args.dstate.data && i < chunk.last; ++i) {
+    for (int64_t i = chunk.first; args.dstate[0].data && i < chunk.last; ++i) {
       for (int64_t r = work.count_at(i + 1); r < chunk.count(i); ++r) {
         C* to = delta + (chunk.begin(i) + r) * ldh;
         for (int64_t j = columns.first; j < columns.last; j += lanes) {
@@ -38,7 +38,11 @@ struct CotangentSteps {
               to + j,
               load_as<Vec<C>>(to + j) +
                   load_from<T>(
-                      args.dstate, work.row_number(r), 0, j, columns.last - j));
+                      args.dstate[0],
+                      work.row_number(r),
+                      0,
+                      j,
+                      columns.last - j));
         }
       }
     }
@@ -106,7 +110,7 @@ struct CotangentSteps {
 
   // The cotangents of the first states, from delta of the first step.
   void write_first(int64_t count, const C* delta) const {
-    Element<T>* out = static_cast<Element<T>*>(args.dhidden);
+    Element<T>* out = static_cast<Element<T>*>(args.dhidden[0]);
     if (layout.is_plain()) {
       back.step(0, count, count, delta, Sums<C>{}, [&](const Tile<C>& tile) {
         tile.each([&](int64_t r, int64_t column, C* at, int64_t left) {
@@ -157,9 +161,11 @@ struct CotangentSteps {
             [&](int64_t r, int64_t j, C* to) __attribute__((always_inline)) {
               store_as(to, load_as<Vec<C>>(known + r * ldh + j));
             },
-            [&](int64_t r, int64_t j, Vec<C> h) __attribute__((always_inline)) {
-              add_dleak(r, j, before, load_as<Vec<C>>(delta + r * ldh + j), h);
-            });
+            [&](int64_t r, int64_t j, const BlockResults<C>& h)
+                __attribute__((always_inline)) {
+                  Vec<C> lambda = load_as<Vec<C>>(delta + r * ldh + j);
+                  add_dleak(r, j, before, lambda, h[0]);
+                });
       }
       run_program<C>(
           *g.derivative,
@@ -172,11 +178,13 @@ struct CotangentSteps {
             Vec<C> d = load_as<Vec<C>>(delta + at);
             store_as(to + kBlock<C>, blends ? split(r, j, d) : d);
           },
-          [&](int64_t r, int64_t j, Vec<C> d) __attribute__((always_inline)) {
-            store_as(
-                delta + r * ldh + j,
-                blends ? Terms<T>::selected(terms.rate(r, j), d) : d);
-          });
+          [&](int64_t r, int64_t j, const BlockResults<C>& results)
+              __attribute__((always_inline)) {
+                Vec<C> d = results[0];
+                store_as(
+                    delta + r * ldh + j,
+                    blends ? Terms<T>::selected(terms.rate(r, j), d) : d);
+              });
     } else {
       for (int64_t r = 0; r < count; ++r) {
         for (int64_t j = columns.first; j < columns.last; j += lanes) {
@@ -224,7 +232,7 @@ struct CotangentSteps {
     if (terms.draws_units[0]) {
       d = terms.unless_kept(r, j, d, Vec<C>{}, 0);
     }
-    C* sum = layout.sums[1] + j;
+    C* sum = layout.leak_sum + j;
     store_as(sum, load_as<Vec<C>>(sum) + d);
   }
 

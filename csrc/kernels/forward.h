@@ -84,7 +84,7 @@ struct ForwardLayout {
       return arena.take<C>(there ? groups * count : 0) + shares.group() * count;
     };
     Slabs<C> slabs(g);
-    bool one = slabs.shape.slabs() == 1;
+    bool one = g.kind == CellKind::elman;
     for (int s = 0; s < kMostStates; ++s) {
       bool there = s < slabs.shape.states;
       first[s] = take(there, size);
@@ -111,12 +111,12 @@ static size_t forward_scratch(const ForwardArgs& args, const Partition& p) {
 template <class T, class Cell>
 struct ForwardRun {
   typedef Compute<T> C;
-  static constexpr int of_states = Cell::states;
   const ForwardArgs& args;
   const RecurrenceArgs& g;
   const Shares& shares;
   const ForwardLayout<T>& layout;
   ForwardSteps<T, Cell>& steps;
+  int of_states = steps.slabs.shape.states;
 
   void run_slice() const {
     clear_padding();
@@ -131,7 +131,7 @@ struct ForwardRun {
     }
     at.seen = any ? layout.first[0] : nullptr;
     bool carries = layout.terms.carries();
-    if (carries && (any || g.hidden0.data)) {
+    if (carries && (any || g.hidden0[0].data)) {
       at.seen = layout.seen[0];
       steps.carry(0, count, layout.first[0], layout.seen[0]);
     }
@@ -164,8 +164,7 @@ struct ForwardRun {
  private:
   // Of the first `count` rows, the states of those that have no step i.
   void write_ended(int64_t i, int64_t count, const C* states, int state) const {
-    Element<T>* to =
-        static_cast<Element<T>*>(state == 0 ? args.state : args.last_cell);
+    Element<T>* to = static_cast<Element<T>*>(args.state[state]);
     for (int64_t r = to ? steps.count_at(i) : count; r < count; ++r) {
       write_row<T>(
           to + layout.running.row(steps.rows.first + r) * g.H,
@@ -177,14 +176,13 @@ struct ForwardRun {
 
   // Where a row has no step its outputs are zero.
   void clear_padding() const {
-    void* const both[] = {args.states, args.cells};
     for (int64_t p = steps.rows.first; p < steps.rows.last; ++p) {
       if (shares.takes(p)) {
         int64_t length = layout.running.length(p);
         for (int s = 0; s < of_states; ++s) {
-          if (both[s] && g.kept_every(s) == 0) {
+          if (args.states[s] && g.kept_every(s) == 0) {
             clear(
-                static_cast<Element<T>*>(both[s]) +
+                static_cast<Element<T>*>(args.states[s]) +
                     (layout.running.row(p) * g.L + length) * g.H,
                 (g.L - length) * g.H);
           }
@@ -208,8 +206,9 @@ static void run_forward(
       g, shares, layout.running, layout.terms, layout.memory);
   if (g.L == 0) {
     if (member.index == 0) {
-      copy_or_clear<T>(args.state, g.hidden, g.N, g.H);
-      copy_or_clear<T>(args.last_cell, g.cell, g.N, g.H);
+      for (int s = 0; s < kMostStates; ++s) {
+        copy_or_clear<T>(args.state[s], g.hidden[s], g.N, g.H);
+      }
     }
     return;
   }

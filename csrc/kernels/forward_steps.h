@@ -39,7 +39,8 @@ struct ForwardMemory {
   Panels<T> Whh;             // Whh^T
   Panels<T> Wxh;             // Wxh^T
   C* bias;                   // a row of slabs
-  ProgramMemory<C> function; // where the activation is traced
+  C* parameters;             // (parameters, ldh)
+  ProgramMemory<C> function; // where the activation, or the cell, is one
   C* x;                      // (steps * rows, ldd), by member
 
   // `chains` are those of the products with Whh.
@@ -71,8 +72,10 @@ struct ForwardMemory {
         product_of<T>(
             g.sgemm, p, rows_of_chunk(rows, g.L), g.D, input_slabs * g.H));
     bias = arena.take<C>(steps > 0 ? slabs.ld : 0);
-    if (g.activation == Activation::traced) {
-      function = ProgramMemory<C>(arena, *g.function, p, member);
+    parameters =
+        arena.take<C>(slabs.shape.parameters * leading_dimension<C>(g.H));
+    if (const Program* program = g.programs ? &g.programs->step : g.function) {
+      function = ProgramMemory<C>(arena, *program, p, member);
     }
     int64_t staged = projects ? steps * rows * ldd : 0;
     x = arena.take<C>(p.threads * staged) + member * staged;
@@ -100,14 +103,12 @@ struct StepResults {
   StepResults() = default;
 
   StepResults(const ForwardArgs& args, int64_t i)
-      : states{
-            static_cast<Element<T>*>(args.states),
-            static_cast<Element<T>*>(args.cells)},
-        saved(static_cast<C*>(args.saved)),
-        saved_size(shape_of(args.layer.kind).saved * args.layer.H),
+      : saved(static_cast<C*>(args.saved)),
+        saved_size(shape_of(args.layer).saved * args.layer.H),
         g(&args.layer),
         step(i) {
     for (int s = 0; s < kMostStates; ++s) {
+      states[s] = static_cast<Element<T>*>(args.states[s]);
       if (int64_t every = g->kept_every(s)) {
         places[s] = {
             every,
@@ -162,7 +163,6 @@ template <class T, class Cell>
 struct ForwardSteps {
   typedef Compute<T> C;
   static constexpr int64_t lanes = Simd<C>::lanes;
-  static constexpr CellShape shape = shape_as<Cell>();
   const RecurrenceArgs& g;
   const Shares& shares;
   const Running& running;
@@ -173,7 +173,7 @@ struct ForwardSteps {
   Range rows{0, 0}; // positions, as `running` has them
   int64_t ldh, ldd;
   Slabs<C> slabs;
-  RecurrentProduct<T, shape.state_slabs()> product; // with Whh
+  RecurrentProduct<T, state_slabs_of<Cell>()> product; // with Whh
 
   ForwardSteps(
       const RecurrenceArgs& g,
@@ -187,8 +187,16 @@ struct ForwardSteps {
         terms(terms),
         memory(memory),
         ldh(leading_dimension<C>(g.H)),
-        slabs(shape, g.H),
-        product(memory.Whh, g.N, g.H, shares, g.H, ldh, slabs.width) {
+        slabs(g),
+        product(
+            memory.Whh,
+            g.N,
+            g.H,
+            shares,
+            g.H,
+            ldh,
+            slabs.width,
+            slabs.shape.state_slabs()) {
     panels = product.panels;
     columns = columns_of<C>(panels, g.H);
     ldd = leading_dimension<C>(g.D);
@@ -201,6 +209,7 @@ struct ForwardSteps {
     if (!g.projected) {
       slabs.pack_input(memory.Wxh, g.Wxh, g.D, own);
     }
+    const CellShape& shape = slabs.shape;
     if (shares.member.index == 0) {
       clear(memory.bias, slabs.ld);
       C* to = memory.bias;
@@ -218,8 +227,25 @@ struct ForwardSteps {
         }
       }
     }
+    spread();
+  }
+
+  // The constants and the parameters of programs, which `function` needs.
+  void spread() const {
     if constexpr (is_traced<Cell>()) {
       spread_constants(*g.function, memory.function);
+    } else if constexpr (is_program<Cell>()) {
+      spread_constants(g.programs->step, memory.function);
+      for (int k = 0; shares.member.index == 0 && k < slabs.shape.parameters;
+           ++k) {
+        stage_row<T>(
+            memory.parameters + k * ldh,
+            static_cast<const Element<T>*>(g.parameters.data) +
+                k * g.H * g.parameters.stride,
+            g.parameters.stride,
+            0,
+            g.H);
+      }
     }
   }
 
@@ -236,7 +262,7 @@ struct ForwardSteps {
   // The first states of the first `count` rows into `to`, this member's
   // columns. Returns whether there are any.
   bool stage_first(int64_t count, C* to, int state = 0) const {
-    const Sequence& hidden = state == 0 ? g.hidden : g.cell;
+    const Sequence& hidden = g.hidden[state];
     for (int64_t r = 0; r < count; ++r, to += ldh) {
       if (!hidden.data) {
         clear(to + columns.first, columns.last - columns.first);
@@ -300,7 +326,8 @@ struct ForwardSteps {
       x += ldd;
     });
     int64_t skipped = slabs.input_column();
-    multiply<T, shape.input_slabs()>(
+    const CellShape& shape = slabs.shape;
+    multiply<T, input_slabs_of<Cell>()>(
         total,
         g.D,
         memory.x,
@@ -313,7 +340,8 @@ struct ForwardSteps {
         Sums<C>{memory.bias + skipped, 0, to + skipped, slabs.ld},
         false,
         [](const Tile<C>&) {},
-        slabs.width);
+        slabs.width,
+        shape.input_slabs());
     // What the products of the steps are added to.
     for (int k = 0; k < shape.state_only; ++k) {
       for (int64_t r = 0; r < total; ++r) {
@@ -329,12 +357,14 @@ struct ForwardSteps {
       const StepBuffers<C>& at,
       const StepResults<T>& results) const {
     terms.begin_step(i, count);
-    bool absent = at.seen && terms.episodes && !g.hidden0.data;
+    bool absent = at.seen && terms.episodes && !g.hidden0[0].data;
     if (absent) {
       swap_started(count, at.a, terms.saved);
     }
     auto finish = [&](const Tile<C>& tile) __attribute__((always_inline)) {
-      if constexpr (is_gated<Cell>()) {
+      if constexpr (is_program<Cell>()) {
+        // When the whole step is there.
+      } else if constexpr (is_gated<Cell>()) {
         finish_gated<0>(tile, at, results, absent);
       } else if constexpr (!is_traced<Cell>()) {
         activate_tile(tile, at, results, absent);
@@ -342,16 +372,20 @@ struct ForwardSteps {
     };
     product.step(
         i,
-        at.seen ? count : 0,
+        at.seen && slabs.shape.state_slabs() > 0 ? count : 0,
         count,
         at.seen,
         {at.a, slabs.ld, at.a, slabs.ld},
         finish);
-    if constexpr (is_traced<Cell>()) {
+    if constexpr (is_traced<Cell>() || is_program<Cell>()) {
       if (absent) {
         swap_started(count, terms.saved, at.a);
       }
-      run_traced(count, at, results);
+      if constexpr (is_program<Cell>()) {
+        run_cell_program(count, at, results);
+      } else {
+        run_traced(count, at, results);
+      }
     }
     if (at.next) {
       carry(i + 1, count_at(i + 1), at.state[0], at.next);
@@ -372,12 +406,27 @@ struct ForwardSteps {
         false);
   }
 
+  // A program's pre-activations, of a row of slabs: all that it saves.
+  void save_slabs(const C* a, C* to) const {
+    for (int64_t j = columns.first; j < columns.last; j += lanes) {
+      save_slabs(j, columns.last - j, a, to);
+    }
+  }
+
  private:
+  INLINE_MEMBER void save_slabs(int64_t j, int64_t left, const C* a, C* to)
+      const {
+    for (int k = 0; k < slabs.shape.slabs(); ++k) {
+      store_some<AsComputed<C>>(
+          to + k * g.H + j, load_as<Vec<C>>(a + k * slabs.width + j), left);
+    }
+  }
+
   // Copies the rows whose episode starts: no product is added to them.
   void swap_started(int64_t count, const C* from, C* to) const {
     for (int64_t r = 0; r < count; ++r) {
       if (terms.starts_row(r)) {
-        for (int k = 0; k < shape.slabs(); ++k) {
+        for (int k = 0; k < slabs.shape.slabs(); ++k) {
           slabs.copy_columns(
               from + r * slabs.ld, to + r * slabs.ld, k, columns);
         }
@@ -400,6 +449,7 @@ struct ForwardSteps {
       const StepBuffers<C>& at,
       const StepResults<T>& results,
       bool absent) const {
+    constexpr CellShape shape = shape_as<Cell>();
     for (int64_t m = 0; m < tile.rows; ++m) {
       int64_t r = tile.row + m;
       int64_t position = rows.first + r;
@@ -433,6 +483,7 @@ struct ForwardSteps {
       const StepBuffers<C>& at,
       Element<T>* const* out,
       C* saved) const {
+    constexpr CellShape shape = shape_as<Cell>();
     Vec<C> before[shape.states];
     Vec<C> y[shape.states];
     Vec<C> kept[shape.saved];
@@ -463,6 +514,7 @@ struct ForwardSteps {
       const Vec<C>* before,
       Vec<C>* y,
       Vec<C>* kept) const {
+    constexpr CellShape shape = shape_as<Cell>();
     Vec<C> in[shape.slabs()];
     constexpr int count = shape.slabs(); // a call in the loop is not unrolled
 #pragma GCC unroll 8
@@ -477,6 +529,7 @@ struct ForwardSteps {
       int64_t left,
       const Vec<C>* kept,
       C* saved) const {
+    constexpr CellShape shape = shape_as<Cell>();
 #pragma GCC unroll 8
     for (int k = 0; k < shape.saved; ++k) {
       store_some<AsComputed<C>>(saved + k * g.H + j, kept[k], left);
@@ -570,18 +623,65 @@ struct ForwardSteps {
             store_some<AsComputed<C>>(a_out + column, a, columns.last - column);
           }
         },
-        [&](int64_t r, int64_t column, Vec<C> h)
+        [&](int64_t r, int64_t column, const BlockResults<C>& h)
             __attribute__((always_inline)) {
               finish_vector(
                   r,
                   column,
                   columns.last - column,
                   Vec<C>{},
-                  h,
+                  h[0],
                   blends ? state_before(at, r) : nullptr,
                   at,
                   results.state(running, rows.first + r),
                   nullptr);
+            });
+  }
+
+  // A cell that is a program, of all rows of a step.
+  void run_cell_program(
+      int64_t count,
+      const StepBuffers<C>& at,
+      const StepResults<T>& results) const {
+    const CellShape& shape = slabs.shape;
+    bool blends = terms.blends();
+    run_program<C>(
+        g.programs->step,
+        memory.function,
+        count,
+        columns,
+        [&](int64_t r, int64_t j, C* to) __attribute__((always_inline)) {
+          const C* a = at.a + r * slabs.ld + j;
+          for (int k = 0; k < shape.slabs(); ++k, to += kBlock<C>) {
+            store_as(to, load_as<Vec<C>>(a + k * slabs.width));
+          }
+          for (int s = 0; s < shape.states; ++s, to += kBlock<C>) {
+            store_as(to, load_as<Vec<C>>(state_before(at, r, s) + j));
+          }
+          for (int k = 0; k < shape.parameters; ++k, to += kBlock<C>) {
+            store_as(to, load_as<Vec<C>>(memory.parameters + k * ldh + j));
+          }
+          C* saved = at.saved ? at.saved + r * shape.saved * g.H
+                              : results.saved_of(running, rows.first + r);
+          if (saved) {
+            save_slabs(j, columns.last - j, a - j, saved);
+          }
+        },
+        [&](int64_t r, int64_t j, const BlockResults<C>& y)
+            __attribute__((always_inline)) {
+              for (int s = 0; s < shape.states; ++s) {
+                Vec<C> h = y[s];
+                if (blends) {
+                  Vec<C> q = load_as<Vec<C>>(state_before(at, r, s) + j);
+                  h = terms.state_of(r, j, q, h, s);
+                }
+                h = T::round(h);
+                store_as(at.state[s] + r * ldh + j, h);
+                if (Element<T>* out =
+                        results.state(running, rows.first + r, s)) {
+                  store_some<Rounded<T>>(out + j, h, columns.last - j);
+                }
+              }
             });
   }
 };

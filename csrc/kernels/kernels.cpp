@@ -65,6 +65,8 @@ INLINE void with_cell(const RecurrenceArgs& layer, Use use) {
       return use(mlx_recurrent::Gru{});
     case CellKind::lstm:
       return use(mlx_recurrent::Lstm{});
+    case CellKind::program:
+      return use(ProgramCell{});
     case CellKind::elman:
       break;
   }

@@ -16,8 +16,40 @@ namespace mlx_recurrent::kernels {
 
 enum class Type : int { float32, float64, float16, bfloat16 };
 
-// What happens to one unit at one step; files of these names have the formulas.
-enum class CellKind : int { elman, gru, lstm };
+// What happens to one unit at one step; files of these names have the formulas,
+// or a program has them.
+enum class CellKind : int { elman, gru, lstm, program };
+
+// What a cell has at most.
+constexpr int kMostStates = 4;
+constexpr int kMostSlabs = 8;
+constexpr int kMostParameters = 8;
+
+// Slabs are pre-activations of all units. Those that Whh alone gives come first
+// in scratch memory, then those of both, then those of Wxh alone, so that each
+// weight's are together. In the weights those of both come first.
+struct CellShape {
+  int state_only, shared, input_only;
+  int states;         // the first is the output, and what Whh sees
+  int saved;          // what the derivative starts from, of each unit
+  int parameters = 0; // vectors that a step has beside these
+
+  constexpr bool operator==(const CellShape&) const = default;
+
+  constexpr int state_slabs() const {
+    return state_only + shared;
+  }
+  constexpr int input_slabs() const {
+    return shared + input_only;
+  }
+  constexpr int slabs() const {
+    return state_only + shared + input_only;
+  }
+  // Which H rows of Whh a slab is.
+  constexpr int state_block(int slab) const {
+    return slab < state_only ? shared + slab : slab - state_only;
+  }
+};
 
 // Of an Elman cell.
 enum class Activation : int { tanh, relu, sigmoid, identity, traced };
@@ -92,9 +124,19 @@ struct Program {
   int32_t count;
   const double* constants;
   int32_t constant_count;
-  int32_t inputs; // 1 or 2
-  int32_t slots;  // blocks for what is computed on the way
-  int32_t result; // the operand that is the result: of any kind
+  int32_t inputs;
+  int32_t slots;          // blocks for what is computed on the way
+  const int32_t* results; // the operands that are results: of any kind
+  int32_t result_count;
+};
+
+// A cell as programs. A step makes the states of the slabs, the states before
+// and the parameters, in this order; its pullback, of these and of cotangents
+// of the states, those of all three.
+struct CellPrograms {
+  CellShape shape;
+  Program step;
+  Program pullback;
 };
 
 // An (N, L, features) operand, read where it lies. Element (n, t, i) is at
@@ -159,11 +201,12 @@ struct OuterSumArgs {
   Sgemm sgemm = nullptr;
 };
 
-// out[i] = program(inputs[0][i], inputs[1][i]) over contiguous elements.
+// out[i] = program(inputs[0][i], inputs[1][i], ...) over contiguous elements;
+// the program has one result.
 struct PointwiseArgs {
   int64_t count;
   const Program* program;
-  const void* inputs[2]; // as many as the program has
+  const void* const* inputs; // as many as the program has
   void* out;
 };
 
@@ -185,22 +228,29 @@ struct Course {
 
 // What is drawn with one key: the last word of a counter.
 enum class Drawn : uint32_t {
-  zoneout,
+  zoneout, // of the first state
   recurrent_dropout,
   input_dropout,
-  zoneout_cell
+  zoneout_of_second // and of those behind it
 };
+constexpr int kMostDrawn = 2 + kMostStates;
+
+// What zoneout of a state draws.
+constexpr Drawn zoneout_of(int state) {
+  constexpr int before = static_cast<int>(Drawn::input_dropout);
+  return state == 0 ? Drawn::zoneout : static_cast<Drawn>(before + state);
+}
 
 // Whether it is drawn anew at each step, and keeps units; else it drops them.
 constexpr bool keeps_units(Drawn what) {
-  return what == Drawn::zoneout || what == Drawn::zoneout_cell;
+  return what == Drawn::zoneout || what >= Drawn::zoneout_of_second;
 }
 
 // How probable a hit is, by what is drawn: that a unit keeps its state at a
 // step; that Whh does not see it, at any step; that Wxh does not see a feature,
-// at any step; as the first, of a cell's second state.
+// at any step; as the first, of a cell's other states.
 struct Probabilities {
-  double of[4];
+  double of[kMostDrawn];
 
   bool operator==(const Probabilities&) const = default;
 };
@@ -223,24 +273,24 @@ struct Draws {
 //
 // So an Elman cell. Others have several pre-activations of each unit, slabs of
 // H rows of the weights, in the order of gru.h and lstm.h, a bias `bhn` of what
-// Whh alone gives, and a second state, `cell` at first. Each state is then
-// blended with what it was for itself, after the cell has made all new ones.
+// Whh alone gives, and several states. Each state is then blended with what it
+// was for itself, after the cell has made all new ones.
 struct RecurrenceArgs {
   int64_t N, L, D, H;
   CellKind kind;
   Activation activation;
   bool projected;
+  const CellPrograms* programs; // of a cell that is some
   Sequence x;
-  Matrix Wxh;      // (input slabs * H, D)
-  Vector bias;     // (input slabs * H,)
-  Matrix Whh;      // (state slabs * H, H)
-  Vector bhn;      // (H,); null data: zero
-  Sequence hidden; // (N, 1, H); data is null where there is none
-  Sequence cell;
-  Vector hidden0; // (H,); null data: zero
-  Vector cell0;
-  Vector leak; // (H,); null data: 1
-  Vector leak_cell;
+  Matrix Wxh;        // (input slabs * H, D)
+  Vector bias;       // (input slabs * H,)
+  Matrix Whh;        // (state slabs * H, H)
+  Vector bhn;        // (slabs of the state alone * H,); null data: zero
+  Vector parameters; // (parameters * H,)
+  // Of each state.
+  Sequence hidden[kMostStates]; // (N, 1, H); data is null where there is none
+  Vector hidden0[kMostStates];  // (H,); null data: zero
+  Vector leak[kMostStates];     // (H,); null data: 1
   // bool (N, L): where it does not hold a step is skipped: all states stay as
   // they are, and nothing of x is seen. Null data: nowhere.
   Sequence mask;
@@ -269,15 +319,14 @@ struct RecurrenceArgs {
 
 struct ForwardArgs {
   RecurrenceArgs layer;
-  void* states; // (N, kept states, H); null: not wanted
-  void* state;  // (N, H): after the last step; null: not wanted
+  // Of each state.
+  void* states[kMostStates]; // (N, kept states, H); null: not wanted
+  void* state[kMostStates];  // (N, H): after the last step; null: not wanted
   // (N, L, what a cell saves * H), of the type that is computed with: what the
   // derivative starts from beside the states; of an Elman cell the
-  // pre-activations. Null: not wanted. Only where all states are kept.
+  // or a program's pre-activations. Null: not wanted. Only where all states are
+  // kept.
   void* saved = nullptr;
-  // As `states` and `state`, of a cell's second state.
-  void* cells = nullptr;
-  void* last_cell = nullptr;
   // The scratch memory holds the weights already: as a run of the same layer
   // left it, with N rows on as many threads, and at least as many steps.
   bool prepared = false;
@@ -288,12 +337,10 @@ struct ForwardArgs {
 // zero.
 struct BackwardArgs {
   RecurrenceArgs layer;
-  Sequence states;
-  Sequence cells;
-  Sequence dstates; // of every state, (N, L, H)
-  Sequence dcells;
-  Sequence dstate; // of the state after the last step, (N, 1, H)
-  Sequence dlast_cell;
+  // Of each state.
+  Sequence states[kMostStates];
+  Sequence dstates[kMostStates]; // of all steps, (N, L, H)
+  Sequence dstate[kMostStates];  // after the last step, (N, 1, H)
   // As the forward pass left it; null data: it is computed again.
   Sequence saved;
   // Of the operands, in their shapes.
@@ -302,17 +349,16 @@ struct BackwardArgs {
   void* dbias;
   void* dWhh;
   void* dbhn;
-  void* dhidden;
-  void* dcell;
-  void* dhidden0;
-  void* dcell0;
-  void* dleak;
+  void* dparameters;
+  void* dhidden[kMostStates];
+  void* dhidden0[kMostStates];
+  void* dleak; // of the first state
 };
 
 // What a linear scan has at most.
-constexpr int kMostScanStates = 4;
-constexpr int kMostScanSlabs = 8;
-constexpr int kMostScanPaths = 12; // of each kind
+constexpr int kMostScanStates = kMostStates;
+constexpr int kMostScanSlabs = kMostSlabs;
+constexpr int kMostScanPaths = 24; // of each kind
 
 // A factor by which something passes from one place to another; null data: one.
 struct ScanPath {

@@ -126,8 +126,9 @@ Partition partition_recurrence(
     int input_slabs) {
   double flops =
       L * (2.0 * state_slabs * N * H * H + 2.0 * input_slabs * N * H * D);
-  Partition one =
-      one_recurrence(N, H, state_slabs, flops, compute_bytes, machine);
+  // A step without a product costs something too.
+  int slabs = state_slabs > 0 ? state_slabs : 1;
+  Partition one = one_recurrence(N, H, slabs, flops, compute_bytes, machine);
   return one.split == Split::batch ? one : together(one, sets, flops, machine);
 }
 

@@ -40,9 +40,10 @@ static void run_pointwise(
           store_as(to, load_some<T>(from + i, args.count - i));
         }
       },
-      [&](int64_t, int64_t i, Vec<C> result) __attribute__((always_inline)) {
-        store_some<T>(out + i, result, args.count - i);
-      });
+      [&](int64_t, int64_t i, const BlockResults<C>& results)
+          __attribute__((always_inline)) {
+            store_some<T>(out + i, results[0], args.count - i);
+          });
 }
 
 } // namespace

@@ -418,8 +418,9 @@ constexpr int64_t kTerms = 256;
 constexpr int64_t kFarBytes = 512 * 1024;
 
 // Of blas_product.h.
-template <class T, int slabs, class Consume>
+template <class T, class Consume>
 static void multiply_whole(
+    int slabs,
     int64_t rows,
     int64_t K,
     const float* a,
@@ -441,8 +442,9 @@ static void multiply_whole(
 // With several `slabs` the matrix is as many of M columns, packed panel by
 // panel in turn; the results of each are `slab_stride` behind those of the one
 // before, and a tile, that of the first, is consumed when all its slabs are
-// there. `first` and `last` count the panels of one slab.
-template <class T, int slabs = 1, class Consume>
+// there. `first` and `last` count the panels of one slab. 0 stands for
+// `count_of_slabs`.
+template <class T, int known_slabs = 1, class Consume>
 INLINE void multiply(
     int64_t rows,
     int64_t K,
@@ -456,12 +458,25 @@ INLINE void multiply(
     const Sums<Compute<T>>& sums,
     bool backward,
     Consume consume,
-    int64_t slab_stride = 0) {
+    int64_t slab_stride = 0,
+    int count_of_slabs = known_slabs) {
   typedef Compute<T> C;
+  const int slabs = known_slabs > 0 ? known_slabs : count_of_slabs;
   if constexpr (sizeof(C) == sizeof(float)) {
     if (panels.sgemm) {
-      multiply_whole<T, slabs>(
-          rows, K, a, lda, panels, M, first, last, sums, slab_stride, consume);
+      multiply_whole<T>(
+          slabs,
+          rows,
+          K,
+          a,
+          lda,
+          panels,
+          M,
+          first,
+          last,
+          sums,
+          slab_stride,
+          consume);
       return;
     }
   }

@@ -17,8 +17,6 @@ constexpr int64_t kBlockVectors = 1024 / MLX_RECURRENT_VECTOR_BYTES;
 template <class C>
 constexpr int64_t kBlock = kBlockVectors * Simd<C>::lanes;
 
-constexpr int kProgramInputs = 2;
-
 // One member's memory for running programs, one after another.
 template <class C>
 struct ProgramMemory {
@@ -33,10 +31,10 @@ struct ProgramMemory {
       const Program& program,
       const Partition& p,
       int member) {
-    int64_t blocks = (kProgramInputs + program.slots) * kBlock<C>;
+    int64_t blocks = (program.inputs + program.slots) * kBlock<C>;
     int64_t size = blocks + program.constant_count * Simd<C>::lanes;
     inputs = arena.take<C>(p.threads * size) + member * size;
-    slots = inputs + kProgramInputs * kBlock<C>;
+    slots = inputs + program.inputs * kBlock<C>;
     constants = inputs + blocks;
   }
 };
@@ -316,7 +314,7 @@ INLINE void spread_constants(
 
 // Runs the program over the first `count` vectors of its inputs' blocks.
 template <class C>
-static BlockOperand<C> run_block(
+static void run_block(
     const Program& program,
     const ProgramMemory<C>& memory,
     int64_t count) {
@@ -330,12 +328,23 @@ static BlockOperand<C> run_block(
         block_operand(program, memory, now.b),
         block_operand(program, memory, now.c));
   }
-  return block_operand(program, memory, program.result);
 }
+
+// Where a program leaves its results.
+template <class C>
+struct BlockResults {
+  const Program& program;
+  const ProgramMemory<C>& memory;
+  int64_t vector;
+
+  INLINE_MEMBER Vec<C> operator[](int i) const {
+    return block_operand(program, memory, program.results[i]).vector(vector);
+  }
+};
 
 // Runs the program over `rows` rows of columns `columns`, a vector at a time:
 // load(row, column, to) puts its inputs at `to`, a block apart, and
-// store(row, column, result) takes what comes of them.
+// store(row, column, results) takes what comes of them, one by one.
 template <class C, class Load, class Store>
 INLINE void run_program(
     const Program& program,
@@ -368,12 +377,13 @@ INLINE void run_program(
         [&](int64_t i, int64_t r, int64_t j) __attribute__((always_inline)) {
           load(r, j, memory.inputs + i * lanes);
         });
-    BlockOperand<C> result = run_block<C>(program, memory, count);
+    run_block<C>(program, memory, count);
     for_each_vector(
         row,
         column,
-        [&](int64_t i, int64_t r, int64_t j)
-            __attribute__((always_inline)) { store(r, j, result.vector(i)); });
+        [&](int64_t i, int64_t r, int64_t j) __attribute__((always_inline)) {
+          store(r, j, BlockResults<C>{program, memory, i});
+        });
     left -= count;
   }
 }

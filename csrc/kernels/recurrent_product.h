@@ -17,6 +17,7 @@ struct RecurrentProduct {
   int64_t slab_stride; // of its results
   Range panels;        // of H, this member's
   int chains;
+  int count; // of slabs, where it is not known before
 
   RecurrentProduct(
       const Panels<T>& matrix,
@@ -33,24 +34,26 @@ struct RecurrentProduct {
       const Shares& shares,
       int64_t depth,
       int64_t ld,
-      int64_t slab_stride)
+      int64_t slab_stride,
+      int count = slabs)
       : matrix(matrix),
         H(H),
         depth(depth),
         ld(ld),
         slab_stride(slab_stride),
         panels(shares.panels(panel_count<C>(H))),
-        chains(chains_for(N)) {
+        chains(chains_for(N)),
+        count(count) {
   }
 
-  // sums + matrix from, of the first `coming` of a step's `count` rows. Each
+  // sums + matrix from, of the first `coming` of a step's `rows` rows. Each
   // tile goes to `finish`, at last one of the rows that nothing comes to: they
   // lie at the sums' result, and without that have no values.
   template <class Finish>
   INLINE_MEMBER void step(
       int64_t i,
       int64_t coming,
-      int64_t count,
+      int64_t rows,
       const C* from,
       const Sums<C>& sums,
       Finish finish) const {
@@ -67,15 +70,16 @@ struct RecurrentProduct {
         sums,
         i % 2 == 1,
         finish,
-        slab_stride);
-    if (coming < count) {
+        slab_stride,
+        count);
+    if (coming < rows) {
       Range columns = columns_of<C>(panels, H);
       finish(
           Tile<C>{
               sums.at(coming, columns.first).result,
               sums.stride,
               coming,
-              count - coming,
+              rows - coming,
               columns.first,
               columns.last - columns.first});
     }

@@ -22,7 +22,7 @@ struct Slabs {
     ld = one ? width : (ceil_div(shape.slabs() * width, line) | 1) * line;
   }
 
-  explicit Slabs(const RecurrenceArgs& g) : Slabs(shape_of(g.kind), g.H) {
+  explicit Slabs(const RecurrenceArgs& g) : Slabs(shape_of(g), g.H) {
   }
 
   int64_t input_column() const {
@@ -31,7 +31,7 @@ struct Slabs {
   // Terms of the products that go back through the weights: with several slabs
   // zeros stand between them.
   int64_t depth(int slabs) const {
-    return shape.slabs() == 1 ? H : slabs * width;
+    return shape.slabs() == 1 ? slabs * H : slabs * width;
   }
 
   // Copies some columns of a slab of one row.

@@ -34,7 +34,7 @@ struct Terms {
   int64_t ldw;
   uint32_t bounds[kMostStates]; // words below it keep a unit
   // Which of the terms there are.
-  bool episodes, skips, drops_states, drops_features;
+  bool episodes, skips, drops_states, drops_features, blends_any;
   bool leaks[kMostStates], draws_units[kMostStates]; // of each state
 
   Terms(
@@ -60,12 +60,14 @@ struct Terms {
     factors = take(drops_states ? most * ldh : 0);
     input_factors = take(drops_features ? most * ldd : 0);
     saved = take(episodes ? most * slabs.ld : 0);
+    blends_any = skips;
     for (int s = 0; s < kMostStates; ++s) {
       bool there = s < slabs.shape.states;
-      Drawn zoneout = s == 0 ? Drawn::zoneout : Drawn::zoneout_cell;
-      leaks[s] = there && leak_of(s).data;
+      Drawn zoneout = zoneout_of(s);
+      leaks[s] = there && g.leak[s].data;
       leak[s] = take(leaks[s] ? ldh : 0);
       draws_units[s] = there && draws(zoneout);
+      blends_any = blends_any || leaks[s] || draws_units[s];
       bounds[s] =
           draws_units[s] ? bound_of(probability_of(g.draws, zoneout)) : 0;
       started_at[s] = take(there && episodes ? ldh : 0);
@@ -81,7 +83,7 @@ struct Terms {
 
   // Whether a state is more than f(a).
   INLINE_MEMBER bool blends() const {
-    return skips || leaks[0] || leaks[1] || draws_units[0] || draws_units[1];
+    return blends_any;
   }
   // Whether the product with Whh takes something other than the last state.
   INLINE_MEMBER bool carries() const {
@@ -90,15 +92,12 @@ struct Terms {
 
   // Once, before any step.
   void prepare() const {
-    if (episodes) {
-      stage_vector(started_at[0], g.hidden0);
-      if (slabs.shape.states > 1) {
-        stage_vector(started_at[1], g.cell0);
+    for (int s = 0; s < slabs.shape.states; ++s) {
+      if (episodes) {
+        stage_vector(started_at[s], g.hidden0[s]);
       }
-    }
-    for (int s = 0; s < kMostStates; ++s) {
       if (leaks[s]) {
-        stage_vector(leak[s], leak_of(s));
+        stage_vector(leak[s], g.leak[s]);
       }
     }
   }
@@ -135,7 +134,7 @@ struct Terms {
       for (int64_t r = 0; draws_units[s] && r < count; ++r) {
         int64_t position = rows.first + r;
         draw(
-            s == 0 ? Drawn::zoneout : Drawn::zoneout_cell,
+            zoneout_of(s),
             position,
             running.place(position, i),
             columns,
@@ -256,10 +255,6 @@ struct Terms {
   }
 
  private:
-  const Vector& leak_of(int state) const {
-    return state == 0 ? g.leak : g.leak_cell;
-  }
-
   bool draws(Drawn what) const {
     return g.draws.key && probability_of(g.draws, what) > 0;
   }

@@ -39,8 +39,11 @@ struct WeightGradients {
           delta + slabs.input_column() + k * slabs.width,
           layout.dbias.of(slice) + k * layout.dbias.ld);
     }
-    if (args.dbhn) {
-      add_rows(chunk.rows(), delta, layout.dbhn.of(slice));
+    for (int k = 0; args.dbhn && k < shape.state_only; ++k) {
+      add_rows(
+          chunk.rows(),
+          delta + k * slabs.width,
+          layout.dbhn.of(slice) + k * layout.dbhn.ld);
     }
     move_chunk_sums(slice);
   }
@@ -57,17 +60,21 @@ struct WeightGradients {
 
   // What a chunk's steps have added up goes to the slice's sums.
   void move_chunk_sums(int slice) const {
-    if (layout.is_plain()) {
+    if (layout.is_plain() && !args.dparameters) {
       return;
     }
-    if (args.dhidden0) {
-      add_columns(layout.sums[0], layout.dhidden0.of(slice));
-    }
-    if (args.dcell0) {
-      add_columns(layout.sums[1], layout.dcell0.of(slice));
+    for (int s = 0; s < shape.states; ++s) {
+      if (args.dhidden0[s]) {
+        add_columns(layout.sums[s], layout.dhidden0[s].of(slice));
+      }
     }
     if (args.dleak) {
-      add_columns(layout.sums[1], layout.dleak.of(slice));
+      add_columns(layout.leak_sum, layout.dleak.of(slice));
+    }
+    for (int k = 0; args.dparameters && k < shape.parameters; ++k) {
+      add_columns(
+          layout.parameter_sums + k * ldh,
+          layout.dparameters.of(slice) + k * layout.dparameters.ld);
     }
     clear_chunk_sums();
   }
@@ -86,8 +93,10 @@ struct WeightGradients {
   void each_vector(Use use) const {
     use(layout.dbias);
     use(layout.dbhn);
-    use(layout.dhidden0);
-    use(layout.dcell0);
+    use(layout.dparameters);
+    for (const SliceSums<T>& sum : layout.dhidden0) {
+      use(sum);
+    }
     use(layout.dleak);
   }
 
@@ -223,6 +232,8 @@ struct WeightGradients {
     for (C* sum : layout.sums) {
       ::clear(sum, ldh);
     }
+    ::clear(layout.leak_sum, ldh);
+    ::clear(layout.parameter_sums, shape.parameters * ldh);
   }
 
   INLINE_MEMBER void add_columns(const C* from, C* to) const {

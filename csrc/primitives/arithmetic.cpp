@@ -61,10 +61,11 @@ void Arithmetic::eval_cpu(const Arrays& inputs, Arrays& outputs) {
   static constexpr kernels::Instruction gates[] = {
       {Op::multiply, 3, 0, 1, 0}, {Op::select, 3, 0, 3, 2}};
   static constexpr double zero = 0;
+  static constexpr int32_t second = 2, third = 3;
   static constexpr kernels::Program programs[] = {
-      {adds, 1, nullptr, 0, 2, 1, 2},
-      {multiplies, 1, nullptr, 0, 2, 1, 2},
-      {gates, 2, &zero, 1, 2, 1, 3}};
+      {adds, 1, nullptr, 0, 2, 1, &second, 1},
+      {multiplies, 1, nullptr, 0, 2, 1, &second, 1},
+      {gates, 2, &zero, 1, 2, 1, &third, 1}};
   const mx::Stream& s = stream();
   const mx::array& a = inputs[0];
   const mx::array& b = inputs[1];

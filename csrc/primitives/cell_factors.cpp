@@ -3,6 +3,9 @@
 #include "primitives/arithmetic.h"
 #include "primitives/elementwise.h"
 #include "primitives/graph_value.h"
+#include "primitives/matmul.h"
+#include "primitives/pointwise.h"
+#include "primitives/slabs.h"
 
 namespace mlx_recurrent {
 
@@ -76,9 +79,53 @@ CellFactors factors_of(
     case kernels::CellKind::lstm:
       return factors_as<Lstm>(slabs, before, updated, s);
     case kernels::CellKind::elman:
+    case kernels::CellKind::program:
       break;
   }
   throw std::invalid_argument("[mlx_recurrent] no gated cell");
+}
+
+CellFactors factors_of(
+    const CellProgram& program,
+    const Arrays& slabs,
+    const Arrays& before,
+    const std::optional<mx::array>& parameters,
+    const StateArrays& updated,
+    const mx::Stream& s) {
+  const kernels::CellShape& shape = program.shape();
+  Arrays arguments = slabs;
+  arguments.insert(arguments.end(), before.begin(), before.end());
+  for (int k = 0; k < shape.parameters; ++k) {
+    mx::array row = slab(parameters.value(), k, shape.parameters, s);
+    arguments.push_back(repeated_row(row, before[0], s));
+  }
+  CellFactors factors;
+  auto factor = [&](int to, int argument) -> GraphValue {
+    const auto& slope = program.slope(to, argument);
+    if (!slope) {
+      return {};
+    }
+    if (slope->expression().constant_result() == 1) {
+      return GraphValue::one();
+    }
+    return {pointwise(arguments, slope, s), s};
+  };
+  for (int to = 0; to < shape.states; ++to) {
+    const auto& updates = updated[to];
+    int next = 0;
+    for (int k = 0; k < shape.slabs(); ++k) {
+      add_path(factors.slabs, {to, k}, factor(to, next++), updates, false, s);
+    }
+    for (int i = 0; i < shape.states; ++i) {
+      add_path(
+          factors.states, {to, i}, factor(to, next++), updates, i == to, s);
+    }
+    for (int k = 0; k < shape.parameters; ++k) {
+      add_path(
+          factors.parameters, {to, k}, factor(to, next++), updates, false, s);
+    }
+  }
+  return factors;
 }
 
 } // namespace mlx_recurrent

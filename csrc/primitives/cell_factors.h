@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/cell.h"
+#include "primitives/cell_program.h"
 #include "primitives/linear_scan.h"
 
 namespace mlx_recurrent {
@@ -12,6 +13,7 @@ namespace mlx_recurrent {
 struct CellFactors {
   std::vector<ScanPath> states;
   std::vector<ScanPath> slabs;
+  std::vector<ScanPath> parameters; // of a program
 };
 
 // Of the pre-activations, in the order of kernels::CellShape, and of the states
@@ -21,6 +23,15 @@ CellFactors factors_of(
     kernels::CellKind kind,
     const Arrays& slabs,
     const Arrays& before,
+    const StateArrays& updated,
+    const mx::Stream& stream);
+
+// The same of a program, whose parameters lie side by side.
+CellFactors factors_of(
+    const CellProgram& program,
+    const Arrays& slabs,
+    const Arrays& before,
+    const std::optional<mx::array>& parameters,
     const StateArrays& updated,
     const mx::Stream& stream);
 

@@ -48,8 +48,8 @@ mx::array apply(const mx::array& a, const mx::Stream& s, Make make) {
   Expression e;
   Symbol argument{&e, e.argument(0)};
   Symbol one{&e, e.constant(1)};
-  e.set_result(make(argument, one).node);
-  return pointwise(a, Traced::of(e, a.dtype()), s);
+  e.set_results({make(argument, one).node});
+  return pointwise({a}, Traced::of(e, a.dtype()), s);
 }
 
 template <Activation f>

@@ -104,8 +104,9 @@ double run_once(const kernels::Program& program, mx::Dtype dtype) {
   double result = 0;
   auto run = [&](auto zero) {
     decltype(zero) out = 0;
-    decltype(zero) none[2] = {};
-    kernels::PointwiseArgs args{1, &program, {none, none + 1}, &out};
+    decltype(zero) none = 0;
+    const void* input = &none; // which constants do not read
+    kernels::PointwiseArgs args{1, &program, &input, &out};
     const auto& kernel =
         kernels::table()->types[static_cast<int>(kernel_type(dtype))].pointwise;
     kernels::Partition alone{kernels::Split::none, 1, 1};
@@ -177,7 +178,7 @@ int Expression::stopped(int a) {
 }
 
 size_t Expression::hash() const {
-  size_t seed = static_cast<size_t>(result_);
+  size_t seed = results_.size();
   auto mix = [&](uint64_t value) {
     seed ^= std::hash<uint64_t>{}(value) + 0x9e3779b97f4a7c15u + (seed << 6) +
         (seed >> 2);
@@ -188,6 +189,9 @@ size_t Expression::hash() const {
         static_cast<uint64_t>(node.b + 1) << 16 |
         static_cast<uint64_t>(node.c + 1));
     mix(std::bit_cast<uint64_t>(node.value));
+  }
+  for (int result : results_) {
+    mix(static_cast<uint64_t>(result));
   }
   return seed;
 }
@@ -212,7 +216,7 @@ class Expression::Simplifier {
 
   // 1 / cosh(x)^2 is MLX's derivative of tanh(x): 1 - tanh(x)^2 is cheaper.
   bool cosh_is_of_tanh = false;
-  bool argument_is_one = false;
+  int argument_that_is_one = -1;
 
   int operation(Op op, int a, int b, int c) {
     if (is_constant(a) && is_constant(b) && is_constant(c)) {
@@ -284,7 +288,7 @@ class Expression::Simplifier {
     for (int k = 0; k < operands_of(op); ++k) {
       operands[k] = one.constant(value(given[k]));
     }
-    one.set_result(one.operation(op, operands[0], operands[1], operands[2]));
+    one.set_results({one.operation(op, operands[0], operands[1], operands[2])});
     return out.constant(run_once(CompiledExpression(one, 1).program(), dtype_));
   }
 
@@ -305,10 +309,21 @@ Expression Expression::simplified_derivative(
   return simplified_by(simplifier);
 }
 
-Expression Expression::at_one(mx::Dtype dtype) const {
+Expression Expression::at_one(int argument, mx::Dtype dtype) const {
   Simplifier simplifier(dtype);
-  simplifier.argument_is_one = true;
+  simplifier.argument_that_is_one = argument;
   return simplified_by(simplifier);
+}
+
+Expression Expression::only(int result, mx::Dtype dtype) const {
+  Expression one = *this;
+  one.set_results({results_[result]});
+  return one.simplified(dtype);
+}
+
+std::optional<double> Expression::constant_result() const {
+  const Node& node = nodes_[results_[0]];
+  return node.kind == Kind::constant ? std::optional(node.value) : std::nullopt;
 }
 
 bool Expression::has(Op op) const {
@@ -327,7 +342,7 @@ Expression Expression::simplified_by(Simplifier& simplifier) const {
     switch (node.kind) {
       case Kind::argument:
         as.push_back(
-            simplifier.argument_is_one && node.a == 1
+            node.a == simplifier.argument_that_is_one
                 ? simplifier.out.constant(1)
                 : simplifier.out.argument(node.a));
         break;
@@ -352,10 +367,12 @@ Expression Expression::simplified_by(Simplifier& simplifier) const {
         break;
     }
   }
-  // Only what the result needs.
+  // Only what the results need.
   const std::vector<Node>& found = simplifier.out.nodes();
   std::vector<bool> needed(found.size(), false);
-  needed[as[result_]] = true;
+  for (int node : results_) {
+    needed[as[node]] = true;
+  }
   for (int i = simplifier.out.size() - 1; i >= 0; --i) {
     if (needed[i] && found[i].kind != Kind::argument) {
       for (int operand : {found[i].a, found[i].b, found[i].c}) {
@@ -378,11 +395,16 @@ Expression Expression::simplified_by(Simplifier& simplifier) const {
       place[i] = result.add(node);
     }
   }
-  result.set_result(place[as[result_]]);
+  std::vector<int> results;
+  for (int node : results_) {
+    results.push_back(place[as[node]]);
+  }
+  result.set_results(std::move(results));
   return result;
 }
 
-mx::array Expression::replay(const std::vector<mx::array>& arguments) const {
+std::vector<mx::array> Expression::replay(
+    const std::vector<mx::array>& arguments) const {
   mx::Dtype dtype = arguments[0].dtype();
   std::vector<mx::array> values;
   for (const Node& node : nodes_) {
@@ -414,15 +436,20 @@ mx::array Expression::replay(const std::vector<mx::array>& arguments) const {
         break;
     }
   }
-  return mx::broadcast_to(
-      mx::astype(values[result_], dtype), arguments[0].shape());
+  std::vector<mx::array> results;
+  for (int node : results_) {
+    results.push_back(
+        mx::broadcast_to(
+            mx::astype(values[node], dtype), arguments[0].shape()));
+  }
+  return results;
 }
 
 CompiledExpression::CompiledExpression(
     const Expression& expression,
     int arguments) {
   const auto& nodes = expression.nodes();
-  // Where each value is last read; the result is read after all.
+  // Where each value is last read; results are read after all.
   std::vector<int> last(nodes.size(), -1);
   // Marks are for the graph only: their values are those of their operands.
   std::vector<int> origin(nodes.size());
@@ -442,8 +469,9 @@ CompiledExpression::CompiledExpression(
       }
     }
   }
-  int result = origin[expression.result()];
-  last[result] = expression.size();
+  for (int node : expression.results()) {
+    last[origin[node]] = expression.size();
+  }
 
   int count = static_cast<int>(constants_.size());
   int first_slot = arguments + count;
@@ -480,6 +508,9 @@ CompiledExpression::CompiledExpression(
       code_.push_back(instruction);
     }
   }
+  for (int node : expression.results()) {
+    results_.push_back(place[origin[node]]);
+  }
   program_ = kernels::Program{
       code_.data(),
       static_cast<int32_t>(code_.size()),
@@ -487,7 +518,8 @@ CompiledExpression::CompiledExpression(
       count,
       arguments,
       slots,
-      place[result]};
+      results_.data(),
+      static_cast<int32_t>(results_.size())};
 }
 
 } // namespace mlx_recurrent

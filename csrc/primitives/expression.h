@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -50,8 +51,8 @@ class Expression {
   int size() const {
     return static_cast<int>(nodes_.size());
   }
-  void set_result(int node) {
-    result_ = node;
+  void set_results(std::vector<int> nodes) {
+    results_ = std::move(nodes);
   }
   bool operator==(const Expression& other) const = default;
   size_t hash() const;
@@ -66,15 +67,21 @@ class Expression {
   // The same for what MLX made of the derivative of `function`.
   Expression simplified_derivative(const Expression& function, mx::Dtype dtype)
       const;
-  // With the number one for argument 1.
-  Expression at_one(mx::Dtype dtype) const;
+  // With the number one for an argument.
+  Expression at_one(int argument, mx::Dtype dtype) const;
+  // With one of the results alone.
+  Expression only(int result, mx::Dtype dtype) const;
 
-  // The same function in MLX's operations, of the shape of the first argument.
-  mx::array replay(const std::vector<mx::array>& arguments) const;
+  // The same function in MLX's operations, each result of the shape of the
+  // first argument.
+  std::vector<mx::array> replay(const std::vector<mx::array>& arguments) const;
 
-  int result() const {
-    return result_;
+  // The nodes that are results, of which there may be several.
+  const std::vector<int>& results() const {
+    return results_;
   }
+  // The number that the only result is, if it is one.
+  std::optional<double> constant_result() const;
   const std::vector<Node>& nodes() const {
     return nodes_;
   }
@@ -87,7 +94,7 @@ class Expression {
   Expression simplified_by(Simplifier& simplifier) const;
 
   std::vector<Node> nodes_;
-  int result_ = -1;
+  std::vector<int> results_;
 };
 
 // An expression in the kernels' form, which holds the memory that the program
@@ -105,6 +112,7 @@ class CompiledExpression {
  private:
   std::vector<kernels::Instruction> code_;
   std::vector<double> constants_;
+  std::vector<int32_t> results_;
   kernels::Program program_;
 };
 

@@ -1,5 +1,7 @@
 #include "primitives/linearisation.h"
 
+#include <algorithm>
+
 #include "primitives/arithmetic.h"
 #include "primitives/broadcast.h"
 #include "primitives/elementwise.h"
@@ -83,9 +85,9 @@ const StateArrays& Linearisation::updates() {
   return once(updates_, [&] {
     StateArrays all;
     for (const mx::array& y : states_) {
-      Slot slot = state_slots[all.size()].leak;
-      auto updated =
-          mask(all.empty() ? Drawn::zoneout : Drawn::zoneout_cell, y);
+      int k = static_cast<int>(all.size());
+      Slot slot = nth(Slot::leak, k);
+      auto updated = mask(kernels::zoneout_of(k), y);
       // That of an Elman cell has a derivative: see there.
       bool gated = form_.kind != kernels::CellKind::elman;
       if (auto leak = gated ? find(slot) : std::nullopt) {
@@ -121,9 +123,9 @@ const Arrays& Linearisation::before() {
   return once(before_, [&] {
     Arrays all;
     for (const mx::array& y : states_) {
-      const StateSlots& slots = state_slots[all.size()];
-      mx::array q = step_before(y, find(slots.hidden), course_, s_);
-      if (auto hidden0 = find(slots.hidden0)) {
+      int k = static_cast<int>(all.size());
+      mx::array q = step_before(y, find(nth(Slot::hidden, k)), course_, s_);
+      if (auto hidden0 = find(nth(Slot::hidden0, k))) {
         mx::array rows = repeated_row(*hidden0, y, s_);
         q = add(q, only_places(rows, Places::starts, course_, s_), s_);
       }
@@ -147,18 +149,21 @@ const Arrays& Linearisation::pre_activations() {
     mx::array z = form_.projected()
         ? input()
         : matmul(input(), input_in(Slot::Wxh), find(Slot::bias), s_);
-    mx::array u = matmul(seen(), input_in(Slot::Whh), {}, s_);
+    std::optional<mx::array> u;
+    if (shape_.state_slabs() > 0) {
+      u = matmul(seen(), input_in(Slot::Whh), {}, s_);
+    }
     Arrays all;
     for (int k = 0; k < shape_.slabs(); ++k) {
       std::optional<mx::array> a;
       if (k >= shape_.state_only) {
         a = slab(z, k - shape_.state_only, shape_.input_slabs(), s_);
       } else if (auto bhn = find(Slot::bhn)) {
-        a = repeated_row(*bhn, u, s_);
+        a = repeated_row(slab(*bhn, k, shape_.state_only, s_), states_[0], s_);
       }
       if (k < shape_.state_slabs()) {
         a = sum(
-            a, slab(u, shape_.state_block(k), shape_.state_slabs(), s_), s_);
+            a, slab(*u, shape_.state_block(k), shape_.state_slabs(), s_), s_);
       }
       all.push_back(usual_elsewhere(*a));
     }
@@ -169,7 +174,8 @@ const Arrays& Linearisation::pre_activations() {
 // Where no step is taken a number for which hardly any function or slope is
 // singular, as many are for zero.
 mx::array Linearisation::usual_elsewhere(const mx::array& a) const {
-  if (!form_.function || !(course_.lengths || find(Slot::mask))) {
+  bool any = form_.function || form_.program;
+  if (!any || !(course_.lengths || find(Slot::mask))) {
     return a;
   }
   mx::array usual = filled(a, 0.3, s_);
@@ -183,7 +189,7 @@ const mx::array& Linearisation::activations() {
       return states_[0]; // but for units that were kept, whose slope is 0
     }
     const mx::array& a = pre_activations()[0];
-    return form_.function ? pointwise(a, form_.function, s_)
+    return form_.function ? pointwise({a}, form_.function, s_)
                           : activated(form_.activation, a, s_);
   });
 }
@@ -196,7 +202,7 @@ const mx::array& Linearisation::change() {
 
 std::optional<mx::array> Linearisation::slope() {
   return form_.function
-      ? pointwise_slope(pre_activations()[0], form_.function, s_)
+      ? pointwise_slope({pre_activations()[0]}, 0, form_.function, s_)
       : activation_slope(form_.activation, activations(), s_);
 }
 
@@ -220,6 +226,15 @@ CellFactors Linearisation::elman_factors() {
 
 const CellFactors& Linearisation::factors() {
   return once(factors_, [&] {
+    if (form_.program) {
+      return factors_of(
+          *form_.program,
+          pre_activations(),
+          before(),
+          find(Slot::parameters),
+          updates(),
+          s_);
+    }
     return form_.kind == kernels::CellKind::elman
         ? elman_factors()
         : factors_of(form_.kind, pre_activations(), before(), updates(), s_);
@@ -231,17 +246,51 @@ StateArrays Linearisation::to_slabs(const Arrays& states) {
   return carried_back(factors().slabs, all, shape_.slabs(), s_);
 }
 
-mx::array Linearisation::of_input(const StateArrays& slabs) const {
-  StateArrays blocks(slabs.begin() + shape_.state_only, slabs.end());
+mx::array Linearisation::to_parameters(const Arrays& states, int sets) {
+  StateArrays all(states.begin(), states.end());
+  int count = shape_.parameters;
+  StateArrays each = carried_back(factors().parameters, all, count, s_);
+  return row_sum(side_by_side(each), sets, s_);
+}
+
+void Linearisation::add_parameters(
+    StateArrays& states,
+    const mx::array& parameters) {
+  StateArrays rows;
+  for (int k = 0; k < shape_.parameters; ++k) {
+    mx::array row = slab(parameters, k, shape_.parameters, s_);
+    rows.push_back(repeated_row(row, states_[0], s_));
+  }
+  StateArrays moved =
+      carried_along(factors().parameters, rows, shape_.states, s_);
+  for (int i = 0; i < shape_.states; ++i) {
+    states[i] = sum(states[i], moved[i], s_);
+  }
+}
+
+mx::array Linearisation::side_by_side(StateArrays blocks) const {
+  if (std::none_of(blocks.begin(), blocks.end(), [](const auto& a) {
+        return a.has_value();
+      })) {
+    blocks[0] = filled(states_[0], 0, s_);
+  }
   return joined(blocks, s_);
 }
 
-mx::array Linearisation::of_state(const StateArrays& slabs) const {
+mx::array Linearisation::of_input(const StateArrays& slabs) const {
+  return side_by_side({slabs.begin() + shape_.state_only, slabs.end()});
+}
+
+std::optional<mx::array> Linearisation::of_state(
+    const StateArrays& slabs) const {
+  if (shape_.state_slabs() == 0) {
+    return {};
+  }
   StateArrays blocks(shape_.state_slabs());
   for (int k = 0; k < shape_.state_slabs(); ++k) {
     blocks[shape_.state_block(k)] = slabs[k];
   }
-  return joined(blocks, s_);
+  return side_by_side(std::move(blocks));
 }
 
 void Linearisation::add_slabs(
@@ -286,12 +335,22 @@ Arrays Linearisation::scan(
   }
   in.hidden.resize(shape_.states);
   in.hidden0.resize(shape_.states);
+  if (shape_.state_slabs() == 0) {
+    // The scan has a product, of which nothing comes here.
+    mx::Shape square = in.V.shape();
+    square[square.size() - 2] = square.back();
+    in.V = mx::zeros(square, in.V.dtype(), s_);
+  }
   for (const auto& [link, factor] : factors().slabs) {
     if (link.from < shape_.state_slabs()) {
       in.B.push_back({{link.to, shape_.state_block(link.from)}, factor});
     }
   }
-  return linear_scan(in, shape_.state_slabs(), course_, transposed, s_);
+  if (in.B.empty()) {
+    in.B.push_back({{0, 0}, filled(states_[0], 0, s_)});
+  }
+  int slabs = std::max(shape_.state_slabs(), 1);
+  return linear_scan(in, slabs, course_, transposed, s_);
 }
 
 } // namespace mlx_recurrent

@@ -40,7 +40,13 @@ class Linearisation {
   // all of Wxh or of Whh get: the rows of their results.
   StateArrays to_slabs(const Arrays& states);
   mx::array of_input(const StateArrays& slabs) const;
-  mx::array of_state(const StateArrays& slabs) const;
+  // Blocks of H features; zeros where none is there.
+  mx::array side_by_side(StateArrays blocks) const;
+  std::optional<mx::array> of_state(const StateArrays& slabs) const;
+  // What the parameters get of the same, summed over all rows but `sets` axes.
+  mx::array to_parameters(const Arrays& states, int sets);
+  // Adds to the states what tangents of the parameters make of them.
+  void add_parameters(StateArrays& states, const mx::array& parameters);
   // Adds to the states what tangents of these results are there.
   void add_slabs(
       StateArrays& states,

@@ -2,36 +2,45 @@
 
 #include "mlx/transforms.h"
 #include "primitives/arithmetic.h"
+#include "primitives/batching.h"
+#include "primitives/broadcast.h"
 #include "primitives/launch.h"
 
 namespace mlx_recurrent {
 
 mx::array pointwise(
-    const mx::array& a,
+    const Arrays& arguments,
     std::shared_ptr<const Traced> function,
     const mx::Stream& stream) {
   // The kernel reads one row of elements.
+  Arrays rows;
+  for (const mx::array& a : arguments) {
+    rows.push_back(mx::contiguous(a, false, stream));
+  }
   return mx::array(
-      a.shape(),
-      a.dtype(),
+      arguments[0].shape(),
+      arguments[0].dtype(),
       std::make_shared<Pointwise>(stream, std::move(function)),
-      Arrays{mx::contiguous(a, false, stream)});
+      std::move(rows));
 }
 
 mx::array pointwise_slope(
-    const mx::array& a,
+    const Arrays& arguments,
+    int by,
     const std::shared_ptr<const Traced>& function,
     const mx::Stream& stream) {
-  if (auto slope = function->slope()) {
-    return pointwise(a, std::move(slope), stream);
+  if (auto slope = function->slope(by)) {
+    return pointwise(arguments, std::move(slope), stream);
   }
   // In MLX's operations.
   return mx::vjp(
              [&](const Arrays& in) {
-               return Arrays{function->expression().replay(in)};
+               Arrays all = arguments;
+               all[by] = in[0];
+               return function->expression().replay(all);
              },
-             {a},
-             {mx::ones_like(a, stream)})
+             {arguments[by]},
+             {mx::ones_like(arguments[by], stream)})
       .second[0];
 }
 
@@ -41,20 +50,23 @@ void run_program(
     mx::array& out,
     const mx::Stream& stream,
     std::shared_ptr<const void> owner) {
-  bool second = inputs.size() > 1 && !inputs[0].is_donatable();
-  const void* from[2] = {
-      inputs[0].data<char>(),
-      inputs.size() > 1 ? inputs[1].data<char>() : nullptr};
-  allocate_over(out, inputs[second]);
+  auto from = std::make_shared<std::vector<const void*>>();
+  size_t over = 0; // which of the inputs' memory becomes the result's
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    from->push_back(inputs[i].data<char>());
+    over = inputs[over].is_donatable() ? over : i;
+  }
+  allocate_over(out, inputs[over]);
   if (out.size() == 0) {
     return;
   }
   auto operands = std::make_shared<Operands>();
   operands->hold(std::move(owner));
+  operands->hold(from);
   kernels::PointwiseArgs args{
       static_cast<int64_t>(out.size()),
       &program,
-      {from[0], from[1]},
+      from->data(),
       out.data<char>()};
   launch(
       stream,
@@ -79,26 +91,60 @@ bool Pointwise::is_equivalent(const mx::Primitive& other) const {
 Arrays Pointwise::vjp(
     const Arrays& primals,
     const Arrays& cotangents,
-    const Ints&,
+    const Ints& argnums,
     const Arrays& outputs) {
   const mx::Stream& s = stream();
-  mx::array slope = pointwise_slope(primals[0], function_, s);
-  return {multiply(matched(cotangents[0], outputs[0], s), slope, s)};
+  mx::array c = matched(cotangents[0], outputs[0], s);
+  Arrays gradients;
+  for (int by : argnums) {
+    gradients.push_back(scaled_slope(primals, by, c));
+  }
+  return gradients;
 }
 
 Arrays Pointwise::jvp(
     const Arrays& primals,
     const Arrays& tangents,
-    const Ints&) {
+    const Ints& argnums) {
   const mx::Stream& s = stream();
-  mx::array slope = pointwise_slope(primals[0], function_, s);
-  return {multiply(matched(tangents[0], primals[0], s), slope, s)};
+  std::optional<mx::array> total;
+  for (size_t k = 0; k < argnums.size(); ++k) {
+    mx::array d = matched(tangents[k], primals[argnums[k]], s);
+    mx::array moved = scaled_slope(primals, argnums[k], d);
+    total = total ? add(*total, moved, s) : moved;
+  }
+  return {*total};
+}
+
+// d times the derivative by an argument; zero, whatever d is, where that is.
+mx::array Pointwise::scaled_slope(
+    const Arrays& primals,
+    int by,
+    const mx::array& d) {
+  const mx::Stream& s = stream();
+  auto known = function_->slope(by);
+  auto constant = known ? known->expression().constant_result() : std::nullopt;
+  if (constant == 0) {
+    return filled(d, 0, s);
+  }
+  return constant == 1
+      ? d
+      : multiply(d, pointwise_slope(primals, by, function_, s), s);
 }
 
 std::pair<Arrays, Ints> Pointwise::vmap(
     const Arrays& inputs,
     const Ints& axes) {
-  return {{pointwise(inputs[0], function_, stream())}, axes};
+  return vectorize(
+      [this](const Arrays& in, int) {
+        return Arrays{pointwise(in, function_, stream())};
+      },
+      std::vector<bool>(inputs.size(), true),
+      true,
+      0,
+      inputs,
+      axes,
+      stream());
 }
 
 } // namespace mlx_recurrent

@@ -8,15 +8,16 @@
 
 namespace mlx_recurrent {
 
-// f(a), of the shape and dtype of a.
+// f(a, ...), of the shape and dtype that all arguments have.
 mx::array pointwise(
-    const mx::array& a,
+    const Arrays& arguments,
     std::shared_ptr<const Traced> function,
     const mx::Stream& stream);
 
-// f'(a).
+// The derivative by an argument.
 mx::array pointwise_slope(
-    const mx::array& a,
+    const Arrays& arguments,
+    int by,
     const std::shared_ptr<const Traced>& function,
     const mx::Stream& stream);
 
@@ -44,6 +45,8 @@ class Pointwise : public CpuPrimitive {
   DEFINE_OWN_NAME(Pointwise)
 
  private:
+  mx::array scaled_slope(const Arrays& primals, int by, const mx::array& d);
+
   std::shared_ptr<const Traced> function_;
 };
 

@@ -113,16 +113,27 @@ class Reader {
       int most_nodes)
       : reading_(reading),
         shape_(arguments[0].shape()),
+        vector_(shape_),
         dtype_(arguments[0].dtype()),
         most_nodes_(most_nodes) {
     for (size_t i = 0; i < arguments.size(); ++i) {
+      if (arguments[i].shape() != shape_) {
+        vector_ = {shape_.back()};
+      }
       int node = add(e().argument(static_cast<int>(i)), false);
       seen_.insert({arguments[i].id(), Seen{node, nullptr, 0}});
     }
   }
 
-  void run(const mx::array& result) {
-    e().set_result(node(result));
+  void run(const std::vector<mx::array>& results) {
+    std::vector<int> nodes;
+    for (const mx::array& result : results) {
+      nodes.push_back(node(result));
+      if (auto seen = seen_.find(result.id()); seen != seen_.end()) {
+        ++seen->second.uses; // by this list
+      }
+    }
+    e().set_results(std::move(nodes));
     for (const auto& [id, seen] : seen_) {
       if (seen.array) {
         reading_.arrays.push_back(id);
@@ -220,7 +231,7 @@ class Reader {
     }
     int made = operation(a, operands, a.inputs());
     // One number in all places may have any shape.
-    if (!uniform_[made] && a.shape() != shape_) {
+    if (!uniform_[made] && a.shape() != shape_ && a.shape() != vector_) {
       throw Obstacle(
           "makes an array of shape " + text(a.shape()) + " from one of " +
           text(shape_));
@@ -247,7 +258,7 @@ class Reader {
         inner[inputs[i].id()] = node(given);
       }
     }
-    if (a.shape() != shape_) {
+    if (a.shape() != shape_ && a.shape() != vector_) {
       throw Obstacle("makes an array of shape " + text(a.shape()));
     }
     auto all = a.outputs();
@@ -380,6 +391,7 @@ class Reader {
 
   Reading& reading_;
   mx::Shape shape_;
+  mx::Shape vector_; // that some arguments have
   mx::Dtype dtype_;
   int most_nodes_;
   int depth_ = 0;
@@ -390,23 +402,27 @@ class Reader {
 } // namespace
 
 Reading read(
-    const mx::array& result,
+    const std::vector<mx::array>& results,
     const std::vector<mx::array>& arguments,
     int most_nodes) {
   Reading reading;
   const mx::array& argument = arguments[0];
-  if (result.dtype() != argument.dtype()) {
-    reading.obstacle =
-        "returns " + text(result.dtype()) + " for " + text(argument.dtype());
-  } else if (result.shape() != argument.shape()) {
-    reading.obstacle = "returns shape " + text(result.shape()) + " for " +
-        text(argument.shape());
-  } else {
-    try {
-      Reader(reading, arguments, most_nodes).run(result);
-    } catch (const Obstacle& obstacle) {
-      reading.obstacle = obstacle.what();
+  for (const mx::array& result : results) {
+    if (result.dtype() != argument.dtype()) {
+      reading.obstacle =
+          "returns " + text(result.dtype()) + " for " + text(argument.dtype());
+      return reading;
     }
+    if (result.shape() != argument.shape()) {
+      reading.obstacle = "returns shape " + text(result.shape()) + " for " +
+          text(argument.shape());
+      return reading;
+    }
+  }
+  try {
+    Reader(reading, arguments, most_nodes).run(results);
+  } catch (const Obstacle& obstacle) {
+    reading.obstacle = obstacle.what();
   }
   return reading;
 }
@@ -418,7 +434,9 @@ Reading read_call(const mx::array& result, const mx::array& argument) {
     reading.obstacle = "evaluates its argument";
     return reading;
   }
-  Reading reading = read(result, {argument}, 256);
+  std::vector<mx::array> results;
+  results.push_back(result);
+  Reading reading = read(results, {argument}, 256);
   if (reading.obstacle.empty() && reading.kept) {
     reading.obstacle = "keeps an array of each step";
   }

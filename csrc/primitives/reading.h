@@ -26,10 +26,11 @@ struct Reading {
   std::vector<std::uintptr_t> arrays;
 };
 
-// `result` as a function of `arguments`, which are of one shape and dtype. More
-// than so many operations are too many.
+// Results as functions of `arguments`, which are of one dtype and of one shape,
+// but for vectors along its last axis. More than so many operations are too
+// many.
 Reading read(
-    const mx::array& result,
+    const std::vector<mx::array>& results,
     const std::vector<mx::array>& arguments,
     int most_nodes);
 

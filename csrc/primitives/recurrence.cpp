@@ -41,24 +41,21 @@ Arrays recurrence(
   expect_blas();
   form.inputs = in.slots();
   kernels::CellShape cell = form.shape();
-  bool two = cell.states > 1;
-  form.outputs.add(Slot::states);
-  if (two) {
-    form.outputs.add(Slot::cells);
-  }
-  if (returned != Returned::states) {
-    form.outputs.add(Slot::state);
-    if (two) {
-      form.outputs.add(Slot::last_cell);
+  for (int k = 0; k < cell.states; ++k) {
+    form.outputs.add(nth(Slot::states, k));
+    if (returned != Returned::states) {
+      form.outputs.add(nth(Slot::state, k));
     }
   }
   // What the derivative needs where it does not follow from the states.
-  bool needs = cell.slabs() > 1 || form.function || form.inputs.has(Slot::leak);
+  bool needs = form.kind != kernels::CellKind::elman || form.function ||
+      form.inputs.has(Slot::leak);
   if (needs && returned != Returned::state && form.keeps_all_states()) {
     form.outputs.add(Slot::saved);
   }
   if (returned != Returned::state) {
-    if (two && returned == Returned::both && !form.keeps_all_states()) {
+    if (form.kind == kernels::CellKind::lstm && returned == Returned::both &&
+        !form.keeps_all_states()) {
       const mx::array& Whh = in.get(Slot::Whh);
       form.cells_every = cells_every(
           form.checkpoint_every,
@@ -76,21 +73,17 @@ Arrays recurrence(
   expect_operands(inputs, stream);
   Arrays outputs = outputs_of(form, std::move(inputs), stream);
   Arrays asked;
-  asked.reserve(3);
-  auto give = [&](Slot slot) {
-    asked.push_back(form.outputs.in(outputs, slot));
+  asked.reserve(2 * cell.states);
+  auto give = [&](Slot first, int count) {
+    for (int k = 0; k < count; ++k) {
+      asked.push_back(form.outputs.in(outputs, nth(first, k)));
+    }
   };
   if (returned != Returned::state) {
-    give(Slot::states);
-  }
-  if (returned == Returned::states && two) {
-    give(Slot::cells);
+    give(Slot::states, returned == Returned::states ? cell.states : 1);
   }
   if (returned != Returned::states) {
-    give(Slot::state);
-    if (two) {
-      give(Slot::last_cell);
-    }
+    give(Slot::state, cell.states);
   }
   return asked;
 }
@@ -124,7 +117,7 @@ Arrays states_of(
   form.latest_checkpoint = false;
   form.outputs = {};
   for (int k = 0; k < form.shape().states; ++k) {
-    form.outputs.add(state_slots[k].states);
+    form.outputs.add(nth(Slot::states, k));
   }
   return outputs_of(form, inputs, s);
 }
@@ -156,8 +149,11 @@ void Recurrence::eval_cpu(const Arrays& inputs, Arrays& outputs) {
   for (int i = 0; i < form_.outputs.size(); ++i) {
     // `outputs` refers to each, and so does every other output.
     Slot slot = form_.outputs.at(i);
+    SlotOfState of = parts_of(slot);
+    bool may_be_left =
+        slot == Slot::saved || (of.first == Slot::states && of.state > 0);
     wanted.push_back(
-        (slot != Slot::saved && slot != Slot::cells) ||
+        !may_be_left ||
         references(outputs[i]) > static_cast<long>(outputs.size()));
     if (wanted[i]) {
       allocate(outputs[i]);
@@ -174,10 +170,10 @@ void Recurrence::eval_cpu(const Arrays& inputs, Arrays& outputs) {
   std::vector<kernels::ForwardArgs> sets;
   for (const auto& layer : arguments(form_, inputs, sizes, *operands)) {
     int64_t set = static_cast<int64_t>(sets.size());
-    kernels::ForwardArgs args{layer, nullptr, nullptr};
+    kernels::ForwardArgs args{layer};
     for (int i = 0; i < form_.outputs.size(); ++i) {
       if (wanted[i]) {
-        args.*row_of(form_.outputs.at(i)).output =
+        target(args, row_of(form_.outputs.at(i)).output, form_.outputs.at(i)) =
             of_set(outputs[i], set, sizes.sets);
       }
     }
@@ -227,24 +223,16 @@ Arrays Recurrence::vjp(
       }
       return matched(cotangents[i], out, s);
     };
-    switch (form_.outputs.at(i)) {
+    auto [first, k] = parts_of(form_.outputs.at(i));
+    switch (first) {
       case Slot::states:
-        in[Slot::states] = kept(out, form_.keeps_all_states());
-        if (form_.keeps_all_states()) {
-          in[Slot::dstates] = cotangent();
-        }
-        break;
-      case Slot::cells:
-        in[Slot::cells] = kept(out, form_.keeps_all_cells());
-        if (form_.keeps_all_cells()) {
-          in[Slot::dcells] = cotangent();
+        in[nth(Slot::states, k)] = kept(out, form_.keeps_all_of(k));
+        if (form_.keeps_all_of(k)) {
+          in[nth(Slot::dstates, k)] = cotangent();
         }
         break;
       case Slot::state:
-        in[Slot::dstate] = cotangent();
-        break;
-      case Slot::last_cell:
-        in[Slot::dlast_cell] = cotangent();
+        in[nth(Slot::dstate, k)] = cotangent();
         break;
       case Slot::saved:
         // What goes through it goes through the states too.
@@ -297,7 +285,8 @@ class Moved {
     // Where all slabs are shared, so are their tangents.
     bool shared = shape.slabs() == shape.shared;
     auto& of_state = shared ? of_input_ : of_state_;
-    switch (slot) {
+    auto [first, k] = parts_of(slot);
+    switch (first) {
       case Slot::x:
         d = linear_.with_input_factors(linear_.valid(d));
         if (auto Wxh = form_.inputs.find(primals_, Slot::Wxh)) {
@@ -306,6 +295,9 @@ class Moved {
         of_input_ = sum(of_input_, d, s_);
         break;
       case Slot::Whh:
+        if (shape.state_slabs() == 0) {
+          break;
+        }
         of_state = sum(of_state, matmul(linear_.seen(), d, {}, s_), s_);
         break;
       case Slot::Wxh:
@@ -316,17 +308,21 @@ class Moved {
         break;
       case Slot::bhn: {
         StateArrays slabs(shape.slabs());
-        slabs[0] = repeated_row(d, y_[0], s_);
+        for (int i = 0; i < shape.state_only; ++i) {
+          mx::array one = slab(d, i, shape.state_only, s_);
+          slabs[i] = repeated_row(one, y_[0], s_);
+        }
         of_state = sum(of_state, linear_.of_state(slabs), s_);
         break;
       }
+      case Slot::parameters:
+        linear_.add_parameters(source_, d);
+        break;
       case Slot::hidden:
-      case Slot::cell:
-        first_[slot == Slot::cell] = d;
+        first_[k] = d;
         break;
       case Slot::hidden0:
-      case Slot::cell0:
-        start_[slot == Slot::cell0] = d;
+        start_[k] = d;
         break;
       case Slot::leak: {
         mx::array dk = linear_.updated(repeated_row(d, y_[0], s_));
@@ -383,18 +379,15 @@ Arrays Recurrence::jvp(
   Arrays found;
   for (int i = 0; i < form_.outputs.size(); ++i) {
     Slot slot = form_.outputs.at(i);
-    switch (slot) {
+    auto [first, k] = parts_of(slot);
+    switch (first) {
       case Slot::states:
-      case Slot::cells:
         // Where only some are kept, nobody sees them or their tangents.
-        found.push_back(dy[slot == Slot::cells]);
+        found.push_back(dy[k]);
         break;
       case Slot::state:
-      case Slot::last_cell: {
-        int k = slot == Slot::last_cell;
         found.push_back(moved.last(dy[k], k));
         break;
-      }
       case Slot::saved: {
         // Nobody asks for theirs.
         StateArrays none(form_.shape().saved, filled(y[0], 0, s));

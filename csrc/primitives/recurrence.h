@@ -3,8 +3,8 @@
 #pragma once
 
 #include "kernels/cell.h"
+#include "primitives/cell_program.h"
 #include "primitives/course.h"
-#include "primitives/traced.h"
 
 namespace mlx_recurrent {
 
@@ -17,52 +17,43 @@ enum class RecurrenceSlot : int {
   Wxh,
   bias,
   bhn,
-  hidden,
-  cell, // the second state of a cell that has two
-  hidden0,
-  cell0,
-  leak,
-  leak_cell, // of the second state, for whose sake alone it is not learned
+  parameters, // of a cell that is a program, side by side
   key,
   lengths,
   reset,
   mask,
-  states, // those that are kept
-  cells,
-  dstates,
-  dcells,
-  state, // after the last step
-  last_cell,
-  dstate,
-  dlast_cell,
-  saved // for the derivative alone
+  // Of each state. Only that of an Elman cell has a leak that may be learned.
+  hidden,
+  hidden0 = hidden + kernels::kMostStates,
+  leak = hidden0 + kernels::kMostStates,
+  states = leak + kernels::kMostStates,  // those that are kept
+  state = states + kernels::kMostStates, // after the last step
+  dstates = state + kernels::kMostStates,
+  dstate = dstates + kernels::kMostStates,
+  saved = dstate + kernels::kMostStates // for the derivative alone
 };
+
+template <>
+inline constexpr size_t most_slots<RecurrenceSlot> =
+    static_cast<size_t>(RecurrenceSlot::saved) + 1;
 
 const SlotKind& kind_of(RecurrenceSlot slot);
 
-// What each of a cell's states has.
-struct StateSlots {
-  RecurrenceSlot hidden, hidden0, leak, states, dstates, state, dstate;
+// That of a state, from the first one's.
+constexpr RecurrenceSlot nth(RecurrenceSlot first, int state) {
+  return static_cast<RecurrenceSlot>(static_cast<int>(first) + state);
+}
+
+// A slot as that of the first state and the number of its own.
+struct SlotOfState {
+  RecurrenceSlot first;
+  int state = 0;
 };
-constexpr StateSlots state_slots[] = {
-    {RecurrenceSlot::hidden,
-     RecurrenceSlot::hidden0,
-     RecurrenceSlot::leak,
-     RecurrenceSlot::states,
-     RecurrenceSlot::dstates,
-     RecurrenceSlot::state,
-     RecurrenceSlot::dstate},
-    {RecurrenceSlot::cell,
-     RecurrenceSlot::cell0,
-     RecurrenceSlot::leak_cell,
-     RecurrenceSlot::cells,
-     RecurrenceSlot::dcells,
-     RecurrenceSlot::last_cell,
-     RecurrenceSlot::dlast_cell}};
+SlotOfState parts_of(RecurrenceSlot slot);
 
 // What a call returns: all states, the state after the last step, or the
-// outputs and that state. Of a cell with two states its outputs are the first,
-// and the second stands behind the first.
+// outputs and that state. Of a cell with several states its outputs are the
+// first, and the others stand behind it.
 enum class Returned : int { states, state, both };
 
 // Which states remain beside what is asked for: all, or every k-th and the
@@ -73,8 +64,9 @@ constexpr int checkpoint_square_root = -1;
 // What a recurrence computes, beside its arrays.
 struct RecurrenceForm {
   kernels::CellKind kind = kernels::CellKind::elman;
-  kernels::Activation activation;                   // of an Elman cell
-  std::shared_ptr<const Traced> function = nullptr; // where that is traced
+  kernels::Activation activation;                       // of an Elman cell
+  std::shared_ptr<const Traced> function = nullptr;     // where that is traced
+  std::shared_ptr<const CellProgram> program = nullptr; // a cell that is one
   CourseForm course;
   kernels::Probabilities probabilities{}; // a key is there where one is not 0
   int checkpoint_every = all_states;      // k, or one of the above
@@ -93,7 +85,7 @@ struct RecurrenceForm {
   bool operator==(const RecurrenceForm&) const = default;
 
   kernels::CellShape shape() const {
-    return kernels::shape_of(kind);
+    return program ? program->shape() : kernels::shape_of(kind);
   }
   double& probability(kernels::Drawn what) {
     return probabilities.of[static_cast<int>(what)];
@@ -101,8 +93,8 @@ struct RecurrenceForm {
   bool keeps_all_states() const {
     return checkpoint_every == all_states;
   }
-  bool keeps_all_cells() const {
-    return keeps_all_states() && cells_every == all_states;
+  bool keeps_all_of(int state) const {
+    return keeps_all_states() && (state == 0 || cells_every == all_states);
   }
   // x is z already; there is no Wxh and no bias.
   bool projected() const {

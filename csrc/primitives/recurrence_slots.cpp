@@ -11,6 +11,7 @@ namespace {
 using Slot = RecurrenceSlot;
 using kernels::BackwardArgs;
 using kernels::ForwardArgs;
+using kernels::kMostStates;
 using kernels::RecurrenceArgs;
 
 constexpr Lead sets = Lead::sets;
@@ -38,67 +39,60 @@ constexpr RecurrenceRow table[] = {
      .layer = &RecurrenceArgs::bias,
      .cotangent = &BackwardArgs::dbias},
     {.slot = Slot::bhn,
-     .kind = {"bhn", sets, {H}},
+     .kind = {"bhn", sets, {Size::state_only}},
      .layer = &RecurrenceArgs::bhn,
      .cotangent = &BackwardArgs::dbhn},
-    {.slot = Slot::hidden,
-     .kind = {"hidden", rows, {H}},
-     .layer = &RecurrenceArgs::hidden,
-     .cotangent = &BackwardArgs::dhidden},
-    {.slot = Slot::cell,
-     .kind = {"cell", rows, {H}},
-     .layer = &RecurrenceArgs::cell,
-     .cotangent = &BackwardArgs::dcell},
-    {.slot = Slot::hidden0,
-     .kind = {"hidden0", sets, {H}},
-     .layer = &RecurrenceArgs::hidden0,
-     .cotangent = &BackwardArgs::dhidden0},
-    {.slot = Slot::cell0,
-     .kind = {"cell0", sets, {H}},
-     .layer = &RecurrenceArgs::cell0,
-     .cotangent = &BackwardArgs::dcell0},
-    {.slot = Slot::leak,
-     .kind = {"leak", sets, {H}},
-     .layer = &RecurrenceArgs::leak,
-     .cotangent = &BackwardArgs::dleak},
-    {.slot = Slot::leak_cell,
-     .kind = {"leak_cell", sets, {H}, Holds::constants},
-     .layer = &RecurrenceArgs::leak_cell},
+    {.slot = Slot::parameters,
+     .kind = {"parameters", sets, {Size::parameters}},
+     .layer = &RecurrenceArgs::parameters,
+     .cotangent = &BackwardArgs::dparameters},
     {.slot = Slot::key, .kind = {"key", sets, {Size::two}, Holds::words}},
     {.slot = Slot::lengths, .kind = lengths_kind},
     {.slot = Slot::reset, .kind = reset_kind},
     {.slot = Slot::mask, .kind = {"mask", rows, {L}, Holds::flags}},
+    {.slot = Slot::hidden,
+     .kind = {"hidden", rows, {H}},
+     .layer = &RecurrenceArgs::hidden,
+     .cotangent = &BackwardArgs::dhidden},
+    {.slot = Slot::hidden0,
+     .kind = {"hidden0", sets, {H}},
+     .layer = &RecurrenceArgs::hidden0,
+     .cotangent = &BackwardArgs::dhidden0},
+    {.slot = Slot::leak,
+     .kind = {"leak", sets, {H}},
+     .layer = &RecurrenceArgs::leak,
+     .cotangent = &BackwardArgs::dleak},
     {.slot = Slot::states,
      .kind = {"states", rows, {Size::kept, H}},
      .backward = &BackwardArgs::states,
      .output = &ForwardArgs::states},
-    {.slot = Slot::cells,
-     .kind = {"cells", rows, {Size::kept_cells, H}},
-     .backward = &BackwardArgs::cells,
-     .output = &ForwardArgs::cells},
-    {.slot = Slot::dstates,
-     .kind = {"dstates", rows, {L, H}},
-     .backward = &BackwardArgs::dstates},
-    {.slot = Slot::dcells,
-     .kind = {"dcells", rows, {L, H}},
-     .backward = &BackwardArgs::dcells},
     {.slot = Slot::state,
      .kind = {"state", rows, {H}},
      .output = &ForwardArgs::state},
-    {.slot = Slot::last_cell,
-     .kind = {"last_cell", rows, {H}},
-     .output = &ForwardArgs::last_cell},
+    {.slot = Slot::dstates,
+     .kind = {"dstates", rows, {L, H}},
+     .backward = &BackwardArgs::dstates},
     {.slot = Slot::dstate,
      .kind = {"dstate", rows, {H}},
      .backward = &BackwardArgs::dstate},
-    {.slot = Slot::dlast_cell,
-     .kind = {"dlast_cell", rows, {H}},
-     .backward = &BackwardArgs::dlast_cell},
     {.slot = Slot::saved,
      .kind = {"saved", rows, {L, Size::saved}, Holds::computed_numbers},
      .backward = &BackwardArgs::saved,
      .output = &ForwardArgs::saved}};
-static_assert(in_order(table));
+
+// Of the others there is one for each state.
+constexpr int kOnce = static_cast<int>(Slot::hidden) + 1;
+
+constexpr bool is_complete() {
+  for (int i = 0; i < static_cast<int>(std::size(table)); ++i) {
+    int slot = i < kOnce ? i : kOnce - 1 + (i - kOnce + 1) * kMostStates;
+    if (static_cast<int>(table[i].slot) != slot) {
+      return false;
+    }
+  }
+  return true;
+}
+static_assert(is_complete());
 
 Shapes shapes_of_cell(
     const mx::array& x,
@@ -108,6 +102,8 @@ Shapes shapes_of_cell(
   Shapes shapes(x, sets, H);
   shapes.set(Size::input_slabs, cell.input_slabs() * H);
   shapes.set(Size::state_slabs, cell.state_slabs() * H);
+  shapes.set(Size::state_only, cell.state_only * H);
+  shapes.set(Size::parameters, cell.parameters * H);
   shapes.set(Size::saved, cell.saved * H);
   return shapes;
 }
@@ -126,12 +122,31 @@ void set_kept(RecurrenceArgs& args, const RecurrenceForm& form, int64_t L) {
 
 } // namespace
 
+SlotOfState parts_of(RecurrenceSlot slot) {
+  int behind = static_cast<int>(slot) - static_cast<int>(Slot::hidden);
+  if (behind < 0) {
+    return {slot, 0};
+  }
+  return {
+      nth(Slot::hidden, behind / kMostStates * kMostStates),
+      behind % kMostStates};
+}
+
 const RecurrenceRow& row_of(RecurrenceSlot slot) {
-  return table[static_cast<int>(slot)];
+  int behind = static_cast<int>(slot) - static_cast<int>(Slot::hidden);
+  return behind < 0 ? table[static_cast<int>(slot)]
+                    : table[kOnce - 1 + behind / kMostStates];
 }
 
 const SlotKind& kind_of(RecurrenceSlot slot) {
-  return row_of(slot).kind;
+  static constexpr SlotKind fixed{
+      "leak", Lead::sets, {Size::H}, Holds::constants};
+  static constexpr SlotKind others{
+      "states", Lead::rows, {Size::kept_cells, Size::H}};
+  auto [first, state] = parts_of(slot);
+  return state > 0 && first == Slot::leak  ? fixed
+      : state > 0 && first == Slot::states ? others
+                                           : row_of(slot).kind;
 }
 
 RecurrenceSizes sizes_of(const RecurrenceForm& form, const Arrays& inputs) {
@@ -224,10 +239,16 @@ std::vector<RecurrenceArgs> arguments(
     one.function = &form.function->function();
     one.derivative = &form.function->derivative();
   }
+  if (form.program) {
+    operands.hold(form.program);
+    one.programs = &form.program->programs();
+  }
   std::vector<RecurrenceArgs> all(sizes.sets, one);
   for (int i = 0; i < form.inputs.size(); ++i) {
-    const RecurrenceRow& row = row_of(form.inputs.at(i));
-    put(all, row.layer, row.kind, inputs[i], sizes.N, operands);
+    Slot slot = form.inputs.at(i);
+    const RecurrenceRow& row = row_of(slot);
+    int state = parts_of(slot).state;
+    put(all, row.layer, state, row.kind, inputs[i], sizes.N, operands);
   }
   const mx::array& x = form.inputs.in(inputs, Slot::x);
   std::vector<kernels::Course> runs = courses(

@@ -7,17 +7,28 @@
 
 namespace mlx_recurrent {
 
-// A slot, and where the kernels' arguments have its array.
+// A slot, or those of all states, and where the kernels' arguments have it.
 struct RecurrenceRow {
   RecurrenceSlot slot;
   SlotKind kind;
-  Place<kernels::RecurrenceArgs> layer;     // an input of the recurrence
-  Place<kernels::BackwardArgs> backward;    // one that its derivative adds
-  void* kernels::ForwardArgs::* output;     // of the recurrence
-  void* kernels::BackwardArgs::* cotangent; // what the derivative gives for it
+  Place<kernels::RecurrenceArgs> layer;    // an input of the recurrence
+  Place<kernels::BackwardArgs> backward;   // one that its derivative adds
+  Target<kernels::ForwardArgs> output;     // of the recurrence
+  Target<kernels::BackwardArgs> cotangent; // what the derivative gives for it
 };
 
 const RecurrenceRow& row_of(RecurrenceSlot slot);
+
+// Where the arguments have what is written of a slot.
+template <class Args>
+void*& target(Args& args, const Target<Args>& target, RecurrenceSlot slot) {
+  if (auto one = std::get_if<void* Args::*>(&target)) {
+    return args.**one;
+  }
+  using kernels::kMostStates;
+  auto all = std::get<void*(Args::*)[kMostStates]>(target);
+  return (args.*all)[parts_of(slot).state];
+}
 
 // The sets of weights, and what one call has of each operand.
 struct RecurrenceSizes {

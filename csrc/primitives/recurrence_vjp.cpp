@@ -52,15 +52,18 @@ void RecurrenceVJP::eval_cpu(const Arrays& inputs, Arrays& outputs) {
     kernels::BackwardArgs args{};
     args.layer = one;
     for (size_t k = 0; k < outputs.size(); ++k) {
-      args.*row_of(form_.wanted[k]).cotangent =
+      Slot slot = form_.wanted[k];
+      target(args, row_of(slot).cotangent, slot) =
           outputs[k].size() > 0 ? of_set(outputs[k], set, sizes.sets) : nullptr;
     }
     sets.push_back(args);
   }
   for (int i = layer.inputs.size(); i < form_.inputs.size(); ++i) {
-    const RecurrenceRow& row = row_of(form_.inputs.at(i));
-    if (row.slot != Slot::saved || !is_empty(inputs[i])) {
-      put(sets, row.backward, row.kind, inputs[i], sizes.N, *operands);
+    Slot slot = form_.inputs.at(i);
+    const RecurrenceRow& row = row_of(slot);
+    if (slot != Slot::saved || !is_empty(inputs[i])) {
+      int state = parts_of(slot).state;
+      put(sets, row.backward, state, row.kind, inputs[i], sizes.N, *operands);
     }
   }
   launch(
@@ -110,15 +113,16 @@ class Backpropagation {
         linear_(layer_, inputs, y_, stream),
         lambda_(linear_.scan(cotangents(), true)),
         delta_(linear_.to_slabs(lambda_)),
-        of_state_(linear_.of_state(delta_)),
-        of_input_(
+        of_input_(linear_.of_input(delta_)),
+        of_state_(
             layer.shape().slabs() == layer.shape().shared
-                ? of_state_
-                : linear_.of_input(delta_)) {
+                ? of_input_
+                : linear_.of_state(delta_)) {
   }
 
   mx::array gradient(Slot slot) {
-    switch (slot) {
+    auto [first, k] = parts_of(slot);
+    switch (first) {
       case Slot::x:
         // Zero where no step is taken, also for what stands there in its own
         // cotangent.
@@ -127,19 +131,23 @@ class Backpropagation {
                 ? of_input_
                 : matmul(of_input_, transposed(in(Slot::Wxh), s_), {}, s_)));
       case Slot::Whh:
-        return outer_sum(of_state_, linear_.seen(), sets_, s_);
+        return of_state_ ? outer_sum(*of_state_, linear_.seen(), sets_, s_)
+                         : mx::zeros_like(in(Slot::Whh), s_);
       case Slot::Wxh:
         return outer_sum(of_input_, linear_.input(), sets_, s_);
       case Slot::bias:
         return row_sum(of_input_, sets_, s_);
-      case Slot::bhn:
-        return row_sum(*delta_[0], sets_, s_);
+      case Slot::bhn: {
+        int state_only = layer_.shape().state_only;
+        StateArrays own(delta_.begin(), delta_.begin() + state_only);
+        return row_sum(linear_.side_by_side(std::move(own)), sets_, s_);
+      }
+      case Slot::parameters:
+        return linear_.to_parameters(lambda_, sets_);
       case Slot::hidden:
-      case Slot::cell:
-        return to_first(slot == Slot::cell);
-      case Slot::hidden0:
-      case Slot::cell0: {
-        mx::array d = passed_on(slot == Slot::cell0);
+        return to_first(k);
+      case Slot::hidden0: {
+        mx::array d = passed_on(k);
         return row_sum(only_places(d, Places::starts, course_, s_), sets_, s_);
       }
       case Slot::leak: {
@@ -158,12 +166,12 @@ class Backpropagation {
   }
 
   Arrays states() const {
-    if (!layer_.keeps_all_cells()) {
+    if (!layer_.keeps_all_of(1)) {
       return states_of(layer_, inputs_, s_);
     }
     Arrays all;
     for (int k = 0; k < layer_.shape().states; ++k) {
-      all.push_back(in(state_slots[k].states));
+      all.push_back(in(nth(Slot::states, k)));
     }
     return all;
   }
@@ -171,9 +179,9 @@ class Backpropagation {
   // Of each state; absent where there is none.
   StateArrays cotangents() const {
     StateArrays all;
-    for (size_t k = 0; k < y_.size(); ++k) {
-      auto c = slots_.find(inputs_, state_slots[k].dstates);
-      if (auto dstate = slots_.find(inputs_, state_slots[k].dstate)) {
+    for (int k = 0; k < static_cast<int>(y_.size()); ++k) {
+      auto c = slots_.find(inputs_, nth(Slot::dstates, k));
+      if (auto dstate = slots_.find(inputs_, nth(Slot::dstate, k))) {
         c = sum(c, only_at(*dstate, End::last, y_[k], course_, s_), s_);
       }
       all.push_back(c);
@@ -184,9 +192,9 @@ class Backpropagation {
   // To state k before each step.
   mx::array passed_on(int k) {
     std::optional<mx::array> total;
-    if (k == 0) {
+    if (k == 0 && of_state_) {
       mx::array by_Whh =
-          matmul(of_state_, transposed(in(Slot::Whh), s_), {}, s_);
+          matmul(*of_state_, transposed(in(Slot::Whh), s_), {}, s_);
       const auto& factors = linear_.seen_factors();
       total = factors ? gate(*factors, by_Whh, s_) : by_Whh;
     }
@@ -200,7 +208,7 @@ class Backpropagation {
 
   mx::array to_first(int k) {
     mx::array d = step_at(passed_on(k), End::first, {}, course_, s_);
-    if (auto dstate = slots_.find(inputs_, state_slots[k].dstate)) {
+    if (auto dstate = slots_.find(inputs_, nth(Slot::dstate, k))) {
       // Without steps the state is what it was at first.
       mx::array none = filled(y_[k], 0, s_);
       d = add(d, step_at(none, End::last, dstate, course_, s_), s_);
@@ -218,7 +226,8 @@ class Backpropagation {
   Linearisation linear_;
   Arrays lambda_;
   StateArrays delta_; // of each slab
-  mx::array of_state_, of_input_;
+  mx::array of_input_;
+  std::optional<mx::array> of_state_; // absent where Whh has no rows
 };
 
 } // namespace

@@ -34,6 +34,8 @@ enum class Size : int {
   two,
   input_slabs,
   state_slabs,
+  state_only,
+  parameters,
   saved
 };
 
@@ -84,7 +86,16 @@ using Place = std::variant<
     std::monostate,
     kernels::Sequence Args::*,
     kernels::Matrix Args::*,
-    kernels::Vector Args::*>;
+    kernels::Vector Args::*,
+    kernels::Sequence (Args::*)[kernels::kMostStates],
+    kernels::Vector (Args::*)[kernels::kMostStates]>;
+
+// The same of what is written: of all states, or one.
+template <class Args>
+using Target = std::variant<
+    std::monostate,
+    void* Args::*,
+    void* (Args::*)[kernels::kMostStates]>;
 
 // How many slots an enum may have; at most 64.
 template <class Slot>
@@ -217,7 +228,11 @@ class Shapes {
     set(Size::D, like.shape(-1));
     set(Size::two, 2);
     for (Size size :
-         {Size::H, Size::input_slabs, Size::state_slabs, Size::saved}) {
+         {Size::H,
+          Size::input_slabs,
+          Size::state_slabs,
+          Size::state_only,
+          Size::saved}) {
       set(size, H);
     }
   }
@@ -261,28 +276,45 @@ std::vector<bool> are_of_rows(const Slots<Slot>& slots) {
   return all;
 }
 
-// Puts an array where the arguments of each set of N rows have it.
+// Puts an array where the arguments of each set of N rows have it, of a state
+// where each has one.
 template <class Args>
 void put(
     std::vector<Args>& sets,
     const Place<Args>& place,
+    int state,
     const SlotKind& kind,
     const mx::array& a,
     int64_t N,
     Operands& operands) {
-  auto each = [&](auto member, auto of_one) {
+  auto each = [&](auto at, auto of_one) {
     for (size_t i = 0; i < sets.size(); ++i) {
-      sets[i].*member = of_one(static_cast<int64_t>(i));
+      at(sets[i]) = of_one(static_cast<int64_t>(i));
     }
   };
-  if (auto member = std::get_if<kernels::Sequence Args::*>(&place)) {
+  auto put_rows = [&](auto at) {
     kernels::Sequence all =
         kind.axes() == 2 ? operands.sequence(a) : operands.rows(a);
-    each(*member, [&](int64_t i) { return of_set(all, i, N); });
-  } else if (auto member = std::get_if<kernels::Matrix Args::*>(&place)) {
-    each(*member, [&](int64_t i) { return Operands::matrix(a, i); });
-  } else if (auto member = std::get_if<kernels::Vector Args::*>(&place)) {
-    each(*member, [&](int64_t i) { return Operands::vector(a, i); });
+    each(at, [&](int64_t i) { return of_set(all, i, N); });
+  };
+  auto put_vector = [&](auto at) {
+    each(at, [&](int64_t i) { return Operands::vector(a, i); });
+  };
+  using kernels::kMostStates;
+  if (auto one = std::get_if<kernels::Sequence Args::*>(&place)) {
+    put_rows([&](Args& args) -> auto& { return args.**one; });
+  } else if (auto one = std::get_if<kernels::Matrix Args::*>(&place)) {
+    each(
+        [&](Args& args) -> auto& { return args.**one; },
+        [&](int64_t i) { return Operands::matrix(a, i); });
+  } else if (auto one = std::get_if<kernels::Vector Args::*>(&place)) {
+    put_vector([&](Args& args) -> auto& { return args.**one; });
+  } else if (
+      auto all = std::get_if<kernels::Sequence(Args::*)[kMostStates]>(&place)) {
+    put_rows([&](Args& args) -> auto& { return (args.**all)[state]; });
+  } else if (
+      auto all = std::get_if<kernels::Vector(Args::*)[kMostStates]>(&place)) {
+    put_vector([&](Args& args) -> auto& { return (args.**all)[state]; });
   }
 }
 

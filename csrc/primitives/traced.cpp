@@ -91,55 +91,82 @@ std::shared_ptr<Traced> Traced::known(
   return recent().find({expression, dtype.val()});
 }
 
-Traced::Traced(const Expression& expression, mx::Dtype dtype)
-    : expression_(expression.simplified(dtype)),
-      dtype_(dtype),
-      function_(expression_, 1) {
-}
-
-// By MLX's own rules for the operations of f.
-const Expression& Traced::pulled_back() const {
-  std::lock_guard lock(mutex_);
-  if (pulled_back_) {
-    return *pulled_back_;
-  }
+Expression gradients(
+    const Expression& function,
+    int arguments,
+    const std::vector<int>& results,
+    mx::Dtype dtype) {
   // Placeholders: two places, so that no shape is taken for a number's. The
-  // gradient is one of what the function was given, not of the first of them.
-  mx::array c = mx::zeros({2}, dtype_);
+  // gradients are of what the function was given, not of the first of them.
+  std::vector<mx::array> at(arguments, mx::array(0));
+  std::vector<mx::array> cotangents;
+  for (mx::array& a : at) {
+    a = mx::zeros({2}, dtype);
+  }
+  for (size_t i = 0; i < results.size(); ++i) {
+    cotangents.push_back(mx::zeros({2}, dtype));
+  }
   std::vector<mx::array> given;
-  auto gradient = mx::vjp(
+  auto found = mx::vjp(
       [&](const std::vector<mx::array>& in) {
         given = in;
-        return std::vector<mx::array>{expression_.replay(in)};
+        std::vector<mx::array> all = function.replay(in);
+        std::vector<mx::array> wanted;
+        for (int result : results) {
+          wanted.push_back(all[result]);
+        }
+        return wanted;
       },
-      {mx::zeros({2}, dtype_)},
-      {c});
-  Reading reading = read(gradient.second[0], {given[0], c}, kMostOfDerivative);
+      at,
+      cotangents);
+  given.insert(given.end(), cotangents.begin(), cotangents.end());
+  Reading reading = read(found.second, given, kMostOfDerivative);
   if (!reading.obstacle.empty()) {
     throw std::invalid_argument("has a derivative that " + reading.obstacle);
   }
-  pulled_back_ = reading.expression.simplified_derivative(expression_, dtype_);
-  return *pulled_back_;
+  return reading.expression.simplified_derivative(function, dtype);
+}
+
+Traced::Traced(const Expression& expression, mx::Dtype dtype, int arguments)
+    : expression_(expression.simplified(dtype)),
+      dtype_(dtype),
+      arguments_(arguments),
+      function_(expression_, arguments),
+      pulled_back_(arguments),
+      slopes_(arguments) {
+}
+
+const Expression& Traced::pulled_back(int argument) const {
+  std::lock_guard lock(mutex_);
+  if (!pulled_back_[argument]) {
+    Expression all = gradients(expression_, arguments_, {0}, dtype_);
+    for (int i = 0; i < arguments_; ++i) {
+      pulled_back_[i] = all.only(i, dtype_);
+    }
+  }
+  return *pulled_back_[argument];
 }
 
 const kernels::Program& Traced::derivative() const {
   std::lock_guard lock(mutex_);
   if (!derivative_) {
-    derivative_ = std::make_unique<CompiledExpression>(pulled_back(), 2);
+    derivative_ = std::make_unique<CompiledExpression>(pulled_back(0), 2);
   }
   return derivative_->program();
 }
 
-std::shared_ptr<const Traced> Traced::slope() const {
+std::shared_ptr<const Traced> Traced::slope(int argument) const {
   std::lock_guard lock(mutex_);
-  if (!slope_) {
+  auto& slope = slopes_[argument];
+  if (!slope) {
     try {
-      slope_ = std::make_shared<Traced>(pulled_back().at_one(dtype_), dtype_);
+      slope = std::make_shared<Traced>(
+          pulled_back(argument).at_one(arguments_, dtype_), dtype_, arguments_);
     } catch (const std::invalid_argument&) {
       return nullptr;
     }
   }
-  return slope_;
+  return slope;
 }
 
 } // namespace mlx_recurrent

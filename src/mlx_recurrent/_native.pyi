@@ -19,6 +19,16 @@ class Traced:
     verdict: bool | None
     """Whether the kernels were found to compute what MLX does; ``None`` before."""
 
+class CellProgram:
+    """A declared cell as the kernels run it."""
+
+    @property
+    def operations(self) -> list[str]:
+        """The names of its operations, in order."""
+
+    def is_of(self, results: Sequence[mx.array], arguments: Sequence[mx.array]) -> bool:
+        """Return whether another call made the same of its arguments."""
+
 class Reading:
     """What one call of a callable did, by its graph."""
 
@@ -43,8 +53,8 @@ class Stream:
     """A layer outside the graph: its packed weights and its state, of NumPy arrays.
 
     Weights are evaluated arrays of one floating dtype; ``dtype`` is that of the arrays,
-    float32 for bfloat16. ``leak``, ``hidden0`` and ``cell0`` are some of them,
-    ``(H,)``. All are copied.
+    float32 for bfloat16. There is a leak and a start of each state, ``(H,)`` or
+    ``None``. All are copied.
     """
 
     def __init__(
@@ -53,12 +63,11 @@ class Stream:
         Wxh: mx.array,
         bias: mx.array | None,
         Whh: mx.array,
-        bhn: mx.array | None = None,
-        leak: np.ndarray | None,
-        leak_cell: np.ndarray | None = None,
-        hidden0: np.ndarray | None,
-        cell0: np.ndarray | None = None,
-        cell: str | Traced,
+        bhn: mx.array | None,
+        parameters: mx.array | None,
+        leaks: Sequence[np.ndarray | None],
+        starts: Sequence[np.ndarray | None],
+        cell: str | Traced | CellProgram,
         lead: Sequence[int],
         dtype: np.dtype,
     ) -> None: ...
@@ -72,9 +81,9 @@ class Stream:
         """
 
     def state(self) -> Any:
-        """Return a copy of the state, ``(lead..., H)``, or of the two of an LSTM."""
+        """Return a copy of the state, ``(lead..., H)``, or of several, a tuple."""
 
-    def reset(self, hidden: np.ndarray | None, cell: np.ndarray | None = None) -> None:
+    def reset(self, *states: np.ndarray | None) -> None:
         """Set the states: contiguous arrays of the state's shape and dtype."""
 
     def keep(self) -> None:
@@ -85,6 +94,23 @@ class Stream:
 
 def read(result: mx.array, argument: mx.array) -> Reading:
     """Read the graph between a callable's argument and its result."""
+
+def trace_cell(
+    results: Sequence[mx.array],
+    arguments: Sequence[mx.array],
+    *,
+    state_only: int,
+    shared: int,
+    input_only: int,
+    parameters: int,
+) -> CellProgram | str:
+    """Return what the kernels run of a cell's function, or why they cannot.
+
+    Args:
+        results (tuple(array)): The states that it made, which are not computed.
+        arguments (list(array)): Of these: pre-activations of the state alone, of both
+            and of the input alone, so many of each, states and parameters.
+    """
 
 def graph_of(
     results: Sequence[mx.array], arguments: Sequence[mx.array]
@@ -153,16 +179,17 @@ def linear_scan(
 
 def recurrence(
     operands: Operands,
-    cell: str | Traced,
+    cell: str | Traced | CellProgram,
     options: BoundOptions | None,
     return_state: bool | Literal["only"],
     stream: _Stream,
 ) -> Any:
     """Return the states of a recurrence.
 
-    ``cell`` is an Elman cell's activation, ``"gru"`` or ``"lstm"``, whose operands have
-    ``bhn``, or ``cell``, too, and its options ``cell0`` and ``zoneout_cell``. All of an
-    LSTM's cell states stand behind the states, the last behind the state.
+    ``cell`` is an Elman cell's activation, ``"gru"``, ``"lstm"`` or a declared cell.
+    ``states`` of the operands, and of the options ``starts``, ``leaks`` and
+    ``zoneouts``, have an entry for each state. The other states of every step stand
+    behind the first, and so do the last ones.
 
     ``x`` is ``(..., L, D)``, or ``(..., L, H)`` and already projected where ``Wxh``
     is ``None``. The states are ``(..., L, H)``; the state after the last step, ``(...,
@@ -213,7 +240,12 @@ def two_steps(first: mx.array, last: mx.array, stream: _Stream) -> mx.array:
     """Return two arrays ``(..., H)`` as a sequence ``(..., 2, H)``."""
 
 def partition(
-    N: int, L: int, D: int, H: int, dtype: mx.Dtype, cell: str = "tanh"
+    N: int,
+    L: int,
+    D: int,
+    H: int,
+    dtype: mx.Dtype,
+    cell: str | Traced | CellProgram = "tanh",
 ) -> _Partition:
     """Return how the kernels divide a call of these shapes, and which of its products
     go through a BLAS.

@@ -111,7 +111,9 @@ class OfOneLayer:
             fixed |= {state: choose(state, [True, False]) for state in states}
             given = any(fixed[state] for state in states)
             fixed["lead"] = choose("lead", [(), (1,), (3,), (2, 2)]) if given else ()
-        self.path = choose("path", list(CELLS[of].paths))
+        # Declared cells have calls of their own.
+        paths = [path for path in CELLS[of].paths if path != "declared"]
+        self.path = choose("path", paths)
         self.problem = problem = Problem(choose, rng, of=of, **fixed)
         arrays = problem.arrays
         if name == "scan":

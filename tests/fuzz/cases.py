@@ -5,12 +5,12 @@ from itertools import count
 import mlx.core as mx
 import numpy as np
 
-from fuzz import calls, interchange, misuse, models, operators, stacks
+from fuzz import calls, declared, interchange, misuse, models, operators, stacks
 from fuzz.choices import Choices
 
 _PARTS = (interchange, models, operators, misuse)
 OF_FRAMEWORKS = {name: kind for of in _PARTS for name, kind in of.KINDS.items()}
-_RIGHT = calls.KINDS | stacks.KINDS
+_RIGHT = calls.KINDS | stacks.KINDS | declared.KINDS
 OURS = {**_RIGHT, "misuse": misuse.Misuse}
 CALLS = OURS | OF_FRAMEWORKS
 # What cannot be called here, and the package that it needs.

@@ -130,6 +130,8 @@ CORPUS = [
         "argument 0": "lengths",
         "value 0": "np.full(lead, 1, object)",
     },
+    # A declared cell whose states do not depend on Wh, or not on Wx.
+    {"call": "Recurrent", "seed": 1532649209, "hidden_gates": 1, "derivatives": True},
     # nanobind's words for None, which the plain call did not expect.
     {"call": "misuse", "seed": 0, "argument 0": "return_state", "value 0": "None"},
 ]

@@ -37,6 +37,7 @@ const std::vector<Field>& fields() {
       {"D", &Case::D, {}},
       {"H", &Case::H, {}},
       {"kind", &Case::kind, {"elman", "gru", "lstm"}},
+      {"as_program", &Case::as_program, {}},
       {"activation",
        &Case::activation,
        {"tanh", "relu", "sigmoid", "identity", "traced"}},
@@ -117,6 +118,12 @@ bool parse_value(const Field& field, const std::string& text, int64_t& value) {
 // What one kind of cell has and another has not.
 void Case::settle_cell() {
   bool lstm = of_kind() == CellKind::lstm;
+  // A program rounds no state on the way.
+  bool whole = type == static_cast<int64_t>(Type::float32) ||
+      type == static_cast<int64_t>(Type::float64);
+  if (of_kind() == CellKind::elman || !whole) {
+    as_program = 0;
+  }
   if (of_kind() != CellKind::elman) {
     activation = projected = leak = 0;
   }
@@ -158,7 +165,7 @@ void Case::settle() {
     }
   }
   if (of_mask && drawn != static_cast<int64_t>(Drawn::zoneout) &&
-      drawn != static_cast<int64_t>(Drawn::zoneout_cell)) {
+      drawn != static_cast<int64_t>(Drawn::zoneout_of_second)) {
     L = 1; // a dropout is the same at every step
   }
   if (!layer && !scan) {

@@ -65,6 +65,7 @@ struct Case {
   int64_t type = 0;
   int64_t N = 3, L = 5, D = 6, H = 8; // matrix products: D is K, H is M
   int64_t kind = 0;                   // of the cell
+  int64_t as_program = 0;             // whether that is told as one
   int64_t activation = 0;
   int64_t program = 0; // of a traced activation
   int64_t projected = 0;

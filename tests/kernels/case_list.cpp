@@ -151,6 +151,7 @@ void draw_cell(Case& c, int64_t kind, Choices& random) {
   c.last_cell = random.whole(0, 1);
   c.dcells = random.whole(0, 1);
   c.cells = random.whole(0, 3) > 0;
+  c.as_program = (c.last_cell + c.dcells + c.bhn) % 2;
   if (c.wanted != want_every) {
     c.wanted |= want_dbhn * random.whole(0, 7);
   }
@@ -189,7 +190,7 @@ Case any_case(Choices& random) {
   draw_cell(c, random.whole(0, kKinds - 1), random);
   c.mask = random.whole(0, 3) == 1;
   if (c.which() == Entry::mask && random.whole(0, 3) == 1) {
-    c.drawn = static_cast<int64_t>(Drawn::zoneout_cell);
+    c.drawn = static_cast<int64_t>(Drawn::zoneout_of_second);
   }
   fit(c);
   c.settle();
@@ -217,7 +218,7 @@ std::vector<Case> listed_cases() {
     c.type = type;
     draw_cell(c, kind, random);
     if (c.which() == Entry::mask && c.seed % 4 == 0) {
-      c.drawn = static_cast<int64_t>(Drawn::zoneout_cell);
+      c.drawn = static_cast<int64_t>(Drawn::zoneout_of_second);
     }
     c.mask = c.seed % 6 == 0;
     return c;

@@ -242,6 +242,7 @@ const Cell& cell_of(CellKind kind) {
   static const Cell gru = {3, 1, 4, true, gru_step, gru_pull};
   static const Cell lstm = {4, 2, 4, false, lstm_step, lstm_pull};
   switch (kind) {
+    case CellKind::program: // which is told what to do
     case CellKind::elman:
       return elman;
     case CellKind::gru:

@@ -250,7 +250,7 @@ void Check::pointwise() {
   const void* inputs[2] = {a.vector().data, cotangent.vector().data};
   for (const Program* program : {&function_, &derivative_}) {
     Output out(type_, count), alone(type_, count);
-    PointwiseArgs args = {count, program, {inputs[0], inputs[1]}, out.data()};
+    PointwiseArgs args = {count, program, inputs, out.data()};
     run_kernel(kernels_.pointwise, args, partition_, members());
     compare(
         "out",
@@ -278,7 +278,7 @@ void Check::mask() {
   for (int64_t n = 0; n < c_.N; ++n) {
     for (int64_t t = 0; t < c_.L; ++t) {
       auto right = what == Drawn::zoneout ? chances.updates(n, t, c_.H)
-          : what == Drawn::zoneout_cell
+          : what == Drawn::zoneout_of_second
           ? chances.updates(n, t, c_.H, 1)
           : chances.factors(what, n, c_.H, compute_type());
       for (int64_t j = 0; j < c_.H; ++j) {

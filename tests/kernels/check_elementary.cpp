@@ -36,7 +36,7 @@ std::vector<double> activated(
   g.Whh = Whh.matrix();
   call(
       table.types[static_cast<int>(type)].forward,
-      ForwardArgs{g, out.data(), nullptr},
+      ForwardArgs{g, {out.data()}, {}},
       Partition{Split::none, 1, 1},
       1);
   return out.values();

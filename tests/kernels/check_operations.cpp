@@ -115,7 +115,7 @@ Values computed(
   int64_t count = static_cast<int64_t>(inputs[0].size());
   std::vector<Operand> operands;
   operands.reserve(inputs.size());
-  PointwiseArgs args = {count, &program, {}, nullptr};
+  std::vector<const void*> given;
   for (size_t k = 0; k < inputs.size(); ++k) {
     operands.emplace_back(
         type,
@@ -123,10 +123,10 @@ Values computed(
         inputs[k],
         Layout::contiguous,
         random);
-    args.inputs[k] = operands[k].vector().data;
+    given.push_back(operands[k].vector().data);
   }
   Output out(type, count);
-  args.out = out.data();
+  PointwiseArgs args = {count, &program, given.data(), out.data()};
   call(
       table.types[static_cast<int>(type)].pointwise,
       args,
@@ -281,7 +281,8 @@ void check_operation(
       0,
       static_cast<int16_t>(one ? 0 : 1),
       0};
-  Program program = {&code, 1, nullptr, 0, one ? 1 : 2, 1, one ? 1 : 2};
+  const int32_t result = one ? 1 : 2;
+  Program program = {&code, 1, nullptr, 0, result, 1, &result, 1};
   Values got = computed(table, type, program, inputs);
   bool half = format(type).bytes == 2;
   double allowed = half && operation.ulps > 0 ? kHalfUlps : operation.ulps;
@@ -338,7 +339,8 @@ void check_select(
     const std::vector<Values>& inputs,
     std::vector<std::string>& faults) {
   Instruction code = {Op::select, 3, 0, 1, 2};
-  Program program = {&code, 1, &constant, 1, 2, 1, 3};
+  const int32_t result = 3;
+  Program program = {&code, 1, &constant, 1, 2, 1, &result, 1};
   Values got = computed(table, type, program, inputs);
   for (size_t i = 0; i < got.size(); ++i) {
     double x = inputs[0][i], y = inputs[1][i];

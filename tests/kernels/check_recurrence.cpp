@@ -1,5 +1,6 @@
 // The recurrence and its derivative.
 
+#include "cell_programs.h"
 #include "check_case.h"
 
 namespace kernel_tests {
@@ -44,20 +45,21 @@ Check::Operands Check::layer() {
           c_.L,
           c_.D,
           c_.H,
-          c_.of_kind(),
+          c_.as_program ? CellKind::program : c_.of_kind(),
           activation,
           c_.projected != 0,
+          c_.as_program ? &cell_programs(c_.of_kind()) : nullptr,
           x.sequence(),
           c_.projected ? kNoMatrix : Wxh.matrix(),
           c_.bias ? bias.vector() : kNoVector,
           Whh.matrix(),
           bhn ? bhn->vector() : kNoVector,
-          c_.hidden ? hidden.sequence() : kNoSequence,
-          first_cell ? first_cell->sequence() : kNoSequence,
-          c_.hidden0 ? hidden0.vector() : kNoVector,
-          cell0 ? cell0->vector() : kNoVector,
-          c_.leak ? leak.vector() : kNoVector,
           kNoVector,
+          {c_.hidden ? hidden.sequence() : kNoSequence,
+           first_cell ? first_cell->sequence() : kNoSequence},
+          {c_.hidden0 ? hidden0.vector() : kNoVector,
+           cell0 ? cell0->vector() : kNoVector},
+          {c_.leak ? leak.vector() : kNoVector},
           c_.mask ? mask(runs_) : kNoSequence,
           course(runs_),
           draws_.draws(),
@@ -100,8 +102,8 @@ Check::Left Check::room(int64_t kept, int64_t kept_cells) const {
 
 // Of all states; the last ones are not wanted.
 ForwardArgs Check::forward_args(const Operands& o, const Left& left) const {
-  ForwardArgs args = {o.args, left.states.data(), nullptr};
-  args.cells = has_cells() ? left.cells.data() : nullptr;
+  ForwardArgs args = {o.args, {left.states.data()}, {}};
+  args.states[1] = has_cells() ? left.cells.data() : nullptr;
   args.saved = keeps_saved() ? left.saved.data() : nullptr;
   return args;
 }
@@ -201,7 +203,7 @@ void Check::forward() {
   if (has_cells()) {
     compare("cells", all.cells, right.states[1]);
   }
-  if (c_.kind && keeps_saved()) {
+  if (c_.kind && keeps_saved() && !c_.as_program) {
     compare("saved", all.saved, right.saved, unsaved());
   }
 
@@ -210,10 +212,9 @@ void Check::forward() {
   o.args.cells_every = c_.cells_every;
   Left some = room(kept(0), kept(1));
   ForwardArgs args = forward_args(o, some);
-  args.state = c_.state ? some.last.data() : nullptr;
-  args.cells = c_.cells ? args.cells : nullptr;
-  args.last_cell =
-      has_cells() && c_.last_cell ? some.last_cell.data() : nullptr;
+  args.state[0] = c_.state ? some.last.data() : nullptr;
+  args.states[1] = c_.cells ? args.states[1] : nullptr;
+  args.state[1] = has_cells() && c_.last_cell ? some.last_cell.data() : nullptr;
   run_kernel(kernels_.forward, args, partition_, members());
   expect(some.saved.intact(), "memory around what is saved was changed");
   expect(
@@ -226,10 +227,10 @@ void Check::forward() {
   if (c_.state) {
     check_last(o.layer.first[0], all.states, some.last);
   }
-  if (args.cells) {
+  if (args.states[1]) {
     check_kept(all.cells, some.cells, 1);
   }
-  if (args.last_cell) {
+  if (args.state[1]) {
     check_last(o.layer.first[1], all.cells, some.last_cell);
   }
 
@@ -321,9 +322,9 @@ void Check::backward() {
 
   BackwardArgs args = {};
   args.layer = o.args;
-  args.states = kept_states.sequence();
-  args.dstates = c_.dstates ? of_states.sequence() : kNoSequence;
-  args.dstate = c_.state ? of_last.sequence() : kNoSequence;
+  args.states[0] = kept_states.sequence();
+  args.dstates[0] = c_.dstates ? of_states.sequence() : kNoSequence;
+  args.dstate[0] = c_.state ? of_last.sequence() : kNoSequence;
   Cotangents cotangents = {
       {c_.dstates ? of_states.values().data() : nullptr},
       {c_.state ? of_last.values().data() : nullptr}};
@@ -331,13 +332,13 @@ void Check::backward() {
     Operand& of_cells = draw({c_.N, c_.L, c_.H}, size());
     poison_padding(of_cells, c_.H);
     const Operand& of_last_cell = draw({c_.N, 1, c_.H}, size());
-    args.cells = kept_of(all.cells, 1).sequence();
+    args.states[1] = kept_of(all.cells, 1).sequence();
     if (c_.dcells) {
-      args.dcells = of_cells.sequence();
+      args.dstates[1] = of_cells.sequence();
       cotangents.states[1] = of_cells.values().data();
     }
     if (c_.last_cell) {
-      args.dlast_cell = of_last_cell.sequence();
+      args.dstate[1] = of_last_cell.sequence();
       cotangents.last[1] = of_last_cell.values().data();
     }
   }
@@ -359,32 +360,26 @@ void Check::backward() {
     Wanted bit;
     bool possible;
     const char* name;
-    void* BackwardArgs::* place;
+    void*& (*place)(BackwardArgs& args);
     const Numbers& expected;
   };
+#define AT(member) [](BackwardArgs& args) -> void*& { return args.member; }
   const Result results[] = {
-      {want_dx, true, "dx", &BackwardArgs::dx, d.dx},
-      {want_dWxh, !c_.projected, "dWxh", &BackwardArgs::dWxh, d.dWxh},
-      {want_dbias, c_.bias != 0, "dbias", &BackwardArgs::dbias, d.dbias},
-      {want_dWhh, true, "dWhh", &BackwardArgs::dWhh, d.dWhh},
-      {want_dbhn, c_.bhn != 0, "dbhn", &BackwardArgs::dbhn, d.dbhn},
-      {want_dhidden,
-       c_.hidden != 0,
-       "dhidden",
-       &BackwardArgs::dhidden,
-       d.dfirst[0]},
-      {want_dcell, c_.cell != 0, "dcell", &BackwardArgs::dcell, d.dfirst[1]},
+      {want_dx, true, "dx", AT(dx), d.dx},
+      {want_dWxh, !c_.projected, "dWxh", AT(dWxh), d.dWxh},
+      {want_dbias, c_.bias != 0, "dbias", AT(dbias), d.dbias},
+      {want_dWhh, true, "dWhh", AT(dWhh), d.dWhh},
+      {want_dbhn, c_.bhn != 0, "dbhn", AT(dbhn), d.dbhn},
+      {want_dhidden, c_.hidden != 0, "dhidden", AT(dhidden[0]), d.dfirst[0]},
+      {want_dcell, c_.cell != 0, "dcell", AT(dhidden[1]), d.dfirst[1]},
       {want_dhidden0,
        c_.hidden0 != 0,
        "dhidden0",
-       &BackwardArgs::dhidden0,
+       AT(dhidden0[0]),
        d.dstarts[0]},
-      {want_dcell0,
-       c_.cell0 != 0,
-       "dcell0",
-       &BackwardArgs::dcell0,
-       d.dstarts[1]},
-      {want_dleak, c_.leak != 0, "dleak", &BackwardArgs::dleak, d.dleak}};
+      {want_dcell0, c_.cell0 != 0, "dcell0", AT(dhidden0[1]), d.dstarts[1]},
+      {want_dleak, c_.leak != 0, "dleak", AT(dleak), d.dleak}};
+#undef AT
 
   BackwardArgs alone = args;
   std::vector<std::unique_ptr<Output>> outputs, outputs_alone;
@@ -393,10 +388,10 @@ void Check::backward() {
     outputs.push_back(std::make_unique<Output>(type_, count));
     outputs_alone.push_back(std::make_unique<Output>(type_, count));
     if (r.possible && (c_.wanted & r.bit)) {
-      args.*r.place = outputs.back()->data();
+      r.place(args) = outputs.back()->data();
     }
     if (r.possible) {
-      alone.*r.place = outputs_alone.back()->data();
+      r.place(alone) = outputs_alone.back()->data();
     }
   }
   run_kernel(kernels_.backward, args, partition_, members());

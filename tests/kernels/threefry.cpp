@@ -78,7 +78,7 @@ bool Chances::hit(
 }
 
 bool Chances::keeps(int64_t n, int64_t t, int64_t j, int state) const {
-  Drawn what = state == 0 ? Drawn::zoneout : Drawn::zoneout_cell;
+  Drawn what = mlx_recurrent::kernels::zoneout_of(state);
   double probability = state == 0 ? zoneout : zoneout_cell;
   return probability > 0 && hit(what, probability, n, t, j);
 }

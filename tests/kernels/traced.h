@@ -28,7 +28,8 @@ struct OwnedProgram {
         static_cast<int32_t>(constants.size()),
         inputs,
         slots,
-        result};
+        &result,
+        1};
   }
 };
 

@@ -16,6 +16,7 @@ from .cells import GRU as GRU
 from .cells import LSTM as LSTM
 from .cells import Elman as Elman
 from .declared import DECLARED as DECLARED
+from .declared import Declared as Declared
 from .differences import complex_step as complex_step
 from .differences import finite_difference as finite_difference
 from .differences import gradient as gradient

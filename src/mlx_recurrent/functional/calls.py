@@ -146,8 +146,11 @@ def judge_declared(
     call = judge(
         sequence, Wh, states, choice, arguments, hidden_bias, stream, parameters
     )
-    examine(cell, call.dtype, sequence.H)
-    return call
+    found = examine(cell, call.dtype, sequence.H)
+    bias, rows = sequence.bias, (cell.input_rows * sequence.H,)
+    if bias is not None and bias.shape != rows:
+        found = f"has a bias {bias.shape} that is not {rows}"
+    return call._replace(choice=choice.after_examining(cell, found))
 
 
 def _judge_elman(

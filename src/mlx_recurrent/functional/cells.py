@@ -6,6 +6,8 @@ from typing import Any, TypeAlias
 
 import mlx.core as mx
 
+from mlx_recurrent import _native
+
 # The states of a cell, each ``(..., H)``. ``None`` is zero, and makes no product.
 States: TypeAlias = tuple[mx.array | None, ...]
 # What a learned vector starts from: a number, or a function of the shape.
@@ -84,12 +86,15 @@ class DeclaredCell(Cell):
     Args:
         function (callable): The function of one step.
         initial (dict): What the parameters start from, by name.
-        seen (set): The dtypes for which the function was looked at.
+        found (dict): What looking at the function for a dtype and a number of units
+            gave: what the kernels run, or why they cannot.
     """
 
     function: Callable[..., Any]
     initial: Mapping[str, Start]
-    seen: set[mx.Dtype] = field(default_factory=set)
+    found: "dict[tuple[mx.Dtype, int], _native.CellProgram | str]" = field(
+        default_factory=dict
+    )
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         """Call the function."""

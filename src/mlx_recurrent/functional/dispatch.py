@@ -30,17 +30,18 @@ class Choice:
     """The path of a call.
 
     Args:
-        activation (str or Traced, optional): The kernel's name for the nonlinearity or
-            the cell, or what the kernel was told of a nonlinearity. ``None`` means the
-            composed path.
+        activation (str or Traced or CellProgram, optional): The kernel's name for the
+            nonlinearity or the cell, or what the kernel was told of a nonlinearity or
+            of a declared cell. ``None`` means the composed path.
         nonlinearity (callable, optional): What the composed path calls. ``None`` where
             the cell says it.
         obstacle (str): Why no kernel is used, where that does not follow from the
             nonlinearity. Default: ``""``.
-        found (str): Why the kernels cannot run the nonlinearity. Default: ``""``.
+        found (str): Why the kernels cannot run the nonlinearity; of a declared cell
+            that they run its name. Default: ``""``.
     """
 
-    activation: "str | _native.Traced | None"
+    activation: "str | _native.Traced | _native.CellProgram | None"
     nonlinearity: Nonlinearity | None
     obstacle: str = ""
     found: str = ""
@@ -68,10 +69,10 @@ class Choice:
         if self.activation is None:
             return self.obstacle or _why_not(self.nonlinearity, self.found)
         operations = ", ".join(self.activation.operations) or "none"
-        return (
-            f"the nonlinearity {_name(self.nonlinearity)} is made of elementwise "
-            f"operations ({operations})"
-        )
+        what = f"the cell {self.found}"
+        if not isinstance(self.activation, _native.CellProgram):
+            what = f"the nonlinearity {_name(self.nonlinearity)}"
+        return f"{what} is made of elementwise operations ({operations})"
 
     def composed(self, obstacle: str) -> "Choice":
         """Return the composed path for the same nonlinearity."""
@@ -82,6 +83,14 @@ class Choice:
     def after_reading(self, function: "_native.Traced | None", found: str) -> "Choice":
         """Return the path after the nonlinearity was read, with what was found."""
         return Choice(function, self.nonlinearity, found=found)
+
+    def after_examining(
+        self, cell: DeclaredCell, found: "_native.CellProgram | str"
+    ) -> "Choice":
+        """Return the path after a declared cell was looked at, with what was found."""
+        if isinstance(found, str):
+            return self.composed(f"the cell {cell.name} {found}")
+        return self if self.obstacle else Choice(found, None, found=cell.name)
 
 
 _TANH = Choice("tanh", mx.tanh)
@@ -159,8 +168,8 @@ def choose_cell(cell: Cell) -> Choice:
         cell (Cell): The cell.
     """
     choice = Choice(cell.name, None)
-    if isinstance(cell, DeclaredCell):
-        choice = choice.composed(f"the cell {cell.name} is a function of one step")
+    if isinstance(cell, DeclaredCell):  # until it is looked at
+        choice = Choice(None, None)
     elif cell.step is None:
         choice = choice.composed(
             "reset_after is False: the reset comes before the product, which is then a "

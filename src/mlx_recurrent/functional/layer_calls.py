@@ -164,8 +164,10 @@ def plan_of(call: Judged) -> Plan:
             where = {"place": "gpu", "place_reason": place.otherwise.reason}
         return Plan(choice.path, choice.reason, **where)
     L, D = call.sequence.x.shape[-2:]
+    program = isinstance(choice.activation, _native.CellProgram)
+    cell = choice.activation if program else call.cell.kernel
     parts = _native.partition(
-        math.prod(call.lead), L, D, call.sequence.H, call.dtype, call.cell.kernel
+        math.prod(call.lead), L, D, call.sequence.H, call.dtype, cell
     )
     return Plan(
         choice.path,

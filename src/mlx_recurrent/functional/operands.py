@@ -101,17 +101,7 @@ class Operands:
     Whh: mx.array | None
     states: States
     bhn: mx.array | None = None
-    parameters: tuple[mx.array, ...] = ()
-
-    @property
-    def hidden(self) -> mx.array | None:
-        """The first of the states."""
-        return self.states[0]
-
-    @property
-    def cell(self) -> mx.array | None:
-        """The second one."""
-        return self.states[1]
+    parameters: mx.array | None = None  # side by side
 
 
 def judge_projection(x: Any, Wx: Any, bias: Any, cell: Cell = ELMAN) -> Sequence:
@@ -337,7 +327,7 @@ def bind(call: Judged, stream: StreamOrDevice) -> Operands:
     x = as_dtype(x, call.dtype, stream)
     states = tuple(bound(_of_units(s, call, stream)) for s in starts(call, stream))
     x, states = _broadcast(x, states, call, stream)
-    parameters = tuple(as_dtype(p, call.dtype, stream) for p in call.parameters)
+    parameters = together(call.parameters, call.dtype, stream)
     return Operands(
         x,
         bound(Wx),
@@ -347,6 +337,21 @@ def bind(call: Judged, stream: StreamOrDevice) -> Operands:
         bound(call.hidden_bias),
         parameters,
     )
+
+
+def without_rows(H: int, dtype: mx.Dtype, stream: StreamOrDevice) -> mx.array:
+    """Return what the kernels take for the recurrent weight of a cell that has none."""
+    return mx.zeros((0, H), dtype, stream=stream)
+
+
+def together(
+    parameters: tuple[mx.array, ...], dtype: mx.Dtype, stream: StreamOrDevice
+) -> mx.array | None:
+    """Return the parameters of a cell side by side."""
+    each = [as_dtype(a, dtype, stream) for a in parameters]
+    if len(each) < 2:
+        return each[0] if each else None
+    return mx.concatenate(each, stream=stream)
 
 
 def starts(call: Judged, stream: StreamOrDevice) -> States:

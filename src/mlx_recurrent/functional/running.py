@@ -14,7 +14,14 @@ from mlx_recurrent.functional.devices import StreamOrDevice
 from mlx_recurrent.functional.dispatch import Choice
 from mlx_recurrent.functional.judging import FLOATING, ReturnState
 from mlx_recurrent.functional.masks import draw_key
-from mlx_recurrent.functional.operands import Judged, Operands, bind, project, starts
+from mlx_recurrent.functional.operands import (
+    Judged,
+    Operands,
+    bind,
+    project,
+    starts,
+    without_rows,
+)
 from mlx_recurrent.functional.options import BoundOptions
 from mlx_recurrent.functional.steps import step_of
 from mlx_recurrent.functional.tracing import trace
@@ -45,10 +52,15 @@ def run(call: Judged, return_state: ReturnState) -> Any:
         begun = begun if options is None else []
         return _run_composed(call, options, begun, return_state, stream)
     assert operands is not None  # for the type checker: there is an activation
+    if operands.Whh is None:
+        operands.Whh = without_rows(call.sequence.H, call.dtype, stream)
     result = _native.recurrence(operands, activation, options, return_state, stream)
-    if return_state is True and len(call.cell.states) > 1:
+    cell = call.cell
+    if return_state is True and len(cell.states) > 1:
         outputs, *states = result
         return outputs, tuple(states)
+    if return_state is False and cell.outputs < len(cell.states):
+        return result[: cell.outputs] if cell.outputs > 1 else result[0]
     return result
 
 

@@ -145,7 +145,7 @@ class CellStep:
     Args:
         cell (Cell): The cell.
         Wh (array, optional): The recurrent weight, of a cell that has one.
-        parameters (tuple(array)): The cell's, ``(H,)`` each.
+        parameters (array, optional): The cell's, ``(H,)`` each, side by side.
         stream (Stream or Device, optional): The stream. ``None`` is the default one.
     """
 
@@ -153,12 +153,14 @@ class CellStep:
         self,
         cell: Cell,
         Wh: mx.array | None,
-        parameters: tuple[mx.array, ...],
+        parameters: mx.array | None,
         stream: StreamOrDevice,
     ) -> None:
         self._cell = cell
         self._Wh = Wh
-        self._parameters = parameters
+        self._parameters: list[mx.array] = []
+        if parameters is not None:
+            self._parameters = _slabs(parameters, len(cell.parameters))
         self._stream = stream
 
     @staticmethod

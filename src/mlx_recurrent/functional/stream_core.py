@@ -13,7 +13,12 @@ from mlx_recurrent.functional.cells import Cell, States
 from mlx_recurrent.functional.dispatch import Nonlinearity
 from mlx_recurrent.functional.judging import type_name
 from mlx_recurrent.functional.layer_calls import Function, cell_of, judged, plan_of
-from mlx_recurrent.functional.operands import Judged, Operands
+from mlx_recurrent.functional.operands import (
+    Judged,
+    Operands,
+    together,
+    without_rows,
+)
 from mlx_recurrent.functional.options import (
     BoundOptions,
     judge_start,
@@ -69,7 +74,7 @@ class Weights(NamedTuple):
     Wh: mx.array | None
     bias: mx.array | None
     hidden_bias: mx.array | None
-    parameters: tuple[mx.array, ...]
+    parameters: mx.array | None
 
 
 def prepare(
@@ -112,7 +117,7 @@ def prepare(
     )
 
     choice = call.choice
-    if found.path == "traced":
+    if choice.readable and found.path == "traced":
         operands = Operands(x, weights.Wx, weights.bias, weights.Wh, (None,))
         assert choice.nonlinearity is not None
         traced, obstacle, _ = trace(choice.nonlinearity, operands, mx.cpu, mx.cpu)
@@ -128,18 +133,18 @@ def prepare(
         )
     else:
         found = replace(found, threads=1, partition="none")
-        assert (
-            weights.Wh is not None
-        )  # for the type checker: the kernels' cells have it
+        Wh = weights.Wh
+        if Wh is None:
+            Wh = without_rows(H, dtype, mx.cpu)
+            evaluate(Wh)
         core = _native.Stream(
             Wxh=weights.Wx,
             bias=weights.bias,
-            Whh=weights.Wh,
+            Whh=Wh,
             bhn=weights.hidden_bias,
-            leak=shares[0],
-            leak_cell=shares[1] if len(shares) > 1 else None,
-            hidden0=starts[0],
-            cell0=starts[1] if len(starts) > 1 else None,
+            parameters=weights.parameters,
+            leaks=shares,
+            starts=starts,
             cell=choice.activation,
             lead=lead,
             dtype=to,
@@ -269,7 +274,9 @@ def _weights(call: Judged, dtype: mx.Dtype, copies: bool) -> Weights:
     assert Wx is not None
     Wx = convert(Wx, dtype)
     Wh = None if call.Wh is None else convert(call.Wh, dtype)
-    parameters = tuple(convert(p, dtype) for p in call.parameters)
+    parameters = together(call.parameters, dtype, None)
+    if parameters is not None:
+        parameters = convert(parameters, dtype)
     if bias is not None:
         bias = convert(bias, dtype)
         if bias.shape != Wx.shape[:1]:
@@ -282,7 +289,7 @@ def _weights(call: Judged, dtype: mx.Dtype, copies: bool) -> Weights:
     hidden_bias = call.hidden_bias
     if hidden_bias is not None:
         hidden_bias = convert(hidden_bias, dtype)
-    weights = (Wx, Wh, bias, hidden_bias, *parameters)
+    weights = (Wx, Wh, bias, hidden_bias, parameters)
     evaluate(*(a for a in weights if a is not None))
     return Weights(Wx, Wh, bias, hidden_bias, parameters)
 

@@ -96,7 +96,7 @@ def trace(
         return Trace(None, obstacle, begun)
 
     with nullcontext() if own is None else mx.stream(own):
-        first, obstacle = call(operands.hidden)
+        first, obstacle = call(operands.states[0])
         if first is None or obstacle:
             return stop(obstacle)
         known = _sightings.of(nonlinearity)

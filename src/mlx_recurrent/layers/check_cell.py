@@ -127,8 +127,11 @@ def _drawn(cell: DeclaredCell, rng: np.random.Generator) -> dict[str, mx.array]:
         for name, shape in shapes.items()
         if all(shape)
     }
-    own = initial_of(cell, _H)
-    return drawn | {name: a.astype(mx.float64) for name, a in own.items()}
+    # About what they start from: where two are equal a function may have a kink.
+    for name, a in initial_of(cell, _H).items():
+        noise = mx.array(0.05 * rng.standard_normal(_H), mx.float64)
+        drawn[name] = a.astype(mx.float64) + noise
+    return drawn
 
 
 class _Comparison:
