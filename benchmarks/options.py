@@ -38,6 +38,7 @@ class Options:
     picture: Path | None
     report: Path | None
     quick: bool
+    routes: bool = False
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +48,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     _add_files(parser)
     parser.add_argument(
         "--quick", action="store_true", help="few cases and rounds: some minutes"
+    )
+    parser.add_argument(
+        "--routes",
+        action="store_true",
+        help="in place of the sections: each way that this machine has to run a layer "
+        "(on the GPU, on the CPU, there with a BLAS, mlx.nn's loop), and where the "
+        "rules chose wrongly; a report to paste into an issue",
     )
 
 
@@ -153,6 +161,8 @@ def options_of(parsed: argparse.Namespace, usable_cores: int) -> Options:
             "argument --picture: shows the sections forward, training and length, and "
             "none of them is run"
         )
+    if parsed.routes and (parsed.csv or parsed.picture):
+        raise ValueError("argument --routes: writes --report alone")
     threads = parsed.threads or usable_cores
     if threads > usable_cores:
         raise ValueError(
@@ -178,6 +188,7 @@ def options_of(parsed: argparse.Namespace, usable_cores: int) -> Options:
         picture=parsed.picture,
         report=parsed.report,
         quick=parsed.quick,
+        routes=parsed.routes,
     )
 
 

@@ -31,8 +31,18 @@ class LibraryError(Exception):
 class Library:
     """A library in a process of its own, started when it is first asked."""
 
-    def __init__(self, name: str, threads: int, preload: str | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        threads: int,
+        preload: str | None = None,
+        *,
+        device: str = "",
+        environment: dict[str, str] | None = None,
+    ) -> None:
         self.name = name
+        self.device = device
+        self.environment = environment or {}
         self.label = LIBRARIES[name].label
         if preload:
             self.label += " + OpenBLAS" if "openblas" in preload else f" + {preload}"
@@ -124,12 +134,13 @@ class Library:
             **os.environ,
             "OMP_NUM_THREADS": threads,
             "OPENBLAS_NUM_THREADS": threads,
+            **self.environment,
         }
         if self.preload:
             environment["LD_PRELOAD"] = self.preload
         self._errors = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
-            [sys.executable, str(WORKER), self.name, threads],
+            [sys.executable, str(WORKER), self.name, threads, self.device],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -1,9 +1,9 @@
 """One library in one process, timed on request.
 
 Run as a script, so that nothing but the library and this folder's ``cases``,
-``peers`` and ``callables`` is loaded: ``python worker.py LIBRARY THREADS``. The parent
-writes one JSON request a line; each is answered with one JSON line, ``{"error": ...}``
-where it failed:
+``peers`` and ``callables`` is loaded: ``python worker.py LIBRARY THREADS DEVICE``, the
+last one ``cpu`` or empty, for MLX's default. The parent writes one JSON request a line;
+each is answered with one JSON line, ``{"error": ...}`` where it failed:
 
 * ``{"prepare": [...], "as": key, "save": path | null}`` prepares a piece of work, runs
   it once and saves the result;
@@ -117,8 +117,12 @@ class Worker:
         return {}
 
 
-def main(library: str, threads: int) -> None:
+def main(library: str, threads: int, device: str) -> None:
     """Serve requests until there are none."""
+    if device:
+        import mlx.core as mx
+
+        mx.set_default_device(getattr(mx, device))
     if hasattr(os, "sched_setaffinity"):
         # Libraries that count cores count these.
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
@@ -135,4 +139,4 @@ def main(library: str, threads: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])

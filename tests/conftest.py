@@ -78,6 +78,11 @@ def pytest_addoption(parser):
     parser.addoption(
         "--seed", type=int, default=0, help="draw other inputs for every test"
     )
+    parser.addoption(
+        "--gpu",
+        action="store_true",
+        help="every call begins on the GPU, or a stream in its place, and moves",
+    )
 
 
 def name_of(value):
@@ -117,11 +122,15 @@ def rng(seed):
 
 
 @pytest.fixture(autouse=True)
-def cpu_and_threads():
+def cpu_and_threads(request):
     """The kernels under test are the CPU's; a test may change the threads."""
     device, threads = mx.default_device(), mlx_recurrent.get_num_threads()
     mx.set_default_device(mx.cpu)
+    if request.config.getoption("--gpu"):
+        request.getfixturevalue("machine")
+        mlx_recurrent.set_placement("cpu")
     yield
+    mlx_recurrent.set_placement("auto")
     mx.set_default_device(device)
     mlx_recurrent.set_num_threads(threads)
 
@@ -139,7 +148,7 @@ def machine(monkeypatch):
 def array(values, dtype):
     """An evaluated MLX array of rounded values."""
     values = np.array(values, np.float64, order="C")  # MLX takes no negative stride
-    a = mx.array(values, dtype=mx.float64).astype(dtype)
+    a = mx.array(values, dtype=mx.float64).astype(dtype, stream=mx.cpu)
     mx.eval(a)
     return a
 

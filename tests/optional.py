@@ -14,7 +14,7 @@ import numpy as np
 
 import reference
 from cells import CELLS, flat, kept_masks, of_states, wanted
-from conftest import ACTIVATIONS, DTYPES, draw, neighbour
+from conftest import ACTIVATIONS, DTYPES, array, draw, neighbour
 from tolerances import close, wide
 
 # How many neighbours of the inputs the rule looks at, where it needs them.
@@ -89,7 +89,7 @@ class Problem:
         leak = pick("leak", [None, 0.3, "array"]) if self.reference.leaks else None
         if leak == "array":
             values = np.clip(rng.uniform(0.2, 1.2, H), 0, 1)  # some of them 1
-            self.arrays["leak"] = mx.array(values, mx.float64).astype(dtype)
+            self.arrays["leak"] = array(values, dtype)
         elif leak is not None:
             self.keywords["leak"] = leak
         if pick("lengths", [False, True]):

@@ -102,6 +102,24 @@ class _Mlx:
 
         return self.evaluated(mx.add, self.weights[-1], self.weights[-1])
 
+    def crossing(self) -> Prepared:
+        """From the default device to the CPU and back, beside the same without."""
+        import time
+
+        import mlx.core as mx
+
+        def seconds(stream: Any) -> float:
+            start = time.perf_counter()
+            for _ in range(20):
+                here = mx.negative(self.x)
+                mx.eval(mx.negative(mx.negative(here, stream=stream)))
+            return (time.perf_counter() - start) / 20
+
+        def run() -> float:
+            return seconds(mx.cpu) - seconds(None)
+
+        return Prepared(run, lambda _: {}, measures=True)
+
     def pulled_back(self) -> tuple[list["mx.array"], list["mx.array"]]:
         import mlx.core as mx
 

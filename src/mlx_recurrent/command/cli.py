@@ -65,7 +65,7 @@ def _bench(
     parser: argparse.ArgumentParser, parsed: argparse.Namespace, arguments: list[str]
 ) -> int:
     from mlx_recurrent import _native
-    from mlx_recurrent.benchmarks import run
+    from mlx_recurrent.benchmarks import routes, run
     from mlx_recurrent.benchmarks.options import options_of
 
     if parsed.picture:
@@ -83,4 +83,5 @@ def _bench(
         options = options_of(parsed, _native.usable_cores())
     except ValueError as error:
         parser.error(str(error))
-    return int(run.run(options, arguments))
+    begin = routes.measure if options.routes else run.run
+    return int(begin(options, arguments))

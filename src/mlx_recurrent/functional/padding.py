@@ -5,6 +5,7 @@ import mlx.core as mx
 from mlx_recurrent import _native
 from mlx_recurrent.functional import dispatch
 from mlx_recurrent.functional.judging import FLOATING
+from mlx_recurrent.functional.placement import moved
 from mlx_recurrent.functional.selection import select
 
 
@@ -34,8 +35,9 @@ def without_padding(x: mx.array, lengths: mx.array) -> mx.array:
         lengths (array): How many steps each row has: ``int32``, ``(...)``. The leading
             axes of ``x`` broadcast to it.
     """
-    if dispatch.has_kernels(None):
-        return _native.without_padding(x, lengths, None)
+    stream = moved(None)
+    if dispatch.has_kernels(stream):
+        return _native.without_padding(x, lengths, stream)
     runs = mx.arange(x.shape[-2]) < mx.expand_dims(lengths, -1)
     return select(mx.expand_dims(runs, -1), x, mx.zeros((), x.dtype))
 
@@ -48,6 +50,7 @@ def without_skipped(x: mx.array, mask: mx.array) -> mx.array:
         mask (array): Which steps are not skipped: booleans, ``(..., L)``. The leading
             axes of ``x`` broadcast to its own.
     """
-    if dispatch.has_kernels(None) and x.dtype in FLOATING:
-        return _native.without_skipped(x, mask, None)
+    stream = moved(None)
+    if dispatch.has_kernels(stream) and x.dtype in FLOATING:
+        return _native.without_skipped(x, mask, stream)
     return select(mx.expand_dims(mask, -1), x, mx.zeros((), x.dtype))
