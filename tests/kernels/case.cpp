@@ -130,7 +130,8 @@ void Case::settle_cell() {
   if (!cell_of(of_kind()).has_bhn) {
     bhn = 0;
   }
-  if (!lstm || checkpoint_every > 0) {
+  // A program keeps all its states.
+  if (!lstm || as_program || checkpoint_every > 0) {
     cells_every = 0;
   }
   if (!lstm) {
